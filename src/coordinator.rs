@@ -1,0 +1,325 @@
+//! The synchronous core as a public type: single flight and budget over a map of keys.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash};
+use std::time::{Duration, Instant};
+
+use crate::budget::{BudgetPolicy, KeyBudget, Settlement, SpawnBudgetConfig, Usage, WindowKind};
+use crate::key::BackendKey;
+
+/// Decides, for any number of keys, whether an attempt may begin now.
+///
+/// It holds no lock, reads no clock and starts nothing: the caller passes `now` in, launches when told to, and reports
+/// back with [`finish`](Self::finish). [`SpawnGate`](crate::SpawnGate) is the same decision with the waiting, the sharing
+/// and the spawn lock around it.
+///
+/// An attempt that began stays in flight until it is finished, also when its window ends meanwhile: a launch that takes
+/// longer than the window never runs beside a second one. Keys with nothing in flight and nothing used are forgotten.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use spawn_gate::{SpawnBeginError, SpawnBudgetConfig, SpawnCoordinator, SpawnOutcome};
+///
+/// let mut coordinator = SpawnCoordinator::with_config(SpawnBudgetConfig::new(1, Duration::from_secs(10)));
+/// let now = Instant::now();
+///
+/// let permit = coordinator.try_begin("indexer", now)?;
+/// assert_eq!(permit.attempt_number, 1);
+/// assert_eq!(coordinator.try_begin("indexer", now), Err(SpawnBeginError::AlreadyInProgress));
+///
+/// coordinator.finish(&"indexer", SpawnOutcome::Failed, now);
+/// let refused = coordinator.try_begin("indexer", now + Duration::from_secs(4));
+/// assert_eq!(
+///     refused,
+///     Err(SpawnBeginError::BudgetExhausted { retry_after: Duration::from_secs(6), remaining: 0 }),
+/// );
+/// # Ok::<(), SpawnBeginError>(())
+/// ```
+#[derive(Debug)]
+pub struct SpawnCoordinator<K = BackendKey> {
+    policy: BudgetPolicy,
+    keys: HashMap<K, KeyBudget>,
+    last_attempt: u64,
+    sweep: Sweep,
+}
+
+impl<K: Clone + Eq + Hash> SpawnCoordinator<K> {
+    /// Creates a coordinator with the default budget: 3 attempts in 30 seconds for each key.
+    pub fn new() -> Self {
+        Self::with_config(SpawnBudgetConfig::default())
+    }
+
+    /// Creates a coordinator with a budget of its own.
+    pub fn with_config(config: SpawnBudgetConfig) -> Self {
+        Self {
+            policy: BudgetPolicy {
+                config: SpawnBudgetConfig::new(config.max_attempts, config.window),
+                ..BudgetPolicy::default()
+            },
+            keys: HashMap::new(),
+            last_attempt: 0,
+            sweep: Sweep::default(),
+        }
+    }
+
+    /// Sets how attempts age out; [`WindowKind::Fixed`] unless called. Call it before the first attempt.
+    #[must_use]
+    pub fn with_window_kind(mut self, kind: WindowKind) -> Self {
+        self.policy.kind = kind;
+        self
+    }
+
+    /// Lets a success reset the budget only once it is `stable_after` old and no launch of the key failed or succeeded
+    /// since. Without it, a success resets the budget at once.
+    #[must_use]
+    pub fn with_stable_after(mut self, stable_after: Duration) -> Self {
+        self.policy.stable_after = Some(stable_after);
+        self
+    }
+
+    /// Begins one attempt for `key` and charges it.
+    ///
+    /// # Errors
+    ///
+    /// [`SpawnBeginError::AlreadyInProgress`] while an attempt of this key is in flight; wait for that one.
+    /// [`SpawnBeginError::BudgetExhausted`] when none is left; retry after the time it names.
+    pub fn try_begin(&mut self, key: K, now: Instant) -> Result<SpawnPermit<K>, SpawnBeginError> {
+        if self.sweep.is_due(self.policy.config.window, now) {
+            let policy = self.policy;
+            retain_live(&mut self.keys, |budget| !budget.is_idle(&policy, now));
+        }
+        let id = self.last_attempt + 1;
+        let budget = self.keys.entry(key.clone()).or_default();
+        if budget.in_flight().is_some() {
+            return Err(SpawnBeginError::AlreadyInProgress);
+        }
+        let attempt = budget.begin(&self.policy, id, now).map_err(|refusal| {
+            SpawnBeginError::BudgetExhausted {
+                retry_after: refusal.retry_after,
+                remaining: refusal.remaining,
+            }
+        })?;
+        self.last_attempt = id;
+        Ok(SpawnPermit {
+            key,
+            attempt_number: attempt.number,
+            remaining_after_begin: attempt.remaining,
+        })
+    }
+
+    /// Ends the attempt of `key` that is in flight, whichever that is. Does nothing if there is none.
+    ///
+    /// A caller that may report late, after its attempt was settled and another began, uses
+    /// [`finish_attempt`](Self::finish_attempt).
+    pub fn finish(&mut self, key: &K, outcome: SpawnOutcome, now: Instant) {
+        self.settle(key, |budget, policy| {
+            budget.settle_any(policy, outcome.into(), now)
+        });
+    }
+
+    /// Returns the attempt of `key` that is in flight.
+    pub fn attempt_in_flight(&self, key: &K) -> Option<AttemptId> {
+        self.keys.get(key)?.in_flight().map(AttemptId)
+    }
+
+    /// Ends one attempt of `key`. Returns false, and changes nothing, if another or none is in flight.
+    ///
+    /// ```
+    /// use std::time::Instant;
+    /// use spawn_gate::{SpawnCoordinator, SpawnOutcome};
+    ///
+    /// let now = Instant::now();
+    /// let mut coordinator = SpawnCoordinator::new();
+    /// coordinator.try_begin("indexer", now)?;
+    /// let elder = coordinator.attempt_in_flight(&"indexer").unwrap();
+    /// coordinator.finish(&"indexer", SpawnOutcome::Failed, now);
+    ///
+    /// coordinator.try_begin("indexer", now)?;
+    /// assert!(!coordinator.finish_attempt(&"indexer", elder, SpawnOutcome::Success, now));
+    /// assert!(coordinator.snapshot("indexer", now).in_flight);
+    /// # Ok::<(), spawn_gate::SpawnBeginError>(())
+    /// ```
+    pub fn finish_attempt(
+        &mut self,
+        key: &K,
+        attempt: AttemptId,
+        outcome: SpawnOutcome,
+        now: Instant,
+    ) -> bool {
+        self.settle(key, |budget, policy| {
+            budget.settle(policy, attempt.0, outcome.into(), now)
+        })
+    }
+
+    /// Gives back one attempt of `key` that never reached a launch. Returns false, and changes nothing, if another or
+    /// none is in flight.
+    pub fn refund(&mut self, key: &K, attempt: AttemptId, now: Instant) -> bool {
+        self.settle(key, |budget, policy| {
+            budget.settle(policy, attempt.0, Settlement::Refund, now)
+        })
+    }
+
+    /// Forgets what `key` has used, for an operator. An attempt in flight stays in flight.
+    pub fn reset(&mut self, key: &K) {
+        if let Some(budget) = self.keys.get_mut(key) {
+            budget.reset();
+            if budget.in_flight().is_none() {
+                self.keys.remove(key);
+            }
+        }
+    }
+
+    /// Returns what `key` has used and has left.
+    pub fn snapshot(&mut self, key: K, now: Instant) -> SpawnBudgetSnapshot<K> {
+        let usage = match self.keys.get(&key) {
+            Some(budget) => budget.usage(&self.policy, now),
+            None => KeyBudget::default().usage(&self.policy, now),
+        };
+        SpawnBudgetSnapshot::new(key, usage)
+    }
+
+    /// Returns a snapshot of every key that has an attempt charged or in flight, in no particular order.
+    pub fn snapshots(&self, now: Instant) -> Vec<SpawnBudgetSnapshot<K>> {
+        self.keys
+            .iter()
+            .filter(|(_, budget)| !budget.is_idle(&self.policy, now))
+            .map(|(key, budget)| {
+                SpawnBudgetSnapshot::new(key.clone(), budget.usage(&self.policy, now))
+            })
+            .collect()
+    }
+
+    /// Runs one settling on the key's budget, and forgets the key if nothing is left to remember.
+    fn settle(
+        &mut self,
+        key: &K,
+        settling: impl FnOnce(&mut KeyBudget, &BudgetPolicy) -> bool,
+    ) -> bool {
+        let Some(budget) = self.keys.get_mut(key) else {
+            return false;
+        };
+        let settled = settling(budget, &self.policy);
+        if budget.is_blank() {
+            self.keys.remove(key);
+        }
+        settled
+    }
+}
+
+impl<K: Clone + Eq + Hash> Default for SpawnCoordinator<K> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The right to launch that [`SpawnCoordinator::try_begin`] gives: its attempt is charged and in flight.
+///
+/// Only [`SpawnCoordinator::finish`] ends the attempt; dropping this value does not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpawnPermit<K = BackendKey> {
+    /// The key that may be launched.
+    pub key: K,
+    /// The attempt's place in its window, from 1.
+    pub attempt_number: u32,
+    /// Attempts left after this one.
+    pub remaining_after_begin: u32,
+}
+
+/// Names one attempt of a [`SpawnCoordinator`]; never used twice by the same coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AttemptId(u64);
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpawnOutcome {
+    /// The backend runs. Resets the key's budget.
+    Success,
+    /// The backend does not run. The attempt stays charged.
+    Failed,
+}
+
+impl From<SpawnOutcome> for Settlement {
+    fn from(outcome: SpawnOutcome) -> Self {
+        match outcome {
+            SpawnOutcome::Success => Self::Success,
+            SpawnOutcome::Failed => Self::Failed,
+        }
+    }
+}
+
+/// Why no attempt began.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpawnBeginError {
+    /// An attempt of this key is in flight. Wait for its outcome rather than retry.
+    #[error("a launch of this backend is already in progress")]
+    AlreadyInProgress,
+    /// The key has used all its attempts. A retry helps after `retry_after`.
+    #[error("the spawn budget is used up; retry after {retry_after:?}")]
+    BudgetExhausted {
+        /// Time until an attempt is free again; never more than the window.
+        retry_after: Duration,
+        /// Attempts left now: always zero.
+        remaining: u32,
+    },
+}
+
+/// What a key has used of its budget, at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpawnBudgetSnapshot<K = BackendKey> {
+    /// The key.
+    pub key: K,
+    /// Attempts charged that still count.
+    pub attempts_used: u32,
+    /// Attempts left.
+    pub remaining: u32,
+    /// Whether an attempt is in flight.
+    pub in_flight: bool,
+    /// Time until an attempt is free again, when none is left.
+    pub retry_after: Option<Duration>,
+}
+
+impl<K> SpawnBudgetSnapshot<K> {
+    pub(crate) fn new(key: K, usage: Usage) -> Self {
+        Self {
+            key,
+            attempts_used: usage.used,
+            remaining: usage.remaining,
+            in_flight: usage.in_flight,
+            retry_after: usage.retry_after,
+        }
+    }
+}
+
+/// Says when to look for idle keys: once in a window, so that each key is looked at a bounded number of times in its life
+/// and memory follows the keys of the last two windows.
+#[derive(Debug, Default)]
+pub(crate) struct Sweep {
+    due_at: Option<Instant>,
+}
+
+/// Keeps a very short window from sweeping a large table all the time.
+const LEAST_TIME_BETWEEN_SWEEPS: Duration = Duration::from_secs(1);
+
+impl Sweep {
+    pub(crate) fn is_due(&mut self, window: Duration, now: Instant) -> bool {
+        if self.due_at.is_some_and(|due_at| now < due_at) {
+            return false;
+        }
+        let is_first = self.due_at.is_none();
+        self.due_at = now.checked_add(window.max(LEAST_TIME_BETWEEN_SWEEPS));
+        !is_first
+    }
+}
+
+/// Keeps the entries that are live and gives back the memory of the others.
+pub(crate) fn retain_live<K: Eq + Hash, V, S: BuildHasher>(
+    keys: &mut HashMap<K, V, S>,
+    mut is_live: impl FnMut(&mut V) -> bool,
+) {
+    keys.retain(|_, value| is_live(value));
+    if keys.capacity() > 4 * keys.len() {
+        keys.shrink_to(2 * keys.len());
+    }
+}

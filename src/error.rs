@@ -1,0 +1,245 @@
+//! What a caller of the gate hears when there is no backend for it, one type for each stage.
+
+use std::error::Error;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::budget::BudgetRefusal;
+use crate::lock::{LockHolder, SpawnLockError};
+
+/// Why [`SpawnGate`](crate::SpawnGate) gave neither a permit nor a value.
+///
+/// It is cheap to clone: a flight's failure is made once and shared by the leader and all followers.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GateError {
+    /// The key has used all its attempts. A retry helps after [`BudgetExhausted::retry_after`].
+    #[error(transparent)]
+    BudgetExhausted(#[from] BudgetExhausted),
+    /// The spawn lock could not be taken. Nothing was launched, the attempt was refunded.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The launch ended without a backend.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// A stage took longer than it may.
+    #[error(transparent)]
+    Timeout(#[from] TimeoutError),
+    /// The gate was closed. A retry does not help.
+    #[error("the gate is closed")]
+    Closed,
+}
+
+impl GateError {
+    /// Returns how long to wait before the next request, where that is known.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::BudgetExhausted(refusal) => Some(refusal.retry_after),
+            _ => None,
+        }
+    }
+
+    /// Whether the same request can succeed later (after [`retry_after`](Self::retry_after), if there is one) without
+    /// anybody mending anything.
+    ///
+    /// A launch that failed counts as such a case: a retry makes another attempt, as long as the budget lasts.
+    pub fn retry_helps(&self) -> bool {
+        match self {
+            Self::BudgetExhausted(_) | Self::Launch(_) | Self::Timeout(_) => true,
+            Self::Lock(error) => error.source.retry_helps(),
+            Self::Closed => false,
+        }
+    }
+}
+
+/// The refusal of a key that has used all its attempts.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the spawn budget of {key} is used up; retry after {retry_after:?}")]
+#[non_exhaustive]
+pub struct BudgetExhausted {
+    /// The key, as it is named in messages.
+    pub key: Arc<str>,
+    /// Time until an attempt is free again; never more than the window.
+    pub retry_after: Duration,
+    /// Attempts left now: always zero.
+    pub remaining: u32,
+    /// True for the first refusal since the budget ran out: the one worth a log line or an alarm.
+    pub first: bool,
+}
+
+impl BudgetExhausted {
+    pub(crate) fn new(key: impl Into<Arc<str>>, refusal: BudgetRefusal) -> Self {
+        Self {
+            key: key.into(),
+            retry_after: refusal.retry_after,
+            remaining: refusal.remaining,
+            first: refusal.first,
+        }
+    }
+}
+
+/// The spawn lock of a key could not be taken. [`SpawnLockError::retry_helps`] of the source tells whether a retry helps.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("cannot take the spawn lock of {key}")]
+#[non_exhaustive]
+pub struct LockError {
+    /// The key, as it is named in messages.
+    pub key: Arc<str>,
+    /// What went wrong.
+    pub source: Arc<SpawnLockError>,
+}
+
+impl LockError {
+    pub(crate) fn new(key: impl Into<Arc<str>>, source: SpawnLockError) -> Self {
+        Self {
+            key: key.into(),
+            source: Arc::new(source),
+        }
+    }
+}
+
+/// How a flight ended that had its lock but gave no backend. A retry makes another attempt, as long as the budget lasts.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LaunchError {
+    /// [`discover`](crate::BackendLauncher::discover) failed, so it is unknown whether a backend runs. Nothing was
+    /// launched, the attempt was refunded.
+    #[error("cannot tell whether {key} is running already")]
+    Discover {
+        /// The key, as it is named in messages.
+        key: Arc<str>,
+        /// What the launcher said.
+        source: SharedError,
+    },
+    /// The launcher failed. The attempt is charged.
+    #[error("attempt {attempt} to launch {key} failed")]
+    Failed {
+        /// The key, as it is named in messages.
+        key: Arc<str>,
+        /// The attempt's place in its window, from 1.
+        attempt: u32,
+        /// What the launcher said.
+        source: SharedError,
+    },
+    /// The launcher panicked. The attempt is charged if the panic was in [`launch`](crate::BackendLauncher::launch).
+    #[error("the launcher of {key} panicked: {message}")]
+    Panicked {
+        /// The key, as it is named in messages.
+        key: Arc<str>,
+        /// What it panicked with, if that is text.
+        message: Arc<str>,
+    },
+    /// The permit was dropped unsettled, or its runtime was shut down. Something may have been started; the attempt is
+    /// charged.
+    #[error("the launch of {key} was abandoned")]
+    Abandoned {
+        /// The key, as it is named in messages.
+        key: Arc<str>,
+    },
+    /// The spawn lock was lost while launching: its file was deleted or replaced, so another process may have launched too.
+    /// A backend may have been started; the attempt is charged.
+    #[error("the spawn lock of {key} was lost while it was launched")]
+    LockLost {
+        /// The key, as it is named in messages.
+        key: Arc<str>,
+        /// How the lock was lost.
+        source: Arc<SpawnLockError>,
+    },
+}
+
+/// An error that several callers share. It reads as the error that the launcher returned, and dereferences to it.
+///
+/// ```
+/// use spawn_gate::SharedError;
+///
+/// let shared = SharedError::new(std::io::Error::other("no such program"));
+/// assert_eq!(shared.to_string(), "no such program");
+/// assert!(shared.downcast_ref::<std::io::Error>().is_some());
+/// ```
+#[derive(Clone)]
+pub struct SharedError(Arc<dyn Error + Send + Sync>);
+
+impl SharedError {
+    /// Wraps an error, or a message.
+    pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(Arc::from(error.into()))
+    }
+}
+
+impl Deref for SharedError {
+    type Target = dyn Error + Send + Sync;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+impl fmt::Debug for SharedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for SharedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// A stage took longer than it may. A retry helps if the cause passes; a retry of [`Stage::Follow`] joins the same launch
+/// again.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub struct TimeoutError {
+    /// The key, as it is named in messages; `None` for [`Stage::Drain`].
+    pub key: Option<Arc<str>>,
+    /// The stage.
+    pub stage: Stage,
+    /// How long the stage was given.
+    pub after: Duration,
+    /// Who holds the spawn lock, if the stage waited for it and the holder is known.
+    pub waiting_for: Option<LockHolder>,
+}
+
+impl fmt::Display for TimeoutError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "timed out after {:?} while {}", self.after, self.stage)?;
+        if let Some(key) = &self.key {
+            write!(f, " {key}")?;
+        }
+        if let Some(holder) = &self.waiting_for {
+            write!(f, " ({holder})")?;
+        }
+        Ok(())
+    }
+}
+
+/// A wait that has a deadline of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Stage {
+    /// The leader waits for the spawn lock.
+    Lock,
+    /// The leader asks whether a backend is running already.
+    Discover,
+    /// The leader holds its permit: the launcher runs.
+    Launch,
+    /// A follower waits for the outcome of another caller's flight.
+    Follow,
+    /// [`close`](crate::SpawnGate::close) waits for the flights in progress.
+    Drain,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lock => "waiting for the spawn lock of",
+            Self::Discover => "looking for a running",
+            Self::Launch => "launching",
+            Self::Follow => "waiting for another caller to launch",
+            Self::Drain => "draining the flights in progress",
+        })
+    }
+}

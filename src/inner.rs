@@ -1,0 +1,58 @@
+//! What all handles of a gate, its leaders and its permits share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use crate::error::{BudgetExhausted, GateError};
+use crate::flight::Flight;
+use crate::key::{GateKey, key_label};
+use crate::lock::SpawnLock;
+use crate::table::{Entered, Request, Table};
+
+#[derive(Debug)]
+pub(crate) struct Inner<K, T> {
+    pub(crate) table: Mutex<Table<K, T>>,
+    pub(crate) lock: Arc<dyn SpawnLock<K>>,
+    pub(crate) timeouts: Timeouts,
+}
+
+/// How long each stage may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    pub(crate) lock: Duration,
+    pub(crate) discover: Duration,
+    pub(crate) launch: Duration,
+    pub(crate) follow: Duration,
+    pub(crate) drain: Duration,
+}
+
+/// A caller's part in a flight.
+pub(crate) enum Part<T> {
+    Follow(Arc<Flight<T>>),
+    Lead(Arc<Flight<T>>),
+}
+
+impl<K: GateKey, T> Inner<K, T> {
+    /// Enters the gate: the caller gets its part, or is refused.
+    pub(crate) async fn enter(&self, key: &K, request: Request) -> Result<Part<T>, GateError> {
+        let entered = {
+            let mut table = self.table.lock().await;
+            // Read under the mutex, so that the times in the table are in order.
+            table.enter(key, request, Instant::now())
+        };
+        match entered {
+            Entered::Follow(flight) => Ok(Part::Follow(flight)),
+            Entered::Lead(flight) => Ok(Part::Lead(flight)),
+            Entered::Refused(refusal) => Err(BudgetExhausted::new(key_label(key), refusal).into()),
+            Entered::Closed => Err(GateError::Closed),
+        }
+    }
+
+    /// Settles the ended flight of `key` now rather than at the next request. Nothing depends on it but memory.
+    pub(crate) async fn absorb(&self, key: &K) {
+        self.table.lock().await.absorb(key);
+    }
+}

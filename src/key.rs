@@ -1,0 +1,247 @@
+//! Keys: what names one backend, and how a key becomes a lock's file name.
+
+use std::fmt;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use hmac_sha256::Hash as Sha256;
+
+/// Names one backend to a [`SpawnGate`](crate::SpawnGate).
+///
+/// Implemented for strings and for [`BackendKey`]. A type of your own needs one method: it hands over, in a fixed order,
+/// the fields that tell two backends apart. From them come the lock's file name ([`LockName`]) and the key's name in
+/// error messages.
+///
+/// Two keys that are not equal must not hand over the same fields: they would share one spawn lock. Any bytes are fine,
+/// also none at all.
+///
+/// # Examples
+///
+/// ```
+/// use spawn_gate::{GateKey, LockName};
+///
+/// #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// struct Database {
+///     tenant: u32,
+///     engine: String,
+/// }
+///
+/// impl GateKey for Database {
+///     fn fields(&self, visit: &mut dyn FnMut(&[u8])) {
+///         visit(self.tenant.to_string().as_bytes());
+///         visit(self.engine.as_bytes());
+///     }
+/// }
+///
+/// let key = Database { tenant: 7, engine: "../postgres".into() };
+/// assert!(LockName::new(&key).as_str().starts_with("7-___postgres-"));
+/// ```
+pub trait GateKey: Clone + Eq + Hash + Send + Sync + 'static {
+    /// Calls `visit` once for each field, always in the same order.
+    fn fields(&self, visit: &mut dyn FnMut(&[u8]));
+}
+
+impl GateKey for String {
+    fn fields(&self, visit: &mut dyn FnMut(&[u8])) {
+        visit(self.as_bytes());
+    }
+}
+
+impl GateKey for &'static str {
+    fn fields(&self, visit: &mut dyn FnMut(&[u8])) {
+        visit(self.as_bytes());
+    }
+}
+
+impl GateKey for Arc<str> {
+    fn fields(&self, visit: &mut dyn FnMut(&[u8])) {
+        visit(self.as_bytes());
+    }
+}
+
+/// Names the broker a backend belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum BrokerInstanceKey {
+    /// The broker that all services of a user share.
+    Shared,
+    /// A broker of one service's own.
+    Private {
+        /// The service that the broker serves.
+        service_name: String,
+    },
+    /// A broker that was given a name.
+    Explicit {
+        /// The broker's name.
+        name: String,
+    },
+}
+
+impl BrokerInstanceKey {
+    /// Returns the instance as text: `shared`, `private:NAME` or `explicit:NAME`.
+    ///
+    /// ```
+    /// use spawn_gate::BrokerInstanceKey;
+    ///
+    /// assert_eq!(BrokerInstanceKey::Shared.id(), "shared");
+    /// assert_eq!(BrokerInstanceKey::Explicit { name: "ci".into() }.id(), "explicit:ci");
+    /// ```
+    pub fn id(&self) -> String {
+        match self {
+            Self::Shared => "shared".to_owned(),
+            Self::Private { service_name } => format!("private:{service_name}"),
+            Self::Explicit { name } => format!("explicit:{name}"),
+        }
+    }
+}
+
+impl fmt::Display for BrokerInstanceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.id())
+    }
+}
+
+/// Names one backend of a broker: the broker instance, the service and its version.
+///
+/// ```
+/// use spawn_gate::{BackendKey, BrokerInstanceKey};
+///
+/// let key = BackendKey::new(BrokerInstanceKey::Shared, "build-cache", "1.11.20");
+/// assert_eq!(key.service_name, "build-cache");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BackendKey {
+    /// The broker instance that owns the backend.
+    pub instance: BrokerInstanceKey,
+    /// The service's name.
+    pub service_name: String,
+    /// The service's version.
+    pub service_version: String,
+}
+
+impl BackendKey {
+    /// Creates a key.
+    pub fn new(
+        instance: BrokerInstanceKey,
+        service_name: impl Into<String>,
+        service_version: impl Into<String>,
+    ) -> Self {
+        Self {
+            instance,
+            service_name: service_name.into(),
+            service_version: service_version.into(),
+        }
+    }
+}
+
+impl fmt::Display for BackendKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&key_label(self))
+    }
+}
+
+impl GateKey for BackendKey {
+    fn fields(&self, visit: &mut dyn FnMut(&[u8])) {
+        visit(self.instance.id().as_bytes());
+        visit(self.service_name.as_bytes());
+        visit(self.service_version.as_bytes());
+    }
+}
+
+/// The file name of a key's spawn lock.
+///
+/// A readable start (up to 40 characters of the key's fields, lowercase, everything but `a-z`, `0-9` and `-` replaced by
+/// `_`), then the SHA-256 of the exact fields, then `.lock`; 110 bytes at most. So the name is one path component on every
+/// platform whatever the key holds, two keys never share a name, letter case and Unicode forms cannot confuse it, and no
+/// device name of Windows is hit (there is one dot, before `lock`). The shortest limit met in practice is 143 bytes, on an
+/// encrypted home directory.
+///
+/// ```
+/// use spawn_gate::LockName;
+///
+/// let upper = LockName::new(&"Cache/1.0");
+/// let lower = LockName::new(&"cache/1.0");
+/// assert!(upper.as_str().starts_with("cache_1_0-"));
+/// assert_ne!(upper, lower);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LockName(String);
+
+/// How much of the key is readable in a lock's file name.
+const READABLE_CHARS: usize = 40;
+
+impl LockName {
+    /// Returns the name for `key`; the same key always gives the same name, in every process and version.
+    pub fn new<K: GateKey>(key: &K) -> Self {
+        let mut name = String::with_capacity(READABLE_CHARS + 70);
+        let mut hash = Sha256::new();
+        key.fields(&mut |field| {
+            // The length goes first: ("ab", "c") and ("a", "bc") are different keys.
+            hash.update((field.len() as u64).to_le_bytes());
+            hash.update(field);
+            if !name.is_empty() {
+                name.push('-');
+            }
+            // Ever only ASCII is pushed, so a cut at any byte is a cut between characters.
+            for &byte in field.iter().take(READABLE_CHARS) {
+                name.push(match byte.to_ascii_lowercase() {
+                    plain @ (b'a'..=b'z' | b'0'..=b'9') => char::from(plain),
+                    b'-' if !name.is_empty() => '-',
+                    _ => '_',
+                });
+            }
+            name.truncate(READABLE_CHARS);
+        });
+        if name.is_empty() {
+            name.push('_');
+        }
+        name.push('-');
+        for byte in hash.finalize() {
+            name.push(hex_digit(byte >> 4));
+            name.push(hex_digit(byte & 15));
+        }
+        name.push_str(".lock");
+        Self(name)
+    }
+
+    /// Returns the file name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for LockName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How many characters of each field stand in a key's label.
+const LABEL_CHARS: usize = 60;
+
+/// Returns the key as it is named in messages: its fields with `/` between, control characters escaped, long ones cut.
+pub(crate) fn key_label<K: GateKey>(key: &K) -> String {
+    let mut label = String::new();
+    let mut first = true;
+    key.fields(&mut |field| {
+        if !std::mem::take(&mut first) {
+            label.push('/');
+        }
+        let shown = &field[..field.len().min(4 * LABEL_CHARS)];
+        let text = String::from_utf8_lossy(shown);
+        let mut chars = text.chars();
+        label.extend(
+            chars
+                .by_ref()
+                .take(LABEL_CHARS)
+                .flat_map(char::escape_debug),
+        );
+        if chars.next().is_some() || shown.len() < field.len() {
+            label.push('…');
+        }
+    });
+    label
+}
+
+pub(crate) fn hex_digit(nibble: u8) -> char {
+    char::from_digit(u32::from(nibble), 16).unwrap_or('0')
+}

@@ -1,0 +1,104 @@
+//! The user's side of a launch: the trait, and what a request for one returns.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::key::GateKey;
+use crate::permit::LaunchPermit;
+
+/// Knows how to find, and how to start, the backend of a key. Implement it with `#[async_trait]`.
+///
+/// # Examples
+///
+/// ```
+/// use std::error::Error;
+/// use async_trait::async_trait;
+/// use spawn_gate::{BackendLauncher, LaunchPermit};
+/// use tokio::net::TcpStream;
+/// use tokio::process::Command;
+///
+/// struct Indexer;
+///
+/// #[async_trait]
+/// impl BackendLauncher<String, u16> for Indexer {
+///     async fn discover(&self, _key: &String) -> Result<Option<u16>, Box<dyn Error + Send + Sync>> {
+///         let port = 7201;
+///         Ok(TcpStream::connect(("127.0.0.1", port)).await.ok().map(|_| port))
+///     }
+///
+///     async fn launch(&self, permit: &LaunchPermit<String, u16>) -> Result<u16, Box<dyn Error + Send + Sync>> {
+///         Command::new("indexer")
+///             .arg(permit.key())
+///             .env("LAUNCH_NUMBER", permit.fencing_token().to_string())
+///             .spawn()?;
+///         // Return once it is ready, not once it is started: that is what everybody is waiting for.
+///         while TcpStream::connect(("127.0.0.1", 7201)).await.is_err() {
+///             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+///         }
+///         Ok(7201)
+///     }
+/// }
+/// ```
+#[async_trait]
+pub trait BackendLauncher<K: GateKey, T>: Send + Sync + 'static {
+    /// Looks for a backend of `key` that is running already, perhaps one that another process launched.
+    ///
+    /// Called with the spawn lock held, right before [`launch`](Self::launch). What it finds is shared like a launch's
+    /// value, and nothing is charged. Finds nothing unless implemented; with a lock that processes share, implement it: it
+    /// is how a process joins what another one launched.
+    ///
+    /// # Errors
+    ///
+    /// An error ends the flight as [`LaunchError::Discover`](crate::LaunchError::Discover): a launch on a guess could be a
+    /// second one.
+    async fn discover(&self, key: &K) -> Result<Option<T>, Box<dyn Error + Send + Sync>> {
+        let _ = key;
+        Ok(None)
+    }
+
+    /// Starts the backend and returns once it is ready to serve.
+    ///
+    /// It runs in a task of its own: no caller's cancellation ends it. When it takes longer than the gate's launch timeout,
+    /// its future is dropped; what it had started by then is for it to end (with `kill_on_drop`, say).
+    ///
+    /// # Errors
+    ///
+    /// An error ends the flight as [`LaunchError::Failed`](crate::LaunchError::Failed); all callers share it.
+    async fn launch(&self, permit: &LaunchPermit<K, T>) -> Result<T, Box<dyn Error + Send + Sync>>;
+}
+
+#[async_trait]
+impl<K: GateKey, T: Send + Sync + 'static, L: BackendLauncher<K, T> + ?Sized> BackendLauncher<K, T>
+    for Arc<L>
+{
+    async fn discover(&self, key: &K) -> Result<Option<T>, Box<dyn Error + Send + Sync>> {
+        (**self).discover(key).await
+    }
+
+    async fn launch(&self, permit: &LaunchPermit<K, T>) -> Result<T, Box<dyn Error + Send + Sync>> {
+        (**self).launch(permit).await
+    }
+}
+
+/// What [`SpawnGate::launch`](crate::SpawnGate::launch) returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launched<T> {
+    /// What the launcher returned: an endpoint, a handle.
+    pub value: T,
+    /// How this caller came by it.
+    pub how: How,
+}
+
+/// How a caller came by a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum How {
+    /// This caller's request launched it.
+    Led,
+    /// This caller joined another caller's flight.
+    Joined,
+    /// This caller's request found it running.
+    Discovered,
+}

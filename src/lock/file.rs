@@ -1,0 +1,298 @@
+//! The lock itself: open, check, lock, verify identity; unlock and close when dropped.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::error::{FileKind, SpawnLockError};
+use super::identity::SpawnLockFileIdentity;
+use super::sys;
+
+/// Takes the spawn lock at `path`, once, without waiting.
+///
+/// The file is made (mode 0600) if there is none; it is never truncated, never deleted, and nothing is written to it. After
+/// locking, the handle's identity is compared with the path's, so a file that was deleted or replaced meanwhile is noticed.
+/// The lock is advisory, belongs to this handle, and ends with the guard, or with the process however that dies. A child
+/// process does not inherit it.
+///
+/// It blocks for a few short system calls; in async code use [`FileSpawnLock`](crate::FileSpawnLock), or `spawn_blocking`.
+///
+/// # Errors
+///
+/// [`SpawnLockError::AlreadyLocked`] if somebody holds it, [`SpawnLockError::DeletedOrRecreated`] if the file was swapped
+/// in between: a retry helps with both. Everything else names something to mend: not a regular file, a directory or file
+/// that others can write to, a network file system, a read-only one, a name too long, a missing directory.
+///
+/// # Examples
+///
+/// ```
+/// use spawn_gate::{SpawnLockError, acquire_spawn_lock};
+///
+/// let directory = tempfile::tempdir()?;
+/// let path = directory.path().join("indexer.lock");
+///
+/// let guard = acquire_spawn_lock(&path)?;
+/// assert!(matches!(acquire_spawn_lock(&path), Err(SpawnLockError::AlreadyLocked { .. })));
+/// drop(guard);
+/// acquire_spawn_lock(&path)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn acquire_spawn_lock(path: impl AsRef<Path>) -> Result<SpawnLockGuard, SpawnLockError> {
+    acquire_with(path.as_ref(), Filesystem::Local, || {})
+}
+
+/// Which file systems are good enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Filesystem {
+    Local,
+    Any,
+}
+
+/// `before_lock` runs between open and lock, so that a test can swap the file there.
+pub(super) fn acquire_with(
+    path: &Path,
+    filesystem: Filesystem,
+    before_lock: impl FnOnce(),
+) -> Result<SpawnLockGuard, SpawnLockError> {
+    check_directory(path)?;
+    let file = sys::open(path).map_err(|source| open_error(path, source))?;
+    let identity = check_file(path, &file, filesystem)?;
+    before_lock();
+    lock(path, &file)?;
+    // From here on an early return drops the guard, which unlocks.
+    let guard = SpawnLockGuard {
+        identity,
+        file,
+        path: path.to_path_buf(),
+        pid: std::process::id(),
+    };
+    guard.verify()?;
+    Ok(guard)
+}
+
+/// The held spawn lock: while it lives, no other handle on this machine can lock the same file.
+#[must_use = "dropping the guard releases the spawn lock"]
+#[derive(Debug)]
+pub struct SpawnLockGuard {
+    file: File,
+    path: PathBuf,
+    identity: SpawnLockFileIdentity,
+    /// The process that took the lock.
+    pid: u32,
+}
+
+impl SpawnLockGuard {
+    /// Returns the lock file's path, as it was given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the identity of the locked file: what the open handle is, whatever the path names by now.
+    pub fn file_identity(&self) -> Option<SpawnLockFileIdentity> {
+        Some(self.identity)
+    }
+
+    /// Checks that the path still names the locked file. If not, another process can hold "the same" lock by now.
+    ///
+    /// It makes one short system call.
+    ///
+    /// # Errors
+    ///
+    /// [`SpawnLockError::DeletedOrRecreated`] if the path names another file or none, [`SpawnLockError::Identity`] if that
+    /// cannot be told. A retry of this call does not help: let go of the guard and take the lock anew.
+    pub fn verify(&self) -> Result<(), SpawnLockError> {
+        let current_identity = match sys::path_identity(&self.path) {
+            Ok(identity) => Some(identity),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => {
+                return Err(SpawnLockError::Identity {
+                    path: self.path.clone(),
+                    source,
+                });
+            }
+        };
+        if current_identity == Some(self.identity) {
+            return Ok(());
+        }
+        Err(SpawnLockError::DeletedOrRecreated {
+            path: self.path.clone(),
+            opened_identity: Some(self.identity),
+            current_identity,
+        })
+    }
+
+    /// The locked file, for its record.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// False in a forked child: it shares the lock with its parent, so it must neither free it nor write the record.
+    pub(super) fn is_of_this_process(&self) -> bool {
+        self.pid == std::process::id()
+    }
+}
+
+impl Drop for SpawnLockGuard {
+    fn drop(&mut self) {
+        if self.is_of_this_process() {
+            unlock(&self.file);
+        }
+    }
+}
+
+fn lock(path: &Path, file: &File) -> Result<(), SpawnLockError> {
+    loop {
+        match try_lock(file) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(SpawnLockError::AlreadyLocked {
+                    path: path.to_path_buf(),
+                });
+            }
+            Err(source) if sys::is_unsupported(&source) => {
+                return Err(SpawnLockError::LocksUnsupported {
+                    path: path.to_path_buf(),
+                    source,
+                });
+            }
+            Err(source) => {
+                return Err(SpawnLockError::Lock {
+                    path: path.to_path_buf(),
+                    source,
+                });
+            }
+        }
+    }
+}
+
+fn try_lock(file: &File) -> io::Result<()> {
+    let mut lock = fd_lock::RwLock::new(file);
+    let guard = lock.try_write()?;
+    // The lock belongs to the open file, not to this borrow of it: forgetting the borrow keeps it.
+    std::mem::forget(guard);
+    Ok(())
+}
+
+/// Unlocks before the file is closed: a duplicate of the descriptor, which a child has between fork and exec, would keep
+/// the lock alive past the closing.
+///
+/// Locking again what is locked already succeeds on Unix, and dropping that second borrow unlocks. On Windows it fails, and
+/// closing the handle, which no child inherits, releases the lock.
+fn unlock(file: &File) {
+    let mut lock = fd_lock::RwLock::new(file);
+    drop(lock.try_write());
+}
+
+fn check_directory(path: &Path) -> Result<(), SpawnLockError> {
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let metadata = directory
+        .metadata()
+        .map_err(|source| sys::open_error(directory, source))?;
+    match sys::directory_unsafety(&metadata) {
+        Some(problem) => Err(SpawnLockError::Unsafe {
+            path: directory.to_path_buf(),
+            problem,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Checks the open file, not the path: that cannot change any more.
+fn check_file(
+    path: &Path,
+    file: &File,
+    filesystem: Filesystem,
+) -> Result<SpawnLockFileIdentity, SpawnLockError> {
+    let identity_error = |source| SpawnLockError::Identity {
+        path: path.to_path_buf(),
+        source,
+    };
+    let metadata = file.metadata().map_err(identity_error)?;
+    if let Some(found) = sys::kind(&metadata) {
+        return Err(not_a_regular_file(path, found));
+    }
+    if let Some(problem) = sys::unsafety(&metadata) {
+        return Err(SpawnLockError::Unsafe {
+            path: path.to_path_buf(),
+            problem,
+        });
+    }
+    if filesystem == Filesystem::Local {
+        if let Some(filesystem) = sys::network_filesystem(file).map_err(identity_error)? {
+            return Err(SpawnLockError::NetworkFilesystem {
+                path: path.to_path_buf(),
+                filesystem,
+            });
+        }
+    }
+    sys::identity(file, &metadata).map_err(identity_error)
+}
+
+/// Names why the open failed: what stands at the path says more than the error number.
+fn open_error(path: &Path, source: io::Error) -> SpawnLockError {
+    match path
+        .symlink_metadata()
+        .ok()
+        .and_then(|metadata| sys::kind(&metadata))
+    {
+        Some(found) => not_a_regular_file(path, found),
+        None => sys::open_error(path, source),
+    }
+}
+
+fn not_a_regular_file(path: &Path, found: FileKind) -> SpawnLockError {
+    SpawnLockError::NotARegularFile {
+        path: path.to_path_buf(),
+        found,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_swapped_between_open_and_lock_is_noticed_and_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("backend.lock");
+        let error = acquire_with(&path, Filesystem::Local, || {
+            fs::rename(&path, directory.path().join("moved")).unwrap();
+            fs::write(&path, "").unwrap();
+        })
+        .unwrap_err();
+        let SpawnLockError::DeletedOrRecreated {
+            path: named,
+            opened_identity: Some(opened),
+            current_identity: Some(current),
+        } = error
+        else {
+            panic!("not noticed: {error:?}");
+        };
+        assert_eq!(named, path);
+        assert_ne!(opened, current);
+        // The failed try left nothing locked behind, neither here nor on the file that was moved away.
+        drop(acquire_spawn_lock(&path).unwrap());
+        drop(acquire_spawn_lock(directory.path().join("moved")).unwrap());
+    }
+
+    #[test]
+    fn a_file_deleted_between_open_and_lock_is_noticed_and_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("backend.lock");
+        let error = acquire_with(&path, Filesystem::Local, || fs::remove_file(&path).unwrap());
+        assert!(matches!(
+            error,
+            Err(SpawnLockError::DeletedOrRecreated {
+                opened_identity: Some(_),
+                current_identity: None,
+                ..
+            })
+        ));
+    }
+}

@@ -1,0 +1,101 @@
+//! Waiting for the spawn lock: try, pause on tokio's clock, try again, until a deadline. No thread is blocked meanwhile.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::error::{GateError, LockError, Stage, TimeoutError};
+use crate::key::{GateKey, key_label};
+use crate::lock::{LockHolder, SpawnLease, SpawnLockError};
+use crate::permit::Seat;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+
+/// A waiter notices a release within this time. 40 tries a second cost a waiting key a few hundred system calls.
+const LONGEST_PAUSE: Duration = Duration::from_millis(25);
+
+/// How many times in one flight the lock is taken anew after its file was deleted or replaced. Whoever does that once may
+/// be a cleaner; whoever does it all the time is not waited out.
+const MAX_SWAPS: u32 = 5;
+
+/// How long a single try may overrun the deadline. One takes microseconds, unless the file system hangs.
+const LONGEST_TRY: Duration = Duration::from_secs(1);
+
+/// How often a waiter asks again who holds the lock.
+const TRIES_PER_HOLDER_LOOKUP: u32 = 40;
+
+/// The wait for one flight's spawn lock, with one deadline also when the lock has to be taken again.
+#[derive(Debug)]
+pub(crate) struct LockWait {
+    deadline: Instant,
+    swaps: u32,
+}
+
+impl LockWait {
+    pub(crate) fn new(deadline: Instant) -> Self {
+        Self { deadline, swaps: 0 }
+    }
+
+    /// Counts one more file swap. Returns false when there were too many.
+    pub(crate) fn may_retry_after(&mut self, error: &SpawnLockError) -> bool {
+        let swapped = matches!(error, SpawnLockError::DeletedOrRecreated { .. });
+        self.swaps += u32::from(swapped);
+        swapped && self.swaps <= MAX_SWAPS
+    }
+
+    /// Takes the lock. The lease's identity was verified after locking.
+    ///
+    /// If the future is dropped, a try that is under way finishes by itself and lets go of the lock again.
+    pub(crate) async fn take<K: GateKey, T>(
+        &mut self,
+        seat: &Seat<K, T>,
+    ) -> Result<Box<dyn SpawnLease>, GateError> {
+        let lock = &seat.inner.lock;
+        let mut holder = None;
+        let mut tries = 0;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let a_try = lock.try_acquire(&seat.key);
+            match timeout_at(self.deadline + LONGEST_TRY, a_try).await {
+                Ok(Ok(lease)) => return Ok(lease),
+                Ok(Err(SpawnLockError::AlreadyLocked { .. })) => {
+                    if tries % TRIES_PER_HOLDER_LOOKUP == 0 {
+                        holder = lock.holder(&seat.key).await;
+                        seat.flight.note_holder(holder.clone());
+                    }
+                    tries += 1;
+                }
+                Ok(Err(error)) => {
+                    if !self.may_retry_after(&error) {
+                        return Err(LockError::new(key_label(&seat.key), error).into());
+                    }
+                }
+                Err(_) => return Err(self.timed_out(seat, holder)),
+            }
+            if Instant::now() >= self.deadline {
+                return Err(self.timed_out(seat, holder));
+            }
+            let until = Instant::now() + jittered(pause);
+            sleep_until(until.min(self.deadline)).await;
+            pause = (2 * pause).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn timed_out<K: GateKey, T>(&self, seat: &Seat<K, T>, holder: Option<LockHolder>) -> GateError {
+        TimeoutError {
+            key: Some(key_label(&seat.key).into()),
+            stage: Stage::Lock,
+            after: seat.inner.timeouts.lock,
+            waiting_for: holder,
+        }
+        .into()
+    }
+}
+
+/// Returns between half of `pause` and all of it, so that waiters do not try in step.
+fn jittered(pause: Duration) -> Duration {
+    // The standard library seeds each of these hashers differently; that is all the chance a pause needs.
+    let chance = RandomState::new().hash_one(()) % 1024;
+    pause.mul_f64(0.5 + chance as f64 / 2048.0)
+}

@@ -1,0 +1,211 @@
+//! The leader's seat, and the permit that it becomes once the spawn lock is held.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::budget::{Attempt, Settlement};
+use crate::error::{GateError, LaunchError, SharedError, Stage};
+use crate::flight::{Claim, Flight, Outcome};
+use crate::inner::Inner;
+use crate::key::{GateKey, key_label};
+use crate::lock::{SpawnLease, SpawnLockError};
+
+/// The leader's seat: dropping it before the flight has ended abandons the flight.
+pub(crate) struct Seat<K: GateKey, T> {
+    pub(crate) inner: Arc<Inner<K, T>>,
+    pub(crate) key: K,
+    pub(crate) flight: Arc<Flight<T>>,
+}
+
+impl<K: GateKey, T> Seat<K, T> {
+    /// Ends the flight without a launch: the attempt is refunded.
+    pub(crate) async fn end_without_launch(self, outcome: Outcome<T>) {
+        self.flight.end(outcome, Settlement::Refund);
+        self.inner.absorb(&self.key).await;
+    }
+
+    /// Ends the flight with a failure that stays charged.
+    pub(crate) async fn fail(self, error: impl Into<GateError>) {
+        self.flight
+            .end(Outcome::Failed(error.into()), Settlement::Failed);
+        self.inner.absorb(&self.key).await;
+    }
+
+    pub(crate) fn label(&self) -> String {
+        key_label(&self.key)
+    }
+}
+
+impl<K: GateKey, T> Drop for Seat<K, T> {
+    fn drop(&mut self) {
+        self.flight.abandon(|| {
+            let key = key_label(&self.key).into();
+            if std::thread::panicking() {
+                LaunchError::Panicked {
+                    key,
+                    message: "the task that held the permit panicked".into(),
+                }
+            } else {
+                LaunchError::Abandoned { key }
+            }
+        });
+    }
+}
+
+/// The right to launch: this caller leads the flight, its attempt is charged, and the spawn lock is held and was verified.
+///
+/// While it lives, no other caller of this gate and no other process that uses the same lock launches the same key; the
+/// followers wait. It does not run out by itself. Settle it, with [`succeed`](Self::succeed), [`fail`](Self::fail),
+/// [`discovered`](Self::discovered) or [`refund`](Self::refund).
+///
+/// # Cancel safety
+///
+/// Dropping a permit, or the future of one of the methods that settle it, ends the flight as
+/// [`LaunchError::Abandoned`]: the followers hear that at once, the lock is released, and the attempt stays charged, since
+/// something may have been started.
+#[must_use = "dropping a permit abandons the launch and leaves its attempt charged; settle it"]
+pub struct LaunchPermit<K: GateKey, T> {
+    // The order is that of dropping: the lock is free before anybody is woken to ask for it again.
+    lease: Box<dyn SpawnLease>,
+    seat: Seat<K, T>,
+    attempt: Attempt,
+}
+
+impl<K: GateKey, T> LaunchPermit<K, T> {
+    /// Turns the seat into a permit. If the seat was taken from the leader meanwhile, or never came with the right to
+    /// launch, there is none, and lock and seat are gone.
+    pub(crate) fn new(seat: Seat<K, T>, lease: Box<dyn SpawnLease>) -> Option<Self> {
+        let Claim::Launch(attempt) = seat.flight.claim else {
+            return None;
+        };
+        seat.flight.advance(Stage::Launch).then_some(Self {
+            lease,
+            seat,
+            attempt,
+        })
+    }
+
+    /// Returns the key.
+    pub fn key(&self) -> &K {
+        &self.seat.key
+    }
+
+    /// Returns the attempt's place in its window, from 1.
+    pub fn attempt_number(&self) -> u32 {
+        self.attempt.number
+    }
+
+    /// Returns how many attempts are left after this one.
+    pub fn remaining_after_begin(&self) -> u32 {
+        self.attempt.remaining
+    }
+
+    /// Returns the fencing token: a number that only grows from launch to launch of this key, across processes too if the
+    /// lock is. Hand it to the backend, so that of two launchers the elder can be refused.
+    pub fn fencing_token(&self) -> u64 {
+        self.lease.fencing_token()
+    }
+
+    /// Checks that the spawn lock is still held. Call it right before a step that must not happen twice.
+    ///
+    /// # Errors
+    ///
+    /// [`SpawnLockError::DeletedOrRecreated`] if the lock file was deleted or replaced: another process can hold the lock
+    /// by now. A retry of this call does not help; [`fail`](Self::fail) the launch.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    pub async fn verify(&self) -> Result<(), SpawnLockError> {
+        self.lease.verify().await
+    }
+
+    /// Reports that the backend runs: `value` goes to all followers, the budget is reset, the lock released.
+    ///
+    /// Before that the spawn lock is verified once more.
+    ///
+    /// # Errors
+    ///
+    /// [`LaunchError::LockLost`] if the lock was lost while launching; the followers hear the same. `value` is dropped, and
+    /// the backend may be one of two: stop it, or let it compare fencing tokens.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it is done, the flight ends as abandoned, as if the permit had been dropped.
+    pub async fn succeed(self, value: T) -> Result<(), GateError> {
+        if let Err(lost) = self.lease.verify().await {
+            let error = GateError::from(LaunchError::LockLost {
+                key: self.seat.label().into(),
+                source: Arc::new(lost),
+            });
+            self.end_charged(error.clone()).await;
+            return Err(error);
+        }
+        let Self { lease, seat, .. } = self;
+        drop(lease);
+        seat.flight
+            .end(Outcome::Launched(value), Settlement::Success);
+        seat.inner.absorb(&seat.key).await;
+        Ok(())
+    }
+
+    /// Reports that the launch failed: the error goes to all followers, the attempt stays charged, the lock is released.
+    /// Returns the error as the followers hear it.
+    ///
+    /// # Cancel safety
+    ///
+    /// The followers hear the error at the future's first poll; dropping it later changes nothing.
+    pub async fn fail(
+        self,
+        error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> GateError {
+        let error = GateError::from(LaunchError::Failed {
+            key: self.seat.label().into(),
+            attempt: self.attempt.number,
+            source: SharedError::new(error),
+        });
+        self.end_charged(error.clone()).await;
+        error
+    }
+
+    /// Reports that a backend was running already, and nothing was launched: `value` goes to all followers, the attempt is
+    /// refunded, the lock released.
+    ///
+    /// # Cancel safety
+    ///
+    /// The followers hear the value at the future's first poll; dropping it later changes nothing.
+    pub async fn discovered(self, value: T) {
+        let Self { lease, seat, .. } = self;
+        drop(lease);
+        seat.end_without_launch(Outcome::Discovered(value)).await;
+    }
+
+    /// Gives the permit back without having started anything: the attempt is refunded, the lock released, and one of the
+    /// followers takes over.
+    ///
+    /// # Cancel safety
+    ///
+    /// The followers are told at the future's first poll; dropping it later changes nothing.
+    pub async fn refund(self) {
+        let Self { lease, seat, .. } = self;
+        drop(lease);
+        seat.end_without_launch(Outcome::Vacated).await;
+    }
+
+    /// Ends the flight with `error`, charged.
+    pub(crate) async fn end_charged(self, error: impl Into<GateError>) {
+        let Self { lease, seat, .. } = self;
+        drop(lease);
+        seat.fail(error).await;
+    }
+}
+
+impl<K: GateKey + fmt::Debug, T> fmt::Debug for LaunchPermit<K, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LaunchPermit")
+            .field("key", self.key())
+            .field("attempt_number", &self.attempt_number())
+            .field("fencing_token", &self.fencing_token())
+            .finish_non_exhaustive()
+    }
+}

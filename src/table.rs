@@ -1,0 +1,210 @@
+//! The table of keys behind the gate's mutex, and the one transition that a request makes in it.
+//!
+//! A slot holds a key's budget and its flight, if one was begun. Invariants: a flight that has ended counts as no flight;
+//! its settlement is applied to the budget, once, by whoever finds it (`Slot::absorb`), so ending a flight needs no mutex;
+//! a slot with no flight and a blank budget may be forgotten at any time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::budget::{BudgetPolicy, BudgetRefusal, KeyBudget, Settlement, Usage};
+use crate::coordinator::{Sweep, retain_live};
+use crate::flight::{Claim, Flight};
+use crate::key::GateKey;
+
+#[derive(Debug)]
+pub(crate) struct Table<K, T> {
+    slots: HashMap<K, Slot<T>>,
+    policy: BudgetPolicy,
+    last_attempt: u64,
+    sweep: Sweep,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    budget: KeyBudget,
+    flight: Option<Arc<Flight<T>>>,
+}
+
+/// What a request is to do.
+#[derive(Debug)]
+pub(crate) enum Entered<T> {
+    /// Wait for this flight's outcome.
+    Follow(Arc<Flight<T>>),
+    /// Lead this flight, which was just begun.
+    Lead(Arc<Flight<T>>),
+    /// Be refused: no attempt is left.
+    Refused(BudgetRefusal),
+    /// Be refused: the gate is closed.
+    Closed,
+}
+
+/// What a key has used, and its live flight.
+#[derive(Debug)]
+pub(crate) struct Look<T> {
+    pub(crate) usage: Usage,
+    pub(crate) flight: Option<Arc<Flight<T>>>,
+}
+
+/// What a request brings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    /// How long the leader has until its permit.
+    pub(crate) permit_within: Duration,
+    /// Whether the leader can look for a running backend.
+    pub(crate) can_discover: bool,
+}
+
+impl<K: GateKey, T> Table<K, T> {
+    pub(crate) fn new(policy: BudgetPolicy) -> Self {
+        Self {
+            slots: HashMap::new(),
+            policy,
+            last_attempt: 0,
+            sweep: Sweep::default(),
+            closed: false,
+        }
+    }
+
+    /// The one transition: follow a live flight, or charge the budget and lead, or be refused.
+    pub(crate) fn enter(&mut self, key: &K, request: Request, now: Instant) -> Entered<T> {
+        if self.closed {
+            return Entered::Closed;
+        }
+        self.forget_idle(now);
+        let id = self.last_attempt + 1;
+        let entered = match self.slots.get_mut(key) {
+            Some(slot) => slot.enter(&self.policy, id, request, now),
+            None => {
+                let mut slot = Slot {
+                    budget: KeyBudget::default(),
+                    flight: None,
+                };
+                let entered = slot.enter(&self.policy, id, request, now);
+                self.slots.insert(key.clone(), slot);
+                entered
+            }
+        };
+        self.last_attempt = id;
+        entered
+    }
+
+    /// Applies the ended flight of `key`, if there is one, and forgets the key if nothing is left to remember.
+    pub(crate) fn absorb(&mut self, key: &K) {
+        if let Some(slot) = self.slots.get_mut(key) {
+            slot.absorb(&self.policy);
+            if slot.is_blank() {
+                self.slots.remove(key);
+            }
+        }
+    }
+
+    /// Forgets what `key` has used; a flight in progress goes on.
+    pub(crate) fn reset(&mut self, key: &K) {
+        if let Some(slot) = self.slots.get_mut(key) {
+            slot.absorb(&self.policy);
+            slot.budget.reset();
+            if slot.is_blank() {
+                self.slots.remove(key);
+            }
+        }
+    }
+
+    /// The usage of `key` and its live flight.
+    pub(crate) fn look(&mut self, key: &K, now: Instant) -> Look<T> {
+        self.absorb(key);
+        match self.slots.get(key) {
+            Some(slot) => slot.look(&self.policy, now),
+            None => Look {
+                usage: KeyBudget::default().usage(&self.policy, now.into_std()),
+                flight: None,
+            },
+        }
+    }
+
+    /// The usage of every key that has an attempt charged or a live flight.
+    pub(crate) fn look_at_all(&mut self, now: Instant) -> Vec<(K, Look<T>)> {
+        let policy = self.policy;
+        retain_live(&mut self.slots, |slot| slot.is_live(&policy, now));
+        self.slots
+            .iter()
+            .map(|(key, slot)| (key.clone(), slot.look(&policy, now)))
+            .collect()
+    }
+
+    /// Refuses all requests from now on. Returns the flights in progress.
+    pub(crate) fn close(&mut self) -> Vec<Arc<Flight<T>>> {
+        self.closed = true;
+        self.slots
+            .values()
+            .filter_map(|slot| slot.flight.clone())
+            .collect()
+    }
+
+    fn forget_idle(&mut self, now: Instant) {
+        let policy = self.policy;
+        if self.sweep.is_due(policy.config.window, now.into_std()) {
+            retain_live(&mut self.slots, |slot| slot.is_live(&policy, now));
+        }
+    }
+}
+
+impl<T> Slot<T> {
+    fn enter(
+        &mut self,
+        policy: &BudgetPolicy,
+        id: u64,
+        request: Request,
+        now: Instant,
+    ) -> Entered<T> {
+        self.absorb(policy);
+        if let Some(flight) = &self.flight {
+            return Entered::Follow(Arc::clone(flight));
+        }
+        let claim = match self.budget.begin(policy, id, now.into_std()) {
+            Ok(attempt) => Claim::Launch(attempt),
+            // The backend of the last success, not yet stable, may be up: refusing it unseen would be wrong.
+            Err(refusal) if request.can_discover && self.budget.may_be_up() => Claim::Look(refusal),
+            Err(refusal) => return Entered::Refused(refusal),
+        };
+        let permit_due = now + request.permit_within;
+        let flight = Arc::new(Flight::new(claim, now, permit_due));
+        self.flight = Some(Arc::clone(&flight));
+        Entered::Lead(flight)
+    }
+
+    fn absorb(&mut self, policy: &BudgetPolicy) {
+        let Some(flight) = &self.flight else { return };
+        let Some((settlement, at)) = flight.settlement() else {
+            return;
+        };
+        match flight.claim {
+            Claim::Launch(attempt) => {
+                self.budget.settle(policy, attempt.id, settlement, at);
+            }
+            Claim::Look(_) if settlement == Settlement::Failed => self.budget.found_down(),
+            Claim::Look(_) => {}
+        }
+        self.flight = None;
+    }
+
+    fn look(&self, policy: &BudgetPolicy, now: Instant) -> Look<T> {
+        Look {
+            usage: self.budget.usage(policy, now.into_std()),
+            flight: self.flight.clone(),
+        }
+    }
+
+    fn is_live(&mut self, policy: &BudgetPolicy, now: Instant) -> bool {
+        self.absorb(policy);
+        self.flight.is_some() || !self.budget.is_idle(policy, now.into_std())
+    }
+
+    fn is_blank(&self) -> bool {
+        self.flight.is_none() && self.budget.is_blank()
+    }
+}
