@@ -36,8 +36,8 @@ impl<F: Future> Future for CatchPanic<F> {
 }
 
 fn message(payload: Box<dyn Any + Send>) -> String {
-    let text = match payload.downcast::<String>() {
-        Ok(text) => return *text,
+    match payload.downcast::<String>() {
+        Ok(text) => *text,
         Err(payload) => match payload.downcast::<&'static str>() {
             Ok(text) => (*text).to_owned(),
             Err(payload) => {
@@ -46,6 +46,5 @@ fn message(payload: Box<dyn Any + Send>) -> String {
                 "no message".to_owned()
             }
         },
-    };
-    text
+    }
 }
