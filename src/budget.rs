@@ -251,9 +251,13 @@ impl KeyBudget {
         self.charges.forget_aged(policy, now);
     }
 
+    /// Whether the last success has proved stable. An attempt in flight leaves that open: it began before, so either it
+    /// finds the backend running and is refunded, or the backend was down too soon.
     fn is_reset_due(&self, policy: &BudgetPolicy, now: Instant) -> bool {
         match (self.up_since, policy.stable_after) {
-            (Some(since), Some(stable_after)) => elapsed(since, now) >= stable_after,
+            (Some(since), Some(stable_after)) => {
+                self.in_flight.is_none() && elapsed(since, now) >= stable_after
+            }
             _ => false,
         }
     }

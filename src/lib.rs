@@ -1,4 +1,59 @@
 //! Start each backend process exactly once.
+//!
+//! Many callers find at the same moment that a backend is not running. [`SpawnGate`] lets one of them launch it; the others
+//! wait for that launch and share its outcome, value or error. A budget stops repeated failures and says when to retry, and
+//! an OS lock keeps other processes from launching too.
+//!
+//! ```
+//! use std::error::Error;
+//!
+//! use async_trait::async_trait;
+//! use spawn_gate::{BackendLauncher, How, InMemorySpawnLock, LaunchPermit, SpawnGate};
+//!
+//! struct Indexer;
+//!
+//! #[async_trait]
+//! impl BackendLauncher<String, u16> for Indexer {
+//!     async fn launch(&self, _permit: &LaunchPermit<String, u16>) -> Result<u16, Box<dyn Error + Send + Sync>> {
+//!         Ok(7201) // start the process here, and return its port once it is ready
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), spawn_gate::GateError> {
+//! // In a program: `SpawnGate::new(directory)`, with locks that other processes see.
+//! let gate: SpawnGate<String, u16> = SpawnGate::builder(InMemorySpawnLock::new()).build();
+//!
+//! let key = || "indexer".to_owned();
+//! let (one, other) = tokio::try_join!(gate.launch(key(), Indexer), gate.launch(key(), Indexer))?;
+//! assert_eq!((one.value, one.how), (7201, How::Led));
+//! assert_eq!((other.value, other.how), (7201, How::Joined));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Map
+//!
+//! | for | see |
+//! | --- | --- |
+//! | requests | [`SpawnGate::launch`] with a [`BackendLauncher`]; [`SpawnGate::acquire`] for the bare [`LaunchPermit`] |
+//! | refusals and failures | [`GateError`], and one type for each stage below it |
+//! | keys | [`GateKey`]: strings, [`BackendKey`], or a type of your own; [`LockName`] is how a key names its lock |
+//! | locks | [`FileSpawnLock`], [`InMemorySpawnLock`], or a [`SpawnLock`] of your own; [`acquire_spawn_lock`] for one path |
+//! | operators | [`SpawnGate::snapshots`], [`SpawnGate::reset`], [`SpawnGate::close`], [`read_lock_holder`] |
+//! | code without async | [`SpawnCoordinator`] |
+//!
+//! # Words
+//!
+//! A *key* names one backend. A *flight* is one launch in progress for a key; its *leader* launches, its *followers* wait for
+//! the *outcome*. An *attempt* is one charge against the key's *budget*: at most so many in a *window*. The *spawn lock* is the
+//! exclusive lock that the leader holds while it launches, and its *identity* says which file it is. A *permit* is the right
+//! to launch: the leader's seat, a charged attempt, and the held lock.
+//!
+//! # Features and platforms
+//!
+//! There are no cargo features. Linux is tested; macOS and the BSDs share its code; the Windows part is written but has not
+//! been run. The gate needs a tokio runtime with time enabled.
 
 mod budget;
 mod catch_panic;
@@ -33,3 +88,8 @@ pub use crate::lock::{
     SpawnLockFileIdentity, SpawnLockGuard, Unsafety, acquire_spawn_lock, read_lock_holder,
 };
 pub use crate::permit::LaunchPermit;
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
