@@ -1,7 +1,10 @@
 //! The budget of one key: a pure state machine. Every method takes `now`; nothing here reads a clock, locks or waits.
 
 use std::collections::VecDeque;
+use std::iter::repeat_n;
 use std::time::{Duration, Instant};
+
+use crate::clock::TimePoint;
 
 /// Attempts that a key has in one window unless configured otherwise.
 pub const DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW: u32 = 3;
@@ -93,7 +96,6 @@ pub(crate) struct Attempt {
     pub(crate) number: u32,
     /// What was left right after it was charged.
     pub(crate) remaining: u32,
-    charged_at: Instant,
 }
 
 /// What became of an attempt.
@@ -116,27 +118,38 @@ pub(crate) struct Usage {
     pub(crate) retry_after: Option<Duration>,
 }
 
-/// The budget of one key and the attempt that is in flight.
+/// The budget of one key and the attempt that is in flight, by a process's own clock or by the one that all share.
 ///
-/// Invariants: at most one attempt is in flight; only its own settling ends it, never the end of a window; charges are in
-/// order of time, and the attempt in flight is the newest of them unless its window has ended meanwhile.
-#[derive(Debug, Default)]
-pub(crate) struct KeyBudget {
-    charges: Charges,
+/// Invariants: at most one attempt is in flight; only its own settling ends it, never the end of a window; it is the newest
+/// charge, unless the budget was reset meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeyBudget<I = Instant> {
+    pub(crate) charges: Charges<I>,
     in_flight: Option<Attempt>,
     /// A success that has yet to prove stable, and since when.
-    up_since: Option<Instant>,
+    pub(crate) up_since: Option<I>,
     /// Whether a caller was already refused since the last charge.
     refused: bool,
 }
 
-impl KeyBudget {
+impl<I> Default for KeyBudget<I> {
+    fn default() -> Self {
+        Self {
+            charges: Charges::None,
+            in_flight: None,
+            up_since: None,
+            refused: false,
+        }
+    }
+}
+
+impl<I: TimePoint> KeyBudget<I> {
     /// Charges one attempt, if one is left. Only for a key with none in flight, and with an `id` that is new for it.
     pub(crate) fn begin(
         &mut self,
         policy: &BudgetPolicy,
         id: u64,
-        now: Instant,
+        now: I,
     ) -> Result<Attempt, BudgetRefusal> {
         debug_assert!(self.in_flight.is_none(), "two attempts of one key");
         self.forget_aged(policy, now);
@@ -148,13 +161,12 @@ impl KeyBudget {
             });
         }
         self.refused = false;
-        self.charges.push(policy.kind, now);
+        self.charges.push(policy, now);
         let used = self.charges.used();
         let attempt = Attempt {
             id,
             number: used,
             remaining: policy.config.max_attempts.saturating_sub(used),
-            charged_at: now,
         };
         self.in_flight = Some(attempt);
         Ok(attempt)
@@ -166,18 +178,18 @@ impl KeyBudget {
         policy: &BudgetPolicy,
         id: u64,
         settlement: Settlement,
-        now: Instant,
+        now: I,
     ) -> bool {
-        let Some(attempt) = self.in_flight.take_if(|attempt| attempt.id == id) else {
+        if self.in_flight.take_if(|attempt| attempt.id == id).is_none() {
             return false;
-        };
+        }
         match settlement {
             Settlement::Success => match policy.stable_after {
                 None => self.reset(),
                 Some(_) => self.up_since = Some(now),
             },
             Settlement::Failed => self.up_since = None,
-            Settlement::Refund => self.charges.refund(attempt.charged_at),
+            Settlement::Refund => self.charges.take_back_newest(),
         }
         true
     }
@@ -187,7 +199,7 @@ impl KeyBudget {
         &mut self,
         policy: &BudgetPolicy,
         settlement: Settlement,
-        now: Instant,
+        now: I,
     ) -> bool {
         match self.in_flight {
             Some(attempt) => self.settle(policy, attempt.id, settlement, now),
@@ -207,12 +219,25 @@ impl KeyBudget {
 
     /// Forgets what was used. An attempt in flight stays in flight and settles as usual.
     pub(crate) fn reset(&mut self) {
-        self.charges = Charges::default();
+        self.charges = Charges::None;
         self.up_since = None;
         self.refused = false;
     }
 
-    pub(crate) fn usage(&self, policy: &BudgetPolicy, now: Instant) -> Usage {
+    /// Counts the whole budget as used at `now`, for a key whose count was lost.
+    pub(crate) fn use_up(&mut self, policy: &BudgetPolicy, now: I) {
+        self.reset();
+        let max = policy.config.max_attempts;
+        self.charges = match policy.kind {
+            WindowKind::Fixed => Charges::Fixed {
+                window_began: now,
+                used: max,
+            },
+            WindowKind::Sliding => Charges::Sliding(repeat_n(now, max as usize).collect()),
+        };
+    }
+
+    pub(crate) fn usage(&self, policy: &BudgetPolicy, now: I) -> Usage {
         let used = if self.is_reset_due(policy, now) {
             0
         } else {
@@ -240,11 +265,32 @@ impl KeyBudget {
     }
 
     /// Whether nothing would be lost by forgetting this key.
-    pub(crate) fn is_idle(&self, policy: &BudgetPolicy, now: Instant) -> bool {
+    pub(crate) fn is_idle(&self, policy: &BudgetPolicy, now: I) -> bool {
         self.in_flight.is_none() && self.usage(policy, now).used == 0
     }
 
-    fn forget_aged(&mut self, policy: &BudgetPolicy, now: Instant) {
+    /// The same budget by another clock, without an attempt in flight.
+    pub(crate) fn by_clock<J>(&self, convert: impl Fn(I) -> J) -> KeyBudget<J> {
+        let charges = match &self.charges {
+            Charges::None => Charges::None,
+            Charges::Fixed { window_began, used } => Charges::Fixed {
+                window_began: convert(*window_began),
+                used: *used,
+            },
+            Charges::Sliding(times) => {
+                Charges::Sliding(times.iter().copied().map(&convert).collect())
+            }
+        };
+        KeyBudget {
+            charges,
+            in_flight: None,
+            up_since: self.up_since.map(&convert),
+            refused: self.refused,
+        }
+    }
+
+    /// Drops what no longer counts.
+    pub(crate) fn forget_aged(&mut self, policy: &BudgetPolicy, now: I) {
         if self.is_reset_due(policy, now) {
             self.reset();
         }
@@ -253,10 +299,10 @@ impl KeyBudget {
 
     /// Whether the last success has proved stable. An attempt in flight leaves that open: it began before, so either it
     /// finds the backend running and is refunded, or the backend was down too soon.
-    fn is_reset_due(&self, policy: &BudgetPolicy, now: Instant) -> bool {
+    fn is_reset_due(&self, policy: &BudgetPolicy, now: I) -> bool {
         match (self.up_since, policy.stable_after) {
             (Some(since), Some(stable_after)) => {
-                self.in_flight.is_none() && elapsed(since, now) >= stable_after
+                self.in_flight.is_none() && now.since(since) >= stable_after
             }
             _ => false,
         }
@@ -264,18 +310,19 @@ impl KeyBudget {
 }
 
 /// The attempts that still count.
-#[derive(Debug, Default)]
-enum Charges {
-    #[default]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Charges<I> {
     None,
+    /// All made in one window.
     Fixed {
-        window_began: Instant,
+        window_began: I,
         used: u32,
     },
-    Sliding(VecDeque<Instant>),
+    /// When each was made, oldest first.
+    Sliding(VecDeque<I>),
 }
 
-impl Charges {
+impl<I: TimePoint> Charges<I> {
     fn used(&self) -> u32 {
         match self {
             Self::None => 0,
@@ -285,29 +332,28 @@ impl Charges {
     }
 
     /// What is used once everything that has aged by `now` is left out.
-    fn used_at(&self, policy: &BudgetPolicy, now: Instant) -> u32 {
+    fn used_at(&self, policy: &BudgetPolicy, now: I) -> u32 {
         let window = policy.config.window;
         match self {
-            Self::Fixed { window_began, .. } if elapsed(*window_began, now) >= window => 0,
+            Self::Fixed { window_began, .. } if now.since(*window_began) >= window => 0,
             Self::Sliding(times) => {
-                let aged = times.partition_point(|&at| elapsed(at, now) >= window);
-                u32::try_from(times.len() - aged).unwrap_or(u32::MAX)
+                let counting = times.iter().filter(|&&at| now.since(at) < window).count();
+                u32::try_from(counting).unwrap_or(u32::MAX)
             }
             _ => self.used(),
         }
     }
 
-    fn forget_aged(&mut self, policy: &BudgetPolicy, now: Instant) {
+    fn forget_aged(&mut self, policy: &BudgetPolicy, now: I) {
         if self.used_at(policy, now) == 0 {
             *self = Self::None;
         } else if let Self::Sliding(times) = self {
-            let aged = times.partition_point(|&at| elapsed(at, now) >= policy.config.window);
-            times.drain(..aged);
+            times.retain(|&at| now.since(at) < policy.config.window);
         }
     }
 
     /// How long until an attempt is free; `None` if one is free now. Call it on charges that have not aged.
-    fn retry_after(&self, policy: &BudgetPolicy, now: Instant) -> Option<Duration> {
+    fn retry_after(&self, policy: &BudgetPolicy, now: I) -> Option<Duration> {
         let max = policy.config.max_attempts;
         if self.used() < max {
             return None;
@@ -318,48 +364,54 @@ impl Charges {
             // The newest `max` of them must shrink by one.
             Self::Sliding(times) => times[times.len() - max as usize],
         };
-        Some(policy.config.window.saturating_sub(elapsed(freed_by, now)))
+        Some(policy.config.window.saturating_sub(now.since(freed_by)))
     }
 
-    fn push(&mut self, kind: WindowKind, now: Instant) {
-        match (&mut *self, kind) {
-            (Self::Fixed { used, .. }, WindowKind::Fixed) => *used = used.saturating_add(1),
-            (Self::Sliding(times), WindowKind::Sliding) => {
-                // Callers read the clock before they queue for the table, so `now` can be a little behind.
-                let now = times.back().map_or(now, |&last| last.max(now));
+    fn push(&mut self, policy: &BudgetPolicy, now: I) {
+        let so_far = std::mem::replace(self, Self::None);
+        *self = match (so_far.of_kind(policy), policy.kind) {
+            (Self::Fixed { window_began, used }, _) => Self::Fixed {
+                window_began,
+                used: used.saturating_add(1),
+            },
+            (Self::Sliding(mut times), _) => {
                 times.push_back(now);
+                Self::Sliding(times)
             }
-            (_, WindowKind::Fixed) => {
-                *self = Self::Fixed {
-                    window_began: now,
-                    used: 1,
-                }
+            (Self::None, WindowKind::Fixed) => Self::Fixed {
+                window_began: now,
+                used: 1,
+            },
+            (Self::None, WindowKind::Sliding) => Self::Sliding(VecDeque::from([now])),
+        };
+    }
+
+    /// The charges as this policy counts them: a process with another one may have made them.
+    fn of_kind(self, policy: &BudgetPolicy) -> Self {
+        match (self, policy.kind) {
+            (Self::Fixed { window_began, used }, WindowKind::Sliding) => {
+                let used = used.min(policy.config.max_attempts);
+                Self::Sliding(repeat_n(window_began, used as usize).collect())
             }
-            (_, WindowKind::Sliding) => *self = Self::Sliding(VecDeque::from([now])),
+            (Self::Sliding(times), WindowKind::Fixed) => match times.front() {
+                Some(&window_began) => Self::Fixed {
+                    window_began,
+                    used: u32::try_from(times.len()).unwrap_or(u32::MAX),
+                },
+                None => Self::None,
+            },
+            (same, _) => same,
         }
     }
 
-    /// Takes back the newest charge, unless the window it was made in has ended.
-    fn refund(&mut self, charged_at: Instant) {
+    fn take_back_newest(&mut self) {
         match self {
             Self::None => {}
-            Self::Fixed { window_began, used } => {
-                if charged_at >= *window_began {
-                    *used = used.saturating_sub(1);
-                }
-            }
-            Self::Sliding(times) => {
-                if times.back().is_some_and(|&last| last >= charged_at) {
-                    times.pop_back();
-                }
-            }
+            Self::Fixed { used, .. } => *used = used.saturating_sub(1),
+            Self::Sliding(times) => drop(times.pop_back()),
         }
         if self.used() == 0 {
             *self = Self::None;
         }
     }
-}
-
-fn elapsed(since: Instant, now: Instant) -> Duration {
-    now.saturating_duration_since(since)
 }

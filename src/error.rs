@@ -123,6 +123,16 @@ pub enum LaunchError {
         /// What the launcher said.
         source: SharedError,
     },
+    /// Another process's launch, for which this one waited, failed. Nothing was launched here, the attempt was refunded.
+    #[error("launch {launch} of {key} by another process failed: {message}")]
+    FailedElsewhere {
+        /// The key, as it is named in messages.
+        key: Arc<str>,
+        /// The launch's number.
+        launch: u64,
+        /// What the launcher said there, cut after some 500 bytes.
+        message: Arc<str>,
+    },
     /// The launcher panicked. The attempt is charged if the panic was in [`launch`](crate::BackendLauncher::launch).
     #[error("the launcher of {key} panicked: {message}")]
     Panicked {

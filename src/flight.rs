@@ -10,7 +10,7 @@ use std::time::Instant as StdInstant;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::budget::{Attempt, BudgetRefusal, Settlement};
+use crate::budget::{Attempt, BudgetRefusal, KeyBudget, Settlement};
 use crate::error::{GateError, LaunchError, Stage};
 use crate::lock::LockHolder;
 
@@ -35,9 +35,23 @@ enum State<T> {
     },
     Ended {
         outcome: Outcome<T>,
-        settlement: Settlement,
-        at: StdInstant,
+        settling: Settling,
     },
+}
+
+/// What the end of a flight does to its key's budget.
+#[derive(Clone, Debug)]
+pub(crate) enum Settling {
+    /// The attempt settles so, at that time.
+    Attempt(Settlement, StdInstant),
+    /// The ledger was seen at that time: what it counts takes the place of what this process counted.
+    Ledger(KeyBudget, Instant),
+}
+
+impl Settling {
+    pub(crate) fn now(settlement: Settlement) -> Self {
+        Self::Attempt(settlement, Instant::now().into_std())
+    }
 }
 
 /// What the leader of a flight may do.
@@ -45,7 +59,8 @@ enum State<T> {
 pub(crate) enum Claim {
     /// Launch, for the attempt that was charged.
     Launch(Attempt),
-    /// Only look for a backend that is up; if there is none, this refusal stands. (It settles as `Failed` then.)
+    /// Look for a backend that is up, and into the ledger; unless one of them says otherwise, this refusal stands. (It settles
+    /// as `Failed` then.)
     Look(BudgetRefusal),
 }
 
@@ -87,38 +102,32 @@ impl<T> Flight<T> {
     }
 
     /// Notes whom the leader waits for.
-    pub(crate) fn note_holder(&self, holder: Option<LockHolder>) {
+    pub(crate) fn note_holder(&self, holder: LockHolder) {
         self.state.send_if_modified(|state| {
             if let State::Running { waiting_for, .. } = state {
-                *waiting_for = holder;
+                *waiting_for = Some(holder);
             }
             false
         });
     }
 
-    /// Ends a running flight, in whichever stage, and wakes everybody who follows. Returns false, and changes nothing, if
-    /// it has ended already.
-    pub(crate) fn end(&self, outcome: Outcome<T>, settlement: Settlement) -> bool {
-        self.end_if(|_| Some((outcome, settlement)))
+    /// Ends a running flight, in whichever stage, and wakes everybody who follows. Changes nothing if it has ended already.
+    pub(crate) fn end(&self, outcome: Outcome<T>, settling: Settling) {
+        self.end_if(|_| Some((outcome, settling)));
     }
 
     /// Ends a running flight if `ending` has something for its stage.
-    fn end_if(&self, ending: impl FnOnce(Stage) -> Option<(Outcome<T>, Settlement)>) -> bool {
-        let at = Instant::now().into_std();
+    fn end_if(&self, ending: impl FnOnce(Stage) -> Option<(Outcome<T>, Settling)>) {
         self.state.send_if_modified(|state| {
             let State::Running { stage, .. } = state else {
                 return false;
             };
-            let Some((outcome, settlement)) = ending(*stage) else {
+            let Some((outcome, settling)) = ending(*stage) else {
                 return false;
             };
-            *state = State::Ended {
-                outcome,
-                settlement,
-                at,
-            };
+            *state = State::Ended { outcome, settling };
             true
-        })
+        });
     }
 
     /// Ends a flight whose leader is gone: vacated before the permit, `after_permit` later, because then something may have
@@ -126,8 +135,11 @@ impl<T> Flight<T> {
     pub(crate) fn abandon(&self, after_permit: impl FnOnce() -> LaunchError) {
         self.end_if(|stage| {
             Some(match stage {
-                Stage::Launch => (Outcome::Failed(after_permit().into()), Settlement::Failed),
-                _ => (Outcome::Vacated, Settlement::Refund),
+                Stage::Launch => (
+                    Outcome::Failed(after_permit().into()),
+                    Settling::now(Settlement::Failed),
+                ),
+                _ => (Outcome::Vacated, Settling::now(Settlement::Refund)),
             })
         });
     }
@@ -135,16 +147,20 @@ impl<T> Flight<T> {
     /// Takes the flight from a leader that should have had its permit by now.
     pub(crate) fn depose_leader(&self) {
         self.end_if(|stage| {
-            (stage != Stage::Launch).then_some((Outcome::Vacated, Settlement::Refund))
+            (stage != Stage::Launch).then(|| (Outcome::Vacated, Settling::now(Settlement::Refund)))
         });
     }
 
-    /// What the attempt settles to and since when, once the flight has ended.
-    pub(crate) fn settlement(&self) -> Option<(Settlement, StdInstant)> {
+    /// What to do to the key's budget, once the flight has ended.
+    pub(crate) fn settling(&self) -> Option<Settling> {
         match &*self.state.borrow() {
             State::Running { .. } => None,
-            State::Ended { settlement, at, .. } => Some((*settlement, *at)),
+            State::Ended { settling, .. } => Some(settling.clone()),
         }
+    }
+
+    fn has_ended(&self) -> bool {
+        matches!(&*self.state.borrow(), State::Ended { .. })
     }
 
     /// The stage and whom it waits for, while the flight runs.
@@ -183,7 +199,7 @@ impl<T: Clone> Flight<T> {
             }
             if wake_at < deadline {
                 self.depose_leader();
-            } else if self.settlement().is_none() {
+            } else if !self.has_ended() {
                 return None;
             }
         }

@@ -10,16 +10,19 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::budget::{BudgetPolicy, SpawnBudgetConfig, WindowKind};
+use crate::clock::{SharedClock, SystemClock};
 use crate::coordinator::SpawnBudgetSnapshot;
-use crate::error::{GateError, Stage, TimeoutError};
+use crate::error::{GateError, LockError, Stage, TimeoutError};
 use crate::flight::{Claim, Flight, Outcome};
+use crate::held::Held;
 use crate::inner::{Inner, Part, Timeouts};
 use crate::key::{GateKey, key_label};
 use crate::launcher::{BackendLauncher, How, Launched};
+use crate::lead::{earn_permit, lead};
 use crate::lock::{FileSpawnLock, LockHolder, SpawnLock, SpawnLockError};
 use crate::lock_wait::LockWait;
+use crate::open_ledger;
 use crate::permit::{LaunchPermit, Seat};
-use crate::run::run;
 use crate::table::{Look, Request, Table};
 
 /// Starts each backend once, however many callers ask for it.
@@ -100,6 +103,7 @@ where
             launch_timeout: Duration::from_secs(120),
             follow_timeout: None,
             drain_timeout: None,
+            clock: Arc::new(SystemClock),
         }
     }
 
@@ -134,32 +138,22 @@ where
             can_discover: false,
         };
         loop {
-            match self.inner.enter(&key, request).await? {
-                Part::Follow(flight) => {
-                    match self.follow(&key, &flight, &mut follow_until).await? {
-                        Outcome::Launched(value) | Outcome::Discovered(value) => {
-                            return Ok(Acquired::Joined(value));
-                        }
-                        Outcome::Failed(error) => return Err(error),
-                        Outcome::Vacated => {}
-                    }
-                }
+            let flight = match self.inner.enter(&key, request).await? {
+                Part::Follow(flight) => flight,
                 Part::Lead(flight) => {
-                    let seat = self.seat(&key, flight);
-                    let deadline = Instant::now() + self.inner.timeouts.lock;
-                    match LockWait::new(deadline).take(&seat).await {
-                        Ok(lease) => {
-                            if let Some(permit) = LaunchPermit::new(seat, lease) {
-                                return Ok(Acquired::Led(permit));
-                            }
-                        }
-                        Err(error) => {
-                            seat.end_without_launch(Outcome::Failed(error.clone()))
-                                .await;
-                            return Err(error);
-                        }
+                    let seat = self.seat(&key, Arc::clone(&flight));
+                    if let Some(permit) = earn_permit(seat, None).await {
+                        return Ok(Acquired::Led(permit));
                     }
+                    flight
                 }
+            };
+            match self.follow(&key, &flight, &mut follow_until).await? {
+                Outcome::Launched(value) | Outcome::Discovered(value) => {
+                    return Ok(Acquired::Joined(value));
+                }
+                Outcome::Failed(error) => return Err(error),
+                Outcome::Vacated => {}
             }
         }
     }
@@ -192,7 +186,7 @@ where
         launcher: impl BackendLauncher<K, T>,
     ) -> Result<Launched<T>, GateError> {
         let mut follow_until = None;
-        let launcher = Arc::new(launcher);
+        let launcher: Arc<dyn BackendLauncher<K, T>> = Arc::new(launcher);
         let timeouts = &self.inner.timeouts;
         let request = Request {
             permit_within: timeouts.lock + timeouts.discover + UNPOLLED_GRACE,
@@ -203,7 +197,7 @@ where
                 Part::Follow(flight) => (flight, false),
                 Part::Lead(flight) => {
                     let seat = self.seat(&key, Arc::clone(&flight));
-                    tokio::spawn(run(seat, Arc::clone(&launcher)));
+                    tokio::spawn(lead(seat, Arc::clone(&launcher)));
                     (flight, true)
                 }
             };
@@ -222,18 +216,24 @@ where
 
     /// Returns what `key` has used of its budget, and its flight, if one is in progress.
     ///
+    /// If the lock keeps a ledger, the budget is that of all processes, and read from there.
+    ///
     /// # Cancel safety
     ///
     /// Cancel safe: it changes nothing.
     pub async fn snapshot(&self, key: K) -> KeySnapshot<K> {
-        let mut table = self.inner.table.lock().await;
+        let inner = &*self.inner;
+        let ledger = inner.lock.peek(&key).await;
         let now = Instant::now();
-        let look = table.look(&key, now);
-        drop(table);
+        let mut look = inner.table.lock().await.look(&key, now);
+        if let Some(ledger) = ledger {
+            look.usage = open_ledger::usage(&ledger, &inner.policy, &*inner.clock);
+        }
         KeySnapshot::new(key, &look, now)
     }
 
-    /// Returns a snapshot of every key that has an attempt charged or a flight in progress, in no particular order.
+    /// Returns a snapshot of every key that has an attempt charged or a flight in progress, in no particular order, as far as
+    /// this process knows; it reads no ledger.
     ///
     /// # Cancel safety
     ///
@@ -251,11 +251,35 @@ where
     /// Forgets what `key` has used, for an operator who has mended the cause. A flight in progress goes on, and its failure
     /// does not count.
     ///
+    /// If the lock keeps a ledger, it is reset for all processes, for which this waits for the lock, so for a launch in
+    /// progress, whosesoever it is. Other processes that are refusing requests notice it within a second.
+    ///
+    /// # Errors
+    ///
+    /// [`GateError::Lock`] if the lock cannot be taken or the ledger not be written, [`GateError::Timeout`] with
+    /// [`Stage::Lock`] if the lock is not free in time. This process has forgotten its count all the same. A retry helps as
+    /// with [`launch`](Self::launch).
+    ///
     /// # Cancel safety
     ///
-    /// Cancel safe: it happens at once or not at all.
-    pub async fn reset(&self, key: &K) {
-        self.inner.table.lock().await.reset(key);
+    /// Cancel safe: the ledger is reset as a whole or not at all.
+    pub async fn reset(&self, key: &K) -> Result<(), GateError> {
+        let inner = &*self.inner;
+        inner.table.lock().await.reset(key);
+        if !inner.lock.keeps_ledger() {
+            return Ok(());
+        }
+        let mut wait = LockWait::new(Instant::now() + inner.timeouts.lock);
+        let lease = wait.take(inner, key, |_| {}).await?;
+        let mut held = Held::new(lease, &inner.policy, &inner.clock);
+        if let Some(ledger) = &mut held.ledger {
+            ledger.reset();
+        }
+        let written = held.write_ledger().await;
+        drop(held);
+        // What a flight that ended meanwhile brought along is outdated.
+        inner.table.lock().await.reset(key);
+        written.map_err(|error| LockError::new(key_label(key), error).into())
     }
 
     /// Closes the gate: every request from now on is refused, and this call waits for the flights in progress to end.
@@ -358,6 +382,7 @@ pub struct SpawnGateBuilder<K, T> {
     launch_timeout: Duration,
     follow_timeout: Option<Duration>,
     drain_timeout: Option<Duration>,
+    clock: Arc<dyn SharedClock>,
 }
 
 impl<K, T> SpawnGateBuilder<K, T>
@@ -422,6 +447,12 @@ where
         self
     }
 
+    /// Sets the clock by which windows are measured in a ledger, for tests. [`SystemClock`](crate::SystemClock) unless set.
+    pub fn clock(mut self, clock: impl SharedClock) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
     /// Builds the gate.
     pub fn build(self) -> SpawnGate<K, T> {
         let stages =
@@ -430,6 +461,8 @@ where
             inner: Arc::new(Inner {
                 table: Mutex::new(Table::new(self.policy)),
                 lock: self.lock,
+                clock: self.clock,
+                policy: self.policy,
                 timeouts: Timeouts {
                     lock: self.lock_timeout,
                     discover: self.discover_timeout,

@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use crate::budget::BudgetPolicy;
+use crate::clock::SharedClock;
 use crate::error::{BudgetExhausted, GateError};
 use crate::flight::Flight;
 use crate::key::{GateKey, key_label};
@@ -16,6 +18,8 @@ use crate::table::{Entered, Request, Table};
 pub(crate) struct Inner<K, T> {
     pub(crate) table: Mutex<Table<K, T>>,
     pub(crate) lock: Arc<dyn SpawnLock<K>>,
+    pub(crate) clock: Arc<dyn SharedClock>,
+    pub(crate) policy: BudgetPolicy,
     pub(crate) timeouts: Timeouts,
 }
 

@@ -40,7 +40,7 @@
 //! | refusals and failures | [`GateError`], and one type for each stage below it |
 //! | keys | [`GateKey`]: strings, [`BackendKey`], or a type of your own; [`LockName`] is how a key names its lock |
 //! | locks | [`FileSpawnLock`], [`InMemorySpawnLock`], or a [`SpawnLock`] of your own; [`acquire_spawn_lock`] for one path |
-//! | operators | [`SpawnGate::snapshots`], [`SpawnGate::reset`], [`SpawnGate::close`], [`read_lock_holder`] |
+//! | operators | [`SpawnGate::snapshots`], [`SpawnGate::reset`], [`SpawnGate::close`], [`inspect_spawn_lock`] |
 //! | code without async | [`SpawnCoordinator`] |
 //!
 //! # Words
@@ -57,23 +57,28 @@
 
 mod budget;
 mod catch_panic;
+mod clock;
 mod coordinator;
 mod error;
 mod flight;
 mod gate;
+mod held;
 mod inner;
 mod key;
 mod launcher;
+mod lead;
+mod ledger;
 mod lock;
 mod lock_wait;
+mod open_ledger;
 mod permit;
-mod run;
 mod table;
 
 pub use crate::budget::{
     BudgetRefusal, DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW, DEFAULT_SPAWN_BUDGET_WINDOW,
     SpawnBudgetConfig, WindowKind,
 };
+pub use crate::clock::{BootReading, ClockReading, SharedClock, SystemClock};
 pub use crate::coordinator::{
     AttemptId, SpawnBeginError, SpawnBudgetSnapshot, SpawnCoordinator, SpawnOutcome, SpawnPermit,
 };
@@ -83,9 +88,11 @@ pub use crate::error::{
 pub use crate::gate::{Acquired, FlightSnapshot, KeySnapshot, SpawnGate, SpawnGateBuilder};
 pub use crate::key::{BackendKey, BrokerInstanceKey, GateKey, LockName};
 pub use crate::launcher::{BackendLauncher, How, Launched};
+pub use crate::ledger::{LastOutcome, Ledger, LedgerHolder, ParseLedgerError};
 pub use crate::lock::{
-    FileKind, FileSpawnLock, InMemorySpawnLock, LockHolder, SpawnLease, SpawnLock, SpawnLockError,
-    SpawnLockFileIdentity, SpawnLockGuard, Unsafety, acquire_spawn_lock, read_lock_holder,
+    FileKind, FileSpawnLock, InMemorySpawnLock, LedgerReading, LockHolder, LockReport, SpawnLease,
+    SpawnLock, SpawnLockError, SpawnLockFileIdentity, SpawnLockGuard, Unsafety, acquire_spawn_lock,
+    inspect_spawn_lock,
 };
 pub use crate::permit::LaunchPermit;
 

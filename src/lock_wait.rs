@@ -1,14 +1,15 @@
 //! Waiting for the spawn lock: try, pause on tokio's clock, try again, until a deadline. No thread is blocked meanwhile.
 
 use std::hash::{BuildHasher, RandomState};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::error::{GateError, LockError, Stage, TimeoutError};
+use crate::inner::Inner;
 use crate::key::{GateKey, key_label};
 use crate::lock::{LockHolder, SpawnLease, SpawnLockError};
-use crate::permit::Seat;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
@@ -22,19 +23,27 @@ const MAX_SWAPS: u32 = 5;
 /// How long a single try may overrun the deadline. One takes microseconds, unless the file system hangs.
 const LONGEST_TRY: Duration = Duration::from_secs(1);
 
-/// How often a waiter asks again who holds the lock.
-const TRIES_PER_HOLDER_LOOKUP: u32 = 40;
+/// How often a waiter looks again who holds the lock.
+const TRIES_PER_PEEK: u32 = 40;
 
 /// The wait for one flight's spawn lock, with one deadline also when the lock has to be taken again.
 #[derive(Debug)]
 pub(crate) struct LockWait {
     deadline: Instant,
     swaps: u32,
+    holder: Option<LockHolder>,
+    /// Launches with a higher number ended while this waited; `None` if it did not have to wait.
+    pub(crate) ended_before: Option<u64>,
 }
 
 impl LockWait {
     pub(crate) fn new(deadline: Instant) -> Self {
-        Self { deadline, swaps: 0 }
+        Self {
+            deadline,
+            swaps: 0,
+            holder: None,
+            ended_before: None,
+        }
     }
 
     /// Counts one more file swap. Returns false when there were too many.
@@ -44,37 +53,37 @@ impl LockWait {
         swapped && self.swaps <= MAX_SWAPS
     }
 
-    /// Takes the lock. The lease's identity was verified after locking.
+    /// Takes the lock. The lease's identity was verified after locking. `note_holder` hears whom it waits for.
     ///
     /// If the future is dropped, a try that is under way finishes by itself and lets go of the lock again.
     pub(crate) async fn take<K: GateKey, T>(
         &mut self,
-        seat: &Seat<K, T>,
+        inner: &Inner<K, T>,
+        key: &K,
+        note_holder: impl Fn(LockHolder),
     ) -> Result<Box<dyn SpawnLease>, GateError> {
-        let lock = &seat.inner.lock;
-        let mut holder = None;
         let mut tries = 0;
         let mut pause = FIRST_PAUSE;
         loop {
-            let a_try = lock.try_acquire(&seat.key);
+            let a_try = inner.lock.try_acquire(key);
             match timeout_at(self.deadline + LONGEST_TRY, a_try).await {
                 Ok(Ok(lease)) => return Ok(lease),
-                Ok(Err(SpawnLockError::AlreadyLocked { .. })) => {
-                    if tries % TRIES_PER_HOLDER_LOOKUP == 0 {
-                        holder = lock.holder(&seat.key).await;
-                        seat.flight.note_holder(holder.clone());
+                Ok(Err(SpawnLockError::AlreadyLocked { path })) => {
+                    if tries % TRIES_PER_PEEK == 0 {
+                        self.peek(inner, key, path).await;
+                        self.holder.iter().cloned().for_each(&note_holder);
                     }
                     tries += 1;
                 }
                 Ok(Err(error)) => {
                     if !self.may_retry_after(&error) {
-                        return Err(LockError::new(key_label(&seat.key), error).into());
+                        return Err(LockError::new(key_label(key), error).into());
                     }
                 }
-                Err(_) => return Err(self.timed_out(seat, holder)),
+                Err(_) => return Err(self.timed_out(inner, key)),
             }
             if Instant::now() >= self.deadline {
-                return Err(self.timed_out(seat, holder));
+                return Err(self.timed_out(inner, key));
             }
             let until = Instant::now() + jittered(pause);
             sleep_until(until.min(self.deadline)).await;
@@ -82,12 +91,23 @@ impl LockWait {
         }
     }
 
-    fn timed_out<K: GateKey, T>(&self, seat: &Seat<K, T>, holder: Option<LockHolder>) -> GateError {
+    /// Reads in the ledger who holds the lock and, the first time, which launch was the last to end before this wait.
+    async fn peek<K: GateKey, T>(&mut self, inner: &Inner<K, T>, key: &K, path: PathBuf) {
+        let ledger = inner.lock.peek(key).await.unwrap_or_default();
+        self.holder = ledger.holder().map(|holder| LockHolder::new(path, holder));
+        let last = ledger.last_outcome().map_or(0, |last| last.launch);
+        // Without a holder in it, the ledger was settled already by the one who held the lock at this wait's first try.
+        let settled_meanwhile = self.holder.is_none();
+        self.ended_before
+            .get_or_insert(last.saturating_sub(u64::from(settled_meanwhile)));
+    }
+
+    fn timed_out<K: GateKey, T>(&self, inner: &Inner<K, T>, key: &K) -> GateError {
         TimeoutError {
-            key: Some(key_label(&seat.key).into()),
+            key: Some(key_label(key).into()),
             stage: Stage::Lock,
-            after: seat.inner.timeouts.lock,
-            waiting_for: holder,
+            after: inner.timeouts.lock,
+            waiting_for: self.holder.clone(),
         }
         .into()
     }

@@ -4,11 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::budget::{Attempt, Settlement};
-use crate::error::{GateError, LaunchError, SharedError, Stage};
-use crate::flight::{Claim, Flight, Outcome};
+use crate::error::{GateError, LaunchError, SharedError};
+use crate::flight::{Flight, Outcome, Settling};
+use crate::held::Held;
 use crate::inner::Inner;
 use crate::key::{GateKey, key_label};
-use crate::lock::{SpawnLease, SpawnLockError};
+use crate::lock::SpawnLockError;
 
 /// The leader's seat: dropping it before the flight has ended abandons the flight.
 pub(crate) struct Seat<K: GateKey, T> {
@@ -18,21 +19,14 @@ pub(crate) struct Seat<K: GateKey, T> {
 }
 
 impl<K: GateKey, T> Seat<K, T> {
-    /// Ends the flight without a launch: the attempt is refunded.
-    pub(crate) async fn end_without_launch(self, outcome: Outcome<T>) {
-        self.flight.end(outcome, Settlement::Refund);
+    /// Ends the flight and settles it in the table.
+    pub(crate) async fn end(self, outcome: Outcome<T>, settling: Settling) {
+        self.flight.end(outcome, settling);
         self.inner.absorb(&self.key).await;
     }
 
-    /// Ends the flight with a failure that stays charged.
-    pub(crate) async fn fail(self, error: impl Into<GateError>) {
-        self.flight
-            .end(Outcome::Failed(error.into()), Settlement::Failed);
-        self.inner.absorb(&self.key).await;
-    }
-
-    pub(crate) fn label(&self) -> String {
-        key_label(&self.key)
+    pub(crate) fn label(&self) -> Arc<str> {
+        key_label(&self.key).into()
     }
 }
 
@@ -66,23 +60,19 @@ impl<K: GateKey, T> Drop for Seat<K, T> {
 #[must_use = "dropping a permit abandons the launch and leaves its attempt charged; settle it"]
 pub struct LaunchPermit<K: GateKey, T> {
     // The order is that of dropping: the lock is free before anybody is woken to ask for it again.
-    lease: Box<dyn SpawnLease>,
+    held: Held,
     seat: Seat<K, T>,
     attempt: Attempt,
 }
 
 impl<K: GateKey, T> LaunchPermit<K, T> {
-    /// Turns the seat into a permit. If the seat was taken from the leader meanwhile, or never came with the right to
-    /// launch, there is none, and lock and seat are gone.
-    pub(crate) fn new(seat: Seat<K, T>, lease: Box<dyn SpawnLease>) -> Option<Self> {
-        let Claim::Launch(attempt) = seat.flight.claim else {
-            return None;
-        };
-        seat.flight.advance(Stage::Launch).then_some(Self {
-            lease,
+    /// Makes the permit of a flight that has just advanced to [`Stage::Launch`](crate::Stage::Launch).
+    pub(crate) fn new(seat: Seat<K, T>, held: Held, attempt: Attempt) -> Self {
+        Self {
+            held,
             seat,
             attempt,
-        })
+        }
     }
 
     /// Returns the key.
@@ -103,7 +93,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     /// Returns the fencing token: a number that only grows from launch to launch of this key, across processes too if the
     /// lock is. Hand it to the backend, so that of two launchers the elder can be refused.
     pub fn fencing_token(&self) -> u64 {
-        self.lease.fencing_token()
+        self.held.lease.fencing_token()
     }
 
     /// Checks that the spawn lock is still held. Call it right before a step that must not happen twice.
@@ -117,12 +107,13 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     ///
     /// Dropping the future changes nothing.
     pub async fn verify(&self) -> Result<(), SpawnLockError> {
-        self.lease.verify().await
+        self.held.lease.verify().await
     }
 
     /// Reports that the backend runs: `value` goes to all followers, the budget is reset, the lock released.
     ///
-    /// Before that the spawn lock is verified once more.
+    /// Before that the spawn lock is verified once more. If the success cannot be written to the ledger, other processes count
+    /// the attempt as failed.
     ///
     /// # Errors
     ///
@@ -132,39 +123,43 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     /// # Cancel safety
     ///
     /// If the future is dropped before it is done, the flight ends as abandoned, as if the permit had been dropped.
-    pub async fn succeed(self, value: T) -> Result<(), GateError> {
-        if let Err(lost) = self.lease.verify().await {
+    pub async fn succeed(mut self, value: T) -> Result<(), GateError> {
+        if let Err(lost) = self.held.lease.verify().await {
             let error = GateError::from(LaunchError::LockLost {
-                key: self.seat.label().into(),
+                key: self.seat.label(),
                 source: Arc::new(lost),
             });
-            self.end_charged(error.clone()).await;
+            // What is written now would go to a file that nobody reads any more, or that is not ours.
+            self.held.ledger = None;
+            self.end_failed(error.clone(), String::new()).await;
             return Err(error);
         }
-        let Self { lease, seat, .. } = self;
-        drop(lease);
-        seat.flight
-            .end(Outcome::Launched(value), Settlement::Success);
-        seat.inner.absorb(&seat.key).await;
+        if let Some(ledger) = &mut self.held.ledger {
+            ledger.settle(None);
+        }
+        self.end(Outcome::Launched(value), Settlement::Success)
+            .await;
         Ok(())
     }
 
     /// Reports that the launch failed: the error goes to all followers, the attempt stays charged, the lock is released.
-    /// Returns the error as the followers hear it.
+    /// Returns the error as the followers hear it. Processes that wait for the lock hear its message.
     ///
     /// # Cancel safety
     ///
-    /// The followers hear the error at the future's first poll; dropping it later changes nothing.
+    /// If the future is dropped before it is done, the flight ends as abandoned, as if the permit had been dropped.
     pub async fn fail(
         self,
         error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> GateError {
+        let source = SharedError::new(error);
+        let message = source.to_string();
         let error = GateError::from(LaunchError::Failed {
-            key: self.seat.label().into(),
+            key: self.seat.label(),
             attempt: self.attempt.number,
-            source: SharedError::new(error),
+            source,
         });
-        self.end_charged(error.clone()).await;
+        self.end_failed(error.clone(), message).await;
         error
     }
 
@@ -173,11 +168,11 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     ///
     /// # Cancel safety
     ///
-    /// The followers hear the value at the future's first poll; dropping it later changes nothing.
+    /// If the future is dropped before it is done, the flight ends as abandoned, as if the permit had been dropped.
     pub async fn discovered(self, value: T) {
-        let Self { lease, seat, .. } = self;
-        drop(lease);
-        seat.end_without_launch(Outcome::Discovered(value)).await;
+        let Self { held, seat, .. } = self;
+        let settling = held.leave(Settlement::Refund).await;
+        seat.end(Outcome::Discovered(value), settling).await;
     }
 
     /// Gives the permit back without having started anything: the attempt is refunded, the lock released, and one of the
@@ -185,18 +180,27 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     ///
     /// # Cancel safety
     ///
-    /// The followers are told at the future's first poll; dropping it later changes nothing.
+    /// If the future is dropped before it is done, the flight ends as abandoned, as if the permit had been dropped.
     pub async fn refund(self) {
-        let Self { lease, seat, .. } = self;
-        drop(lease);
-        seat.end_without_launch(Outcome::Vacated).await;
+        let Self { held, seat, .. } = self;
+        let settling = held.leave(Settlement::Refund).await;
+        seat.end(Outcome::Vacated, settling).await;
     }
 
-    /// Ends the flight with `error`, charged.
-    pub(crate) async fn end_charged(self, error: impl Into<GateError>) {
-        let Self { lease, seat, .. } = self;
-        drop(lease);
-        seat.fail(error).await;
+    /// Ends the flight with `error`, charged; `message` is what other processes hear.
+    pub(crate) async fn end_failed(mut self, error: GateError, message: String) {
+        if let Some(ledger) = &mut self.held.ledger {
+            ledger.settle(Some(message));
+        }
+        self.end(Outcome::Failed(error), Settlement::Failed).await;
+    }
+
+    /// Writes the ledger, releases the lock, and lets everybody know, in this order: whoever hears of the end finds the lock
+    /// free and the ledger settled.
+    async fn end(self, outcome: Outcome<T>, settlement: Settlement) {
+        let Self { held, seat, .. } = self;
+        let settling = held.release(settlement).await;
+        seat.end(outcome, settling).await;
     }
 }
 

@@ -12,8 +12,12 @@ use tokio::time::Instant;
 
 use crate::budget::{BudgetPolicy, BudgetRefusal, KeyBudget, Settlement, Usage};
 use crate::coordinator::{Sweep, retain_live};
-use crate::flight::{Claim, Flight};
+use crate::flight::{Claim, Flight, Settling};
 use crate::key::GateKey;
+
+/// How long a refusal by the ledger stands before a request looks at the ledger again. So an operator's reset from another
+/// process is noticed within this time, and a storm of refused requests costs one look in it.
+const LEDGER_SEEN_FOR: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) struct Table<K, T> {
@@ -28,6 +32,8 @@ pub(crate) struct Table<K, T> {
 struct Slot<T> {
     budget: KeyBudget,
     flight: Option<Arc<Flight<T>>>,
+    /// When the budget was last taken from the ledger, where the lock keeps one.
+    ledger_seen: Option<Instant>,
 }
 
 /// What a request is to do.
@@ -83,6 +89,7 @@ impl<K: GateKey, T> Table<K, T> {
                 let mut slot = Slot {
                     budget: KeyBudget::default(),
                     flight: None,
+                    ledger_seen: None,
                 };
                 let entered = slot.enter(&self.policy, id, request, now);
                 self.slots.insert(key.clone(), slot);
@@ -169,6 +176,7 @@ impl<T> Slot<T> {
             Ok(attempt) => Claim::Launch(attempt),
             // The backend of the last success, not yet stable, may be up: refusing it unseen would be wrong.
             Err(refusal) if request.can_discover && self.budget.may_be_up() => Claim::Look(refusal),
+            Err(refusal) if self.is_ledger_stale(now) => Claim::Look(refusal),
             Err(refusal) => return Entered::Refused(refusal),
         };
         let permit_due = now + request.permit_within;
@@ -179,17 +187,27 @@ impl<T> Slot<T> {
 
     fn absorb(&mut self, policy: &BudgetPolicy) {
         let Some(flight) = &self.flight else { return };
-        let Some((settlement, at)) = flight.settlement() else {
+        let Some(settling) = flight.settling() else {
             return;
         };
-        match flight.claim {
-            Claim::Launch(attempt) => {
+        match (settling, flight.claim) {
+            (Settling::Ledger(budget, at), _) => {
+                self.budget = budget;
+                self.ledger_seen = Some(at);
+            }
+            (Settling::Attempt(settlement, at), Claim::Launch(attempt)) => {
                 self.budget.settle(policy, attempt.id, settlement, at);
             }
-            Claim::Look(_) if settlement == Settlement::Failed => self.budget.found_down(),
-            Claim::Look(_) => {}
+            (Settling::Attempt(Settlement::Failed, _), Claim::Look(_)) => self.budget.found_down(),
+            (Settling::Attempt(..), Claim::Look(_)) => {}
         }
         self.flight = None;
+    }
+
+    /// Whether another process may have reset the budget since this one saw the ledger.
+    fn is_ledger_stale(&self, now: Instant) -> bool {
+        self.ledger_seen
+            .is_some_and(|seen| now.saturating_duration_since(seen) >= LEDGER_SEEN_FOR)
     }
 
     fn look(&self, policy: &BudgetPolicy, now: Instant) -> Look<T> {

@@ -1,24 +1,28 @@
 //! The spawn lock over a directory of lock files: where blocking calls leave the runtime's threads.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use tokio::task::spawn_blocking;
 
 use super::error::SpawnLockError;
 use super::file::{Filesystem, SpawnLockGuard, acquire_with};
-use super::ledger::{self, Holder, Ledger, Reading, SlotWrite};
-use super::{LockHolder, SpawnLease, SpawnLock, sys};
+use super::{LedgerReading, SpawnLease, SpawnLock, record, sys};
 use crate::key::{GateKey, LockName};
+use crate::ledger::Ledger;
 
 /// Spawn locks that are OS file locks in one directory, one file for each key. All processes of the machine that use the
 /// same directory exclude each other, and a process that dies lets go of its locks.
 ///
-/// The files are named by [`LockName`], stay when a lock is released, and hold a small record (launch number, holder) that
-/// a person can read. Do not delete them while they may be in use; a gate notices it, but only the launch number tells two
-/// backends apart then.
+/// The files are named by [`LockName`] and stay when a lock is released. Each holds the key's [`Ledger`]: the budget that all
+/// the processes share, who launches, and how the last launch ended; `cat` shows it. Do not delete the files while they may
+/// be in use: a gate notices it, but only the launch number tells two backends apart then, and the key's count is lost.
+///
+/// A file that holds something else than a ledger counts as a budget that was just used up. A ledger that a newer version of
+/// this crate wrote is an error, [`SpawnLockError::LedgerVersion`].
 ///
 /// All processes must see the directory through the same mount: through two overlay mounts over one lower directory, both
 /// would get the lock.
@@ -38,6 +42,7 @@ use crate::key::{GateKey, LockName};
 pub struct FileSpawnLock {
     directory: Arc<Path>,
     filesystem: Filesystem,
+    keeps_ledger: bool,
 }
 
 impl FileSpawnLock {
@@ -65,6 +70,15 @@ impl FileSpawnLock {
         Self::with_filesystem(directory.into(), Filesystem::Any)
     }
 
+    /// Keeps no ledger: nothing is written to the lock files. Each process then counts its own budget and forgets it when
+    /// it ends, waiting processes do not hear why a launch failed, and a holder is not named. The fencing token comes from
+    /// the wall clock alone.
+    #[must_use]
+    pub fn without_ledger(mut self) -> Self {
+        self.keeps_ledger = false;
+        self
+    }
+
     fn with_filesystem(directory: PathBuf, filesystem: Filesystem) -> Result<Self, SpawnLockError> {
         sys::make_directory(&directory).map_err(|source| sys::open_error(&directory, source))?;
         let probe = directory.join(PROBE_NAME);
@@ -77,6 +91,7 @@ impl FileSpawnLock {
         Ok(Self {
             directory: directory.into(),
             filesystem,
+            keeps_ledger: true,
         })
     }
 
@@ -98,142 +113,115 @@ const PROBE_NAME: &str = "probe.lock";
 impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
     async fn try_acquire(&self, key: &K) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
         let path = self.path_of(key);
-        let filesystem = self.filesystem;
         let on_shutdown = path.clone();
+        let Self {
+            filesystem,
+            keeps_ledger,
+            ..
+        } = *self;
         // If this future is dropped the closure still runs; its lease is then dropped with its task, which unlocks.
-        let lease = tokio::task::spawn_blocking(move || FileLease::take(&path, filesystem))
+        let lease = spawn_blocking(move || FileLease::take(&path, filesystem, keeps_ledger))
             .await
             .unwrap_or(Err(SpawnLockError::RuntimeShutDown { path: on_shutdown }))?;
         Ok(Box::new(lease))
     }
 
-    async fn holder(&self, key: &K) -> Option<LockHolder> {
+    fn keeps_ledger(&self) -> bool {
+        self.keeps_ledger
+    }
+
+    async fn peek(&self, key: &K) -> Option<Ledger> {
+        if !self.keeps_ledger {
+            return None;
+        }
         let path = self.path_of(key);
-        tokio::task::spawn_blocking(move || read_lock_holder(path))
-            .await
-            .ok()?
-            .ok()?
+        match spawn_blocking(move || record::peek(&path)).await {
+            Ok(Ok(LedgerReading::Found(ledger))) => Some(ledger),
+            _ => None,
+        }
     }
 }
 
-/// Reads from a lock file who holds the lock, without touching the lock. For people only.
-///
-/// Returns `None` if nobody is written there. A holder that was killed stays written until the next one comes.
-///
-/// It makes a few short blocking calls.
-///
-/// # Errors
-///
-/// [`SpawnLockError::Open`] if the file cannot be opened, [`SpawnLockError::Ledger`] if it cannot be read,
-/// [`SpawnLockError::LedgerVersion`] if a newer version of this crate wrote it.
-pub fn read_lock_holder(path: impl AsRef<Path>) -> Result<Option<LockHolder>, SpawnLockError> {
-    let path = path.as_ref();
-    let file = sys::open_for_reading(path).map_err(|source| sys::open_error(path, source))?;
-    let holder = match read_slots(&file).map_err(|source| ledger_error(path, source))? {
-        Reading::Found { ledger, .. } => ledger.holder,
-        Reading::Empty | Reading::Unreadable => None,
-        Reading::Newer { version } => return Err(newer_version(path, version)),
-    };
-    Ok(holder.map(|holder| LockHolder {
-        path: path.to_path_buf(),
-        pid: holder.pid,
-        since: holder.since,
-    }))
-}
-
-/// A held file lock and the record in its file.
+/// A held file lock, and the ledger as it was read when the lock was taken.
 #[derive(Debug)]
 struct FileLease {
-    guard: SpawnLockGuard,
-    ledger: Ledger,
+    /// Shared with a write that is under way: the lock is not released before it is done.
+    guard: Arc<SpawnLockGuard>,
+    ledger: LedgerReading,
+    /// The number of the newest record in the file.
     sequence: u64,
+    launch: u64,
 }
 
 impl FileLease {
-    fn take(path: &Path, filesystem: Filesystem) -> Result<Self, SpawnLockError> {
+    fn take(
+        path: &Path,
+        filesystem: Filesystem,
+        keeps_ledger: bool,
+    ) -> Result<Self, SpawnLockError> {
         let guard = acquire_with(path, filesystem, || {})?;
-        let reading = read_slots(guard.file()).map_err(|source| ledger_error(path, source))?;
-        let (found, sequence) = match reading {
-            Reading::Empty | Reading::Unreadable => (Ledger::default(), 0),
-            Reading::Found { ledger, sequence } => (ledger, sequence),
-            Reading::Newer { version } => return Err(newer_version(path, version)),
+        let (ledger, sequence) = if keeps_ledger {
+            record::read(path, guard.file())?
+        } else {
+            (LedgerReading::NotKept, 0)
         };
-        let now = SystemTime::now();
-        let mut lease = Self {
-            guard,
-            ledger: Ledger {
-                // The clock keeps the number growing also when the file was deleted and the count with it.
-                launch: ledger::unix_millis(now).max(found.launch.saturating_add(1)),
-                holder: Some(Holder {
-                    pid: std::process::id(),
-                    since: now,
-                }),
-            },
+        let last_launch = match &ledger {
+            LedgerReading::Found(ledger) => ledger.launch,
+            _ => 0,
+        };
+        Ok(Self {
+            guard: Arc::new(guard),
+            ledger,
             sequence,
-        };
-        lease.write().map_err(|source| ledger_error(path, source))?;
-        Ok(lease)
+            launch: next_launch(last_launch),
+        })
     }
+}
 
-    fn write(&mut self) -> io::Result<()> {
-        self.sequence += 1;
-        let write = SlotWrite::new(&self.ledger, self.sequence);
-        sys::write_all_at(self.guard.file(), &write.bytes, write.offset)
+/// The number of the launch after `last`: the wall clock's milliseconds, so that it grows also when the lock file was deleted
+/// and the count with it; and above the last one, also when the clock was set back.
+fn next_launch(last: u64) -> u64 {
+    static NEWEST: AtomicU64 = AtomicU64::new(0);
+    let millis = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+    let floor = last.saturating_add(1).max(millis);
+    let before = NEWEST.fetch_max(floor, Ordering::Relaxed);
+    if before < floor {
+        return floor;
     }
+    // Two launches in one millisecond, or a clock that was set back in this process.
+    NEWEST.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 #[async_trait]
 impl SpawnLease for FileLease {
     fn fencing_token(&self) -> u64 {
-        self.ledger.launch
+        self.launch
     }
 
     /// One `lstat` on a local file system: too short to leave the thread for.
     async fn verify(&self) -> Result<(), SpawnLockError> {
         self.guard.verify()
     }
-}
 
-impl Drop for FileLease {
-    fn drop(&mut self) {
-        if !self.guard.is_of_this_process() {
-            return;
-        }
-        self.ledger.holder = None;
-        // The record is for people, and the lock is released whether or not it can be written.
-        let _ = self.write();
+    fn ledger(&self) -> LedgerReading {
+        self.ledger.clone()
     }
-}
 
-fn read_slots(file: &std::fs::File) -> io::Result<Reading> {
-    let mut slots = [0; ledger::SLOTS_LEN];
-    let mut filled = 0;
-    while filled < slots.len() {
-        match sys::read_at(
-            file,
-            &mut slots[filled..],
-            ledger::FIRST_SLOT + filled as u64,
-        ) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(Reading::of(&slots[..filled]))
-}
-
-fn ledger_error(path: &Path, source: io::Error) -> SpawnLockError {
-    SpawnLockError::Ledger {
-        path: path.to_path_buf(),
-        source,
-    }
-}
-
-fn newer_version(path: &Path, found: u32) -> SpawnLockError {
-    SpawnLockError::LedgerVersion {
-        path: path.to_path_buf(),
-        found,
-        supported: ledger::VERSION,
+    async fn write_ledger(&mut self, ledger: &Ledger) -> Result<(), SpawnLockError> {
+        let newest = self.sequence;
+        let guard = Arc::clone(&self.guard);
+        let ledger = ledger.clone();
+        spawn_blocking(move || record::write(guard.path(), guard.file(), newest, &ledger))
+            .await
+            .unwrap_or_else(|_| {
+                Err(SpawnLockError::RuntimeShutDown {
+                    path: self.guard.path().to_path_buf(),
+                })
+            })?;
+        // A write that failed is made again in the same slot: the other one holds the last good record.
+        self.sequence = newest + 1;
+        Ok(())
     }
 }

@@ -166,6 +166,18 @@ fn lock(path: &Path, file: &File) -> Result<(), SpawnLockError> {
     }
 }
 
+/// Whether somebody else holds the lock of this file. If nobody does, it is held for a moment.
+pub(super) fn is_locked(path: &Path, file: &File) -> Result<bool, SpawnLockError> {
+    match lock(path, file) {
+        Ok(()) => {
+            unlock(file);
+            Ok(false)
+        }
+        Err(SpawnLockError::AlreadyLocked { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 fn try_lock(file: &File) -> io::Result<()> {
     let mut lock = fd_lock::RwLock::new(file);
     let guard = lock.try_write()?;
@@ -233,7 +245,7 @@ fn check_file(
 }
 
 /// Names why the open failed: what stands at the path says more than the error number.
-fn open_error(path: &Path, source: io::Error) -> SpawnLockError {
+pub(super) fn open_error(path: &Path, source: io::Error) -> SpawnLockError {
     match path
         .symlink_metadata()
         .ok()

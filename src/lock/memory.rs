@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{LockHolder, SpawnLease, SpawnLock, SpawnLockError};
+use super::{SpawnLease, SpawnLock, SpawnLockError};
 use crate::key::{GateKey, key_label};
 
 /// Spawn locks that live in this process. Clones share them, so two gates with clones of one lock exclude each other.
@@ -84,11 +84,6 @@ impl<K: GateKey> SpawnLock<K> for InMemorySpawnLock<K> {
             key: key.clone(),
             token: self.shared.last_token.fetch_add(1, Ordering::Relaxed) + 1,
         }))
-    }
-
-    /// Returns `None`: the holder is this process.
-    async fn holder(&self, _key: &K) -> Option<LockHolder> {
-        None
     }
 }
 

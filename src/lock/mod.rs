@@ -1,15 +1,16 @@
 //! The spawn lock: what a gate needs of one, and the two that come with the crate.
 //!
-//! `identity` and `error` stand alone; `unix` / `windows` hold the system calls; `file` is one lock on one path; `ledger` is
-//! the record in a lock file, as bytes; `directory` is the [`SpawnLock`] over a directory of such files; `memory` the one
-//! without files.
+//! `identity` and `error` stand alone; `unix` / `windows` hold the system calls; `file` is one lock on one path; `slots` is how
+//! a lock file holds its ledger, as bytes; `record` reads and writes that; `directory` is the [`SpawnLock`] over a directory of
+//! such files; `memory` the one without files.
 
 mod directory;
 mod error;
 mod file;
 mod identity;
-mod ledger;
 mod memory;
+mod record;
+mod slots;
 #[cfg(unix)]
 #[path = "unix.rs"]
 mod sys;
@@ -23,11 +24,14 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 
-pub use self::directory::{FileSpawnLock, read_lock_holder};
+pub use self::directory::FileSpawnLock;
 pub use self::error::{FileKind, SpawnLockError, Unsafety};
 pub use self::file::{SpawnLockGuard, acquire_spawn_lock};
 pub use self::identity::SpawnLockFileIdentity;
 pub use self::memory::InMemorySpawnLock;
+pub use self::record::{LockReport, inspect_spawn_lock};
+
+use crate::ledger::{Ledger, LedgerHolder};
 
 /// A family of exclusive locks, one for each key. A [`SpawnGate`](crate::SpawnGate) holds a key's lock while it launches.
 ///
@@ -47,8 +51,29 @@ pub trait SpawnLock<K>: fmt::Debug + Send + Sync + 'static {
     /// If the returned future is dropped, a lock that was taken, or is about to be, must be released by itself.
     async fn try_acquire(&self, key: &K) -> Result<Box<dyn SpawnLease>, SpawnLockError>;
 
-    /// Says who holds the lock of `key`, as far as that is known. For people only: no decision rests on it.
-    async fn holder(&self, key: &K) -> Option<LockHolder>;
+    /// Whether this lock keeps a [`Ledger`] for each key. If it does, the budget is counted there, for all processes that
+    /// share the lock; if not, by each gate for itself.
+    fn keeps_ledger(&self) -> bool {
+        false
+    }
+
+    /// Reads the ledger of `key` without taking the lock: for callers that wait, and for people.
+    async fn peek(&self, key: &K) -> Option<Ledger> {
+        let _ = key;
+        None
+    }
+}
+
+/// What a lock's ledger said when the lock was taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LedgerReading {
+    /// The lock keeps no ledger.
+    NotKept,
+    /// What was written there last; a ledger that was never written reads as the default one.
+    Found(Ledger),
+    /// Something is written there that is no ledger. The gate takes the key's budget as just used up.
+    Unreadable,
 }
 
 /// A held spawn lock. Dropping it releases the lock, at once and without waiting.
@@ -64,6 +89,26 @@ pub trait SpawnLease: fmt::Debug + Send + Sync + 'static {
     ///
     /// [`SpawnLockError::DeletedOrRecreated`], or what a lock service has for a lease that ran out.
     async fn verify(&self) -> Result<(), SpawnLockError>;
+
+    /// Returns what the ledger said when the lock was taken.
+    fn ledger(&self) -> LedgerReading {
+        LedgerReading::NotKept
+    }
+
+    /// Writes the ledger. Either all of it is written, or what was there before stays readable, also if this process is
+    /// killed meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`SpawnLockError::Ledger`] if it cannot be written.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the ledger may be written later, but not after the lock was released.
+    async fn write_ledger(&mut self, ledger: &Ledger) -> Result<(), SpawnLockError> {
+        let _ = ledger;
+        Ok(())
+    }
 }
 
 /// Who holds a spawn lock: for messages and admin pages, not for decisions. The process may be gone and its number in use
@@ -75,8 +120,18 @@ pub struct LockHolder {
     pub path: PathBuf,
     /// The holder's process number.
     pub pid: u32,
-    /// Since when it holds the lock, by its own clock.
+    /// Since when it has been launching, by the wall clock.
     pub since: SystemTime,
+}
+
+impl LockHolder {
+    pub(crate) fn new(path: PathBuf, holder: &LedgerHolder) -> Self {
+        Self {
+            path,
+            pid: holder.pid,
+            since: holder.since.system_time(),
+        }
+    }
 }
 
 impl fmt::Display for LockHolder {

@@ -1,0 +1,113 @@
+//! What a leader holds from taking the lock to settling: the lock, and the ledger if it keeps one.
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use crate::budget::{Attempt, BudgetPolicy, BudgetRefusal, Settlement};
+use crate::clock::SharedClock;
+use crate::flight::{Claim, Settling};
+use crate::lock::{SpawnLease, SpawnLockError};
+use crate::open_ledger::OpenLedger;
+
+/// A held lock and its ledger. Dropping it releases the lock.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) lease: Box<dyn SpawnLease>,
+    pub(crate) ledger: Option<OpenLedger>,
+}
+
+impl Held {
+    pub(crate) fn new(
+        lease: Box<dyn SpawnLease>,
+        policy: &BudgetPolicy,
+        clock: &Arc<dyn SharedClock>,
+    ) -> Self {
+        Self {
+            ledger: OpenLedger::new(&*lease, policy, clock),
+            lease,
+        }
+    }
+
+    /// Charges the ledger's budget if there is one; else the attempt was charged when the flight was begun. `has_looked`: no
+    /// backend runs.
+    pub(crate) fn charge(
+        &mut self,
+        claim: Claim,
+        has_looked: bool,
+    ) -> Result<Attempt, BudgetRefusal> {
+        let Some(ledger) = &mut self.ledger else {
+            return match claim {
+                Claim::Launch(attempt) => Ok(attempt),
+                Claim::Look(refusal) => Err(refusal),
+            };
+        };
+        ledger.charge(has_looked).map_err(|refusal| match claim {
+            Claim::Launch(_) => refusal,
+            // This process has told of the storm before, or has not.
+            Claim::Look(BudgetRefusal { first, .. }) => BudgetRefusal { first, ..refusal },
+        })
+    }
+
+    /// Writes the ledger, if there is one, as it is now.
+    pub(crate) async fn write_ledger(&mut self) -> Result<(), SpawnLockError> {
+        match &self.ledger {
+            Some(ledger) => self.lease.write_ledger(ledger.to_write()).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Lets go without a launch. An attempt that the ledger was charged is given back.
+    pub(crate) async fn leave(mut self, settlement: Settlement) -> Settling {
+        if let Some(ledger) = &mut self.ledger {
+            ledger.leave();
+        }
+        self.release(settlement).await
+    }
+
+    /// Writes the ledger and releases the lock. Returns what is to happen to the budget that this process counts: it follows
+    /// the ledger, or settles by itself if there is none.
+    pub(crate) async fn release(mut self, settlement: Settlement) -> Settling {
+        // If that fails, what was written before stands: a charge without an outcome, which counts as failed.
+        let _ = self.write_ledger().await;
+        match &self.ledger {
+            Some(ledger) => Settling::Ledger(ledger.local_budget(), Instant::now()),
+            None => Settling::now(settlement),
+        }
+    }
+}
+
+/// Holds what was charged until there is a permit for it. Dropping it, because the leader was cancelled or deposed in
+/// between, gives the charge back in the background, and only then releases the lock.
+pub(crate) struct Unlaunched(Option<Held>);
+
+impl Unlaunched {
+    pub(crate) fn new(held: Held) -> Self {
+        Self(Some(held))
+    }
+
+    pub(crate) async fn write_ledger(&mut self) -> Result<(), SpawnLockError> {
+        match &mut self.0 {
+            Some(held) => held.write_ledger().await,
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn into_held(mut self) -> Option<Held> {
+        self.0.take()
+    }
+}
+
+impl Drop for Unlaunched {
+    fn drop(&mut self) {
+        let Some(held) = self.0.take() else { return };
+        if held.ledger.is_none() {
+            return;
+        }
+        // Without a runtime the charge stays, as if the process had died here.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move { drop(held.leave(Settlement::Refund).await) });
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! What a leader does: take the lock, read the ledger, look for a running backend, charge, launch, settle. Each step has its
+//! deadline, and whatever happens, also if a future here is dropped, the flight ends and says how.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use crate::budget::{Attempt, Settlement};
+use crate::catch_panic::CatchPanic;
+use crate::error::{
+    BudgetExhausted, GateError, LaunchError, LockError, SharedError, Stage, TimeoutError,
+};
+use crate::flight::{Outcome, Settling};
+use crate::held::{Held, Unlaunched};
+use crate::key::GateKey;
+use crate::launcher::BackendLauncher;
+use crate::lock::SpawnLockError;
+use crate::lock_wait::LockWait;
+use crate::permit::{LaunchPermit, Seat};
+
+type LauncherError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Runs a flight to its end.
+pub(crate) async fn lead<K: GateKey, T: 'static>(
+    seat: Seat<K, T>,
+    launcher: Arc<dyn BackendLauncher<K, T>>,
+) {
+    let limit = seat.inner.timeouts.launch;
+    let label = seat.label();
+    let Some(permit) = earn_permit(seat, Some(&*launcher)).await else {
+        return;
+    };
+    // How all hear of it is decided by the permit; nobody is left to be told here.
+    match bounded(limit, launcher.launch(&permit)).await {
+        Ok(Ok(value)) => drop(permit.succeed(value).await),
+        Ok(Err(error)) => drop(permit.fail(error).await),
+        Err(broken) => {
+            let error = broken.into_error(label, Stage::Launch, limit);
+            let message = error.to_string();
+            permit.end_failed(error, message).await;
+        }
+    }
+}
+
+/// Turns a seat into a permit. If there is none to be had, or none is needed, the flight has ended when this returns, and its
+/// outcome says why. Without a launcher it is not known whether a backend runs.
+pub(crate) async fn earn_permit<K: GateKey, T: 'static>(
+    seat: Seat<K, T>,
+    launcher: Option<&dyn BackendLauncher<K, T>>,
+) -> Option<LaunchPermit<K, T>> {
+    match prepare(&seat, launcher).await {
+        Ok((unlaunched, attempt)) => {
+            // If the seat was taken from this leader meanwhile, what it holds is given back.
+            if !seat.flight.advance(Stage::Launch) {
+                return None;
+            }
+            Some(LaunchPermit::new(seat, unlaunched.into_held()?, attempt))
+        }
+        Err((ending, held)) => {
+            let settlement = ending.settlement();
+            let settling = match held {
+                Some(held) => held.leave(settlement).await,
+                None => Settling::now(settlement),
+            };
+            seat.end(ending.into_outcome(), settling).await;
+            None
+        }
+    }
+}
+
+/// How a flight ends before it has its permit.
+enum Ending<T> {
+    /// A backend runs.
+    Discovered(T),
+    /// No attempt is left.
+    Refused(GateError),
+    /// Something else is in the way; nothing is charged for it.
+    Failed(GateError),
+}
+
+impl<T> Ending<T> {
+    fn settlement(&self) -> Settlement {
+        match self {
+            Self::Refused(_) => Settlement::Failed,
+            Self::Discovered(_) | Self::Failed(_) => Settlement::Refund,
+        }
+    }
+
+    fn into_outcome(self) -> Outcome<T> {
+        match self {
+            Self::Discovered(value) => Outcome::Discovered(value),
+            Self::Refused(error) | Self::Failed(error) => Outcome::Failed(error),
+        }
+    }
+}
+
+/// Takes all steps up to the permit.
+async fn prepare<K: GateKey, T: 'static>(
+    seat: &Seat<K, T>,
+    launcher: Option<&dyn BackendLauncher<K, T>>,
+) -> Result<(Unlaunched, Attempt), (Ending<T>, Option<Held>)> {
+    let inner = &*seat.inner;
+    let mut wait = LockWait::new(Instant::now() + inner.timeouts.lock);
+    let (mut held, attempt) = loop {
+        seat.flight.advance(Stage::Lock);
+        let taken = wait
+            .take(inner, &seat.key, |holder| seat.flight.note_holder(holder))
+            .await;
+        let mut held = match taken {
+            Ok(lease) => Held::new(lease, &inner.policy, &inner.clock),
+            Err(error) => return Err((Ending::Failed(error), None)),
+        };
+        match prepare_held(seat, launcher, &wait, &mut held).await {
+            Ok(attempt) => break (Unlaunched::new(held), attempt),
+            Err(Stop::LockLost(error)) if wait.may_retry_after(&error) => {}
+            Err(Stop::LockLost(error)) => return Err((lock_failed(seat, error), Some(held))),
+            Err(Stop::Ending(ending)) => return Err((ending, Some(held))),
+        }
+    };
+    match held.write_ledger().await {
+        Ok(()) => Ok((held, attempt)),
+        Err(error) => Err((lock_failed(seat, error), held.into_held())),
+    }
+}
+
+/// Why the steps with a held lock ended before the permit.
+enum Stop<T> {
+    LockLost(SpawnLockError),
+    Ending(Ending<T>),
+}
+
+impl<T> From<Ending<T>> for Stop<T> {
+    fn from(ending: Ending<T>) -> Self {
+        Self::Ending(ending)
+    }
+}
+
+/// Takes the steps from the lock to the charge, which is not yet written.
+async fn prepare_held<K: GateKey, T: 'static>(
+    seat: &Seat<K, T>,
+    launcher: Option<&dyn BackendLauncher<K, T>>,
+    wait: &LockWait,
+    held: &mut Held,
+) -> Result<Attempt, Stop<T>> {
+    let failure = match (&held.ledger, wait.ended_before) {
+        (Some(ledger), Some(seen)) => ledger.failure_after(seen),
+        _ => None,
+    };
+    if let Some((launch, message)) = failure {
+        let error = LaunchError::FailedElsewhere {
+            key: seat.label(),
+            launch,
+            message: message.into(),
+        };
+        return Err(Ending::Failed(error.into()).into());
+    }
+    if let Some(launcher) = launcher {
+        // From here on whoever waits can see who is at work.
+        let written = held.write_ledger().await;
+        written.map_err(|error| lock_failed(seat, error))?;
+        if let Some(value) = discover(seat, launcher).await.map_err(Ending::Failed)? {
+            return Err(Ending::Discovered(value).into());
+        }
+    }
+    held.lease.verify().await.map_err(Stop::LockLost)?;
+    held.charge(seat.flight.claim, launcher.is_some())
+        .map_err(|mut refusal| {
+            if held.ledger.is_none() {
+                // It was made when the flight was begun.
+                let waited = seat.flight.began.elapsed();
+                refusal.retry_after = refusal.retry_after.saturating_sub(waited);
+            }
+            let error = BudgetExhausted::new(seat.label(), refusal);
+            Ending::Refused(error.into()).into()
+        })
+}
+
+/// Looks for a running backend, for as long as that may take.
+async fn discover<K: GateKey, T: 'static>(
+    seat: &Seat<K, T>,
+    launcher: &dyn BackendLauncher<K, T>,
+) -> Result<Option<T>, GateError> {
+    seat.flight.advance(Stage::Discover);
+    let limit = seat.inner.timeouts.discover;
+    match bounded(limit, launcher.discover(&seat.key)).await {
+        Ok(Ok(found)) => Ok(found),
+        Ok(Err(error)) => Err(LaunchError::Discover {
+            key: seat.label(),
+            source: SharedError::new(error),
+        }
+        .into()),
+        Err(broken) => Err(broken.into_error(seat.label(), Stage::Discover, limit)),
+    }
+}
+
+fn lock_failed<K: GateKey, T>(seat: &Seat<K, T>, error: SpawnLockError) -> Ending<T> {
+    Ending::Failed(LockError::new(seat.label(), error).into())
+}
+
+/// Runs a call of the launcher, for as long as it may take.
+async fn bounded<V>(
+    limit: Duration,
+    call: impl Future<Output = Result<V, LauncherError>>,
+) -> Result<Result<V, LauncherError>, Broken> {
+    match timeout(limit, CatchPanic::new(call)).await {
+        Ok(Ok(returned)) => Ok(returned),
+        Ok(Err(message)) => Err(Broken::Panicked(message)),
+        Err(_) => Err(Broken::TimedOut),
+    }
+}
+
+/// How a call of the launcher did not return.
+enum Broken {
+    Panicked(String),
+    TimedOut,
+}
+
+impl Broken {
+    fn into_error(self, key: Arc<str>, stage: Stage, limit: Duration) -> GateError {
+        match self {
+            Self::Panicked(message) => LaunchError::Panicked {
+                key,
+                message: message.into(),
+            }
+            .into(),
+            Self::TimedOut => TimeoutError {
+                key: Some(key),
+                stage,
+                after: limit,
+                waiting_for: None,
+            }
+            .into(),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The ledger in the hands of a leader that holds the lock: what it reads there, and what it writes. Pure but for the clock.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::budget::{
+    Attempt, BudgetPolicy, BudgetRefusal, KeyBudget, Settlement, Usage, WindowKind,
+};
+use crate::clock::{SharedClock, TimePoint};
+use crate::ledger::{LastOutcome, Ledger, LedgerHolder, MAX_SLIDING_ATTEMPTS};
+use crate::lock::{LedgerReading, SpawnLease};
+
+/// The id of the ledger's attempt: there is one at most, that of the leader that holds the lock.
+const ATTEMPT: u64 = 0;
+
+#[derive(Debug)]
+pub(crate) struct OpenLedger {
+    ledger: Ledger,
+    policy: BudgetPolicy,
+    clock: Arc<dyn SharedClock>,
+}
+
+/// The policy as far as a ledger has room for it.
+fn ledger_policy(policy: &BudgetPolicy) -> BudgetPolicy {
+    let mut policy = *policy;
+    if policy.kind == WindowKind::Sliding {
+        let max_attempts = &mut policy.config.max_attempts;
+        *max_attempts = (*max_attempts).min(MAX_SLIDING_ATTEMPTS);
+    }
+    policy
+}
+
+/// What a ledger that was only peeked at says is used.
+pub(crate) fn usage(ledger: &Ledger, policy: &BudgetPolicy, clock: &dyn SharedClock) -> Usage {
+    ledger.budget.usage(&ledger_policy(policy), clock.now())
+}
+
+impl OpenLedger {
+    /// Takes over the ledger of a lock that was just taken; `None` if it keeps none.
+    pub(crate) fn new(
+        lease: &dyn SpawnLease,
+        policy: &BudgetPolicy,
+        clock: &Arc<dyn SharedClock>,
+    ) -> Option<Self> {
+        let policy = ledger_policy(policy);
+        let mut ledger = match lease.ledger() {
+            LedgerReading::NotKept => return None,
+            LedgerReading::Found(ledger) => ledger,
+            LedgerReading::Unreadable => {
+                // Never an unlimited budget: what was counted is lost, so all of it counts as used.
+                let mut ledger = Ledger::default();
+                ledger.budget.use_up(&policy, clock.now());
+                ledger
+            }
+        };
+        ledger.launch = lease.fencing_token();
+        ledger.holder = Some(LedgerHolder::this_process(clock.now()));
+        Some(Self {
+            ledger,
+            policy,
+            clock: Arc::clone(clock),
+        })
+    }
+
+    /// What to write now.
+    pub(crate) fn to_write(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The failure of a launch that ended after the one with the number `seen`.
+    pub(crate) fn failure_after(&self, seen: u64) -> Option<(u64, &str)> {
+        let last = self.ledger.last_outcome.as_ref()?;
+        let why = last.failure.as_deref()?;
+        (last.launch > seen).then_some((last.launch, why))
+    }
+
+    /// Charges one attempt, if one is left for all processes together. `has_looked`: no backend runs, so a success that has yet
+    /// to prove stable never will.
+    pub(crate) fn charge(&mut self, has_looked: bool) -> Result<Attempt, BudgetRefusal> {
+        let now = self.clock.now();
+        let budget = &mut self.ledger.budget;
+        let charged = budget.begin(&self.policy, ATTEMPT, now);
+        if charged.is_err() && has_looked {
+            budget.found_down();
+        }
+        charged
+    }
+
+    /// Notes that this process is done without a launch that counts: nothing charged, or the charge taken back.
+    pub(crate) fn leave(&mut self) {
+        let now = self.clock.now();
+        self.ledger
+            .budget
+            .settle(&self.policy, ATTEMPT, Settlement::Refund, now);
+        self.ledger.holder = None;
+    }
+
+    /// Notes how the launch ended: `failure` is why there is no backend.
+    pub(crate) fn settle(&mut self, failure: Option<String>) {
+        let now = self.clock.now();
+        let settlement = match failure {
+            None => Settlement::Success,
+            Some(_) => Settlement::Failed,
+        };
+        self.ledger
+            .budget
+            .settle(&self.policy, ATTEMPT, settlement, now);
+        self.ledger.holder = None;
+        self.ledger.last_outcome = Some(LastOutcome {
+            launch: self.ledger.launch,
+            at: now,
+            failure,
+        });
+    }
+
+    /// Forgets what was used.
+    pub(crate) fn reset(&mut self) {
+        self.ledger.budget.reset();
+        self.ledger.holder = None;
+    }
+
+    /// What the ledger counts, by this process's clock.
+    pub(crate) fn local_budget(&self) -> KeyBudget {
+        let shared_now = self.clock.now();
+        let mut budget = self.ledger.budget.clone();
+        budget.forget_aged(&self.policy, shared_now);
+        let now = Instant::now().into_std();
+        // A time before the start of this process's clock (boot, on some platforms) counts as now: that attempt ages out
+        // later here, and the ledger is looked at before that matters.
+        budget.by_clock(|at| now.checked_sub(shared_now.since(at)).unwrap_or(now))
+    }
+}
