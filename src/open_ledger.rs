@@ -16,7 +16,7 @@ const ATTEMPT: u64 = 0;
 
 #[derive(Debug)]
 pub(crate) struct OpenLedger {
-    ledger: Ledger,
+    ledger: Box<Ledger>,
     policy: BudgetPolicy,
     clock: Arc<dyn SharedClock>,
 }
@@ -49,7 +49,7 @@ impl OpenLedger {
             LedgerReading::Found(ledger) => ledger,
             LedgerReading::Unreadable => {
                 // Never an unlimited budget: what was counted is lost, so all of it counts as used.
-                let mut ledger = Ledger::default();
+                let mut ledger = Box::<Ledger>::default();
                 ledger.budget.use_up(&policy, clock.now());
                 ledger
             }

@@ -384,7 +384,8 @@ async fn a_reset_waits_for_the_launch_in_progress_and_names_its_holder_when_it_g
 #[tokio::test]
 async fn no_step_of_a_clock_and_no_reboot_locks_a_key_out_for_longer_than_one_window() {
     let hour = Duration::from_secs(3600);
-    let steps: [(&str, fn(&mut ClockReading, Duration)); 6] = [
+    type Step = fn(&mut ClockReading, Duration);
+    let steps: [(&str, Step); 6] = [
         ("wall back", |now, by| now.unix -= by),
         ("wall forward", |now, by| now.unix += by),
         ("reboot", |now, _| {

@@ -136,7 +136,7 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
         }
         let path = self.path_of(key);
         match spawn_blocking(move || record::peek(&path)).await {
-            Ok(Ok(LedgerReading::Found(ledger))) => Some(ledger),
+            Ok(Ok(LedgerReading::Found(ledger))) => Some(*ledger),
             _ => None,
         }
     }

@@ -71,7 +71,7 @@ pub enum LedgerReading {
     /// The lock keeps no ledger.
     NotKept,
     /// What was written there last; a ledger that was never written reads as the default one.
-    Found(Ledger),
+    Found(Box<Ledger>),
     /// Something is written there that is no ledger. The gate takes the key's budget as just used up.
     Unreadable,
 }

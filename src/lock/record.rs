@@ -94,7 +94,7 @@ pub(super) fn read(path: &Path, file: &File) -> Result<(LedgerReading, u64), Spa
     let mut slots = [0; SLOTS_LEN];
     let len = read_slots(file, &mut slots).map_err(|source| ledger_error(path, source))?;
     match Reading::of(&slots[..len]) {
-        Reading::Empty => Ok((LedgerReading::Found(Ledger::default()), 0)),
+        Reading::Empty => Ok((LedgerReading::Found(Box::default()), 0)),
         Reading::Found { ledger, sequence } => Ok((LedgerReading::Found(ledger), sequence)),
         Reading::Unreadable => Ok((LedgerReading::Unreadable, 0)),
         Reading::Newer { version } => Err(SpawnLockError::LedgerVersion {

@@ -43,7 +43,7 @@ pub(super) enum Reading {
     /// Nothing was ever written.
     Empty,
     /// The newest good record, and its sequence number.
-    Found { ledger: Ledger, sequence: u64 },
+    Found { ledger: Box<Ledger>, sequence: u64 },
     /// Something stands there, but no record.
     Unreadable,
     /// A good record of a newer version.
@@ -71,7 +71,7 @@ impl Reading {
         }
         match record.ledger.parse() {
             Ok(ledger) => Self::Found {
-                ledger,
+                ledger: Box::new(ledger),
                 sequence: record.sequence,
             },
             Err(_) => Self::Unreadable,
@@ -209,7 +209,7 @@ mod tests {
 
     fn found(ledger: &Ledger, sequence: u64) -> Reading {
         Reading::Found {
-            ledger: ledger.clone(),
+            ledger: Box::new(ledger.clone()),
             sequence,
         }
     }

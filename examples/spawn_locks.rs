@@ -1,0 +1,76 @@
+//! Prints every spawn lock of a directory: is it held, by whom, since when, and how the last launch ended. It disturbs nobody
+//! who holds one.
+//!
+//! ```console
+//! $ cargo run --example spawn_locks -- DIRECTORY
+//! ```
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use spawn_gate::{LedgerReading, LockReport, inspect_spawn_lock};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let directory = std::env::args_os()
+        .nth(1)
+        .ok_or("usage: spawn_locks DIRECTORY")?;
+    let mut locks = lock_files(Path::new(&directory))
+        .map_err(|error| format!("cannot list {}: {error}", Path::new(&directory).display()))?;
+    locks.sort();
+    for path in locks {
+        println!("{}", path.display());
+        match inspect_spawn_lock(&path) {
+            Ok(report) => print_report(&report),
+            // One bad file does not hide the others.
+            Err(error) => println!("  {error}"),
+        }
+    }
+    Ok(())
+}
+
+fn lock_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "lock")
+        {
+            paths.push(path);
+        }
+    }
+    Ok(paths)
+}
+
+fn print_report(report: &LockReport) {
+    match report.holder() {
+        Some(holder) => println!(
+            "  held by process {}, since {}",
+            holder.pid,
+            ago(holder.since)
+        ),
+        None if report.is_held => println!("  held, by whom is not written there"),
+        None => println!("  free"),
+    }
+    match &report.ledger {
+        LedgerReading::Found(ledger) => {
+            println!("  attempts charged: {}", ledger.attempts_charged());
+            if let Some(last) = ledger.last_outcome() {
+                let at = ago(last.at.system_time());
+                match &last.failure {
+                    None => println!("  last launch: {}, succeeded {at}", last.launch),
+                    Some(why) => println!("  last launch: {}, failed {at}: {why}", last.launch),
+                }
+            }
+        }
+        _ => println!("  what is written there is no ledger"),
+    }
+}
+
+fn ago(time: SystemTime) -> String {
+    match time.elapsed() {
+        Ok(age) => format!("{:.1} s ago", age.as_secs_f64()),
+        Err(_) => "in the future, by this clock".to_owned(),
+    }
+}
