@@ -68,14 +68,13 @@ pub enum WindowKind {
 
 /// Why an attempt was refused, and when the next one may be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct BudgetRefusal {
-    /// Time until an attempt is free again; never more than the window.
-    pub retry_after: Duration,
-    /// Attempts left now: always zero.
-    pub remaining: u32,
-    /// True for the first refusal since the budget ran out: the one worth a log line or an alarm.
-    pub first: bool,
+pub(crate) struct BudgetRefusal {
+    /// Never more than the window.
+    pub(crate) retry_after: Duration,
+    /// Always zero.
+    pub(crate) remaining: u32,
+    /// Whether nobody was refused since the budget ran out.
+    pub(crate) first: bool,
 }
 
 /// All that decides how a key's budget behaves.
@@ -157,7 +156,7 @@ impl<I: TimePoint> KeyBudget<I> {
             return Err(BudgetRefusal {
                 retry_after,
                 remaining: 0,
-                first: !std::mem::replace(&mut self.refused, true),
+                first: !self.refused,
             });
         }
         self.refused = false;
@@ -170,6 +169,11 @@ impl<I: TimePoint> KeyBudget<I> {
         };
         self.in_flight = Some(attempt);
         Ok(attempt)
+    }
+
+    /// Notes that a caller heard a refusal: the next one is not the first.
+    pub(crate) fn note_refused(&mut self) {
+        self.refused = true;
     }
 
     /// Ends the attempt `id`. Returns false, and changes nothing, if it is not the one in flight.

@@ -1,11 +1,12 @@
 //! The synchronous core as a public type: single flight and budget over a map of keys.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash};
+use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 use crate::budget::{BudgetPolicy, KeyBudget, Settlement, SpawnBudgetConfig, Usage, WindowKind};
 use crate::key::BackendKey;
+use crate::sweep::{Sweep, retain_live};
 
 /// Decides, for any number of keys, whether an attempt may begin now.
 ///
@@ -96,6 +97,7 @@ impl<K: Clone + Eq + Hash> SpawnCoordinator<K> {
             return Err(SpawnBeginError::AlreadyInProgress);
         }
         let attempt = budget.begin(&self.policy, id, now).map_err(|refusal| {
+            budget.note_refused();
             SpawnBeginError::BudgetExhausted {
                 retry_after: refusal.retry_after,
                 remaining: refusal.remaining,
@@ -289,37 +291,5 @@ impl<K> SpawnBudgetSnapshot<K> {
             in_flight: usage.in_flight,
             retry_after: usage.retry_after,
         }
-    }
-}
-
-/// Says when to look for idle keys: once in a window, so that each key is looked at a bounded number of times in its life
-/// and memory follows the keys of the last two windows.
-#[derive(Debug, Default)]
-pub(crate) struct Sweep {
-    due_at: Option<Instant>,
-}
-
-/// Keeps a very short window from sweeping a large table all the time.
-const LEAST_TIME_BETWEEN_SWEEPS: Duration = Duration::from_secs(1);
-
-impl Sweep {
-    pub(crate) fn is_due(&mut self, window: Duration, now: Instant) -> bool {
-        if self.due_at.is_some_and(|due_at| now < due_at) {
-            return false;
-        }
-        let is_first = self.due_at.is_none();
-        self.due_at = now.checked_add(window.max(LEAST_TIME_BETWEEN_SWEEPS));
-        !is_first
-    }
-}
-
-/// Keeps the entries that are live and gives back the memory of the others.
-pub(crate) fn retain_live<K: Eq + Hash, V, S: BuildHasher>(
-    keys: &mut HashMap<K, V, S>,
-    mut is_live: impl FnMut(&mut V) -> bool,
-) {
-    keys.retain(|_, value| is_live(value));
-    if keys.capacity() > 4 * keys.len() {
-        keys.shrink_to(2 * keys.len());
     }
 }

@@ -30,6 +30,10 @@ pub enum GateError {
     /// The gate was closed. A retry does not help.
     #[error("the gate is closed")]
     Closed,
+    /// The runtime was shut down before the flight had its permit. Nothing was launched or charged. A retry helps on another
+    /// runtime only.
+    #[error("the runtime was shut down before the launch")]
+    ShutDown,
 }
 
 impl GateError {
@@ -49,14 +53,14 @@ impl GateError {
         match self {
             Self::BudgetExhausted(_) | Self::Launch(_) | Self::Timeout(_) => true,
             Self::Lock(error) => error.source.retry_helps(),
-            Self::Closed => false,
+            Self::Closed | Self::ShutDown => false,
         }
     }
 }
 
 /// The refusal of a key that has used all its attempts.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the spawn budget of {key} is used up; retry after {retry_after:?}")]
+#[error("the spawn budget of {key} is used up; retry after {:?}", whole_millis(*retry_after))]
 #[non_exhaustive]
 pub struct BudgetExhausted {
     /// The key, as it is named in messages.
@@ -67,6 +71,12 @@ pub struct BudgetExhausted {
     pub remaining: u32,
     /// True for the first refusal since the budget ran out: the one worth a log line or an alarm.
     pub first: bool,
+}
+
+/// Rounded up: whoever waits for it does not come too early.
+fn whole_millis(time: Duration) -> Duration {
+    let nanos = time.subsec_nanos().next_multiple_of(1_000_000);
+    Duration::from_secs(time.as_secs()).saturating_add(Duration::from_nanos(nanos.into()))
 }
 
 impl BudgetExhausted {
@@ -236,7 +246,7 @@ pub enum Stage {
     Discover,
     /// The leader holds its permit: the launcher runs.
     Launch,
-    /// A follower waits for the outcome of another caller's flight.
+    /// A caller waits for a flight's outcome: a follower, or the one whose request began the flight.
     Follow,
     /// [`close`](crate::SpawnGate::close) waits for the flights in progress.
     Drain,
@@ -248,7 +258,7 @@ impl fmt::Display for Stage {
             Self::Lock => "waiting for the spawn lock of",
             Self::Discover => "looking for a running",
             Self::Launch => "launching",
-            Self::Follow => "waiting for another caller to launch",
+            Self::Follow => "waiting for the launch of",
             Self::Drain => "draining the flights in progress",
         })
     }

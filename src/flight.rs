@@ -1,17 +1,16 @@
 //! A flight: one launch in progress for a key, and the watch channel on which its outcome is heard.
 //!
-//! The channel's value is the flight's whole state, so a transition is atomic and the first ending wins: a leader that was
-//! deposed cannot get its permit, and nothing that comes late changes an outcome. The outcome carries what the attempt
-//! settles to and when; whoever holds the table next applies it (see `table`). So ending a flight needs no lock, and can be
-//! done in `Drop`.
+//! The channel's value is the flight's whole state, so a transition is atomic and the first ending wins: nothing that comes
+//! late changes an outcome. The end carries what it does to the key's budget; whoever is at the table next applies that (see
+//! `table`). So ending a flight needs no mutex, and can be done in `Drop`.
 
 use std::time::Instant as StdInstant;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::budget::{Attempt, BudgetRefusal, KeyBudget, Settlement};
-use crate::error::{GateError, LaunchError, Stage};
+use crate::error::{GateError, Stage};
 use crate::lock::LockHolder;
 
 /// How a flight ended.
@@ -70,12 +69,10 @@ pub(crate) struct Flight<T> {
     state: watch::Sender<State<T>>,
     pub(crate) claim: Claim,
     pub(crate) began: Instant,
-    /// A leader that has no permit by then is not being polled; followers depose it.
-    pub(crate) permit_due: Instant,
 }
 
 impl<T> Flight<T> {
-    pub(crate) fn new(claim: Claim, began: Instant, permit_due: Instant) -> Self {
+    pub(crate) fn new(claim: Claim, began: Instant) -> Self {
         Self {
             state: watch::Sender::new(State::Running {
                 stage: Stage::Lock,
@@ -83,22 +80,18 @@ impl<T> Flight<T> {
             }),
             claim,
             began,
-            permit_due,
         }
     }
 
-    /// Moves a running flight to a stage, without waking anybody. Returns false if it has ended.
-    pub(crate) fn advance(&self, to: Stage) -> bool {
-        let mut running = false;
+    /// Moves a running flight to a stage, without waking anybody.
+    pub(crate) fn advance(&self, to: Stage) {
         self.state.send_if_modified(|state| {
             if let State::Running { stage, waiting_for } = state {
                 *stage = to;
                 *waiting_for = None;
-                running = true;
             }
             false
         });
-        running
     }
 
     /// Notes whom the leader waits for.
@@ -111,43 +104,27 @@ impl<T> Flight<T> {
         });
     }
 
-    /// Ends a running flight, in whichever stage, and wakes everybody who follows. Changes nothing if it has ended already.
+    /// Ends a running flight and wakes everybody who follows. Changes nothing if it has ended already.
     pub(crate) fn end(&self, outcome: Outcome<T>, settling: Settling) {
-        self.end_if(|_| Some((outcome, settling)));
+        self.end_with(|_| (outcome, settling));
     }
 
-    /// Ends a running flight if `ending` has something for its stage.
-    fn end_if(&self, ending: impl FnOnce(Stage) -> Option<(Outcome<T>, Settling)>) {
+    fn end_with(&self, ending: impl FnOnce(Stage) -> (Outcome<T>, Settling)) {
         self.state.send_if_modified(|state| {
             let State::Running { stage, .. } = state else {
                 return false;
             };
-            let Some((outcome, settling)) = ending(*stage) else {
-                return false;
-            };
+            let (outcome, settling) = ending(*stage);
             *state = State::Ended { outcome, settling };
             true
         });
     }
 
-    /// Ends a flight whose leader is gone: vacated before the permit, `after_permit` later, because then something may have
-    /// been started.
-    pub(crate) fn abandon(&self, after_permit: impl FnOnce() -> LaunchError) {
-        self.end_if(|stage| {
-            Some(match stage {
-                Stage::Launch => (
-                    Outcome::Failed(after_permit().into()),
-                    Settling::now(Settlement::Failed),
-                ),
-                _ => (Outcome::Vacated, Settling::now(Settlement::Refund)),
-            })
-        });
-    }
-
-    /// Takes the flight from a leader that should have had its permit by now.
-    pub(crate) fn depose_leader(&self) {
-        self.end_if(|stage| {
-            (stage != Stage::Launch).then(|| (Outcome::Vacated, Settling::now(Settlement::Refund)))
+    /// Ends a flight whose leader is gone, with what its stage makes of that.
+    pub(crate) fn abandon(&self, ending: impl FnOnce(Stage) -> (Outcome<T>, Settlement)) {
+        self.end_with(|stage| {
+            let (outcome, settlement) = ending(stage);
+            (outcome, Settling::now(settlement))
         });
     }
 
@@ -159,7 +136,7 @@ impl<T> Flight<T> {
         }
     }
 
-    fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         matches!(&*self.state.borrow(), State::Ended { .. })
     }
 
@@ -180,28 +157,11 @@ impl<T: Clone> Flight<T> {
     /// Waits for the outcome. Returns `None` if there is none by `deadline`.
     pub(crate) async fn outcome(&self, deadline: Instant) -> Option<Outcome<T>> {
         let mut state = self.state.subscribe();
-        loop {
-            let has_permit = match &*state.borrow_and_update() {
-                State::Ended { outcome, .. } => return Some(outcome.clone()),
-                State::Running { stage, .. } => *stage == Stage::Launch,
-            };
-            let wake_at = if has_permit {
-                deadline
-            } else {
-                deadline.min(self.permit_due)
-            };
-            // `self` holds the sender, so `changed` cannot fail.
-            if tokio::time::timeout_at(wake_at, state.changed())
-                .await
-                .is_ok()
-            {
-                continue;
-            }
-            if wake_at < deadline {
-                self.depose_leader();
-            } else if !self.has_ended() {
-                return None;
-            }
+        let ended = state.wait_for(|state| matches!(state, State::Ended { .. }));
+        // `self` holds the sender, so waiting cannot fail for want of one.
+        match timeout_at(deadline, ended).await.ok()?.as_deref() {
+            Ok(State::Ended { outcome, .. }) => Some(outcome.clone()),
+            _ => None,
         }
     }
 }

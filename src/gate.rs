@@ -14,6 +14,7 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::coordinator::SpawnBudgetSnapshot;
 use crate::error::{GateError, LockError, Stage, TimeoutError};
 use crate::flight::{Claim, Flight, Outcome};
+use crate::handover::off_caller;
 use crate::held::Held;
 use crate::inner::{Inner, Part, Timeouts};
 use crate::key::{GateKey, key_label};
@@ -23,7 +24,7 @@ use crate::lock::{FileSpawnLock, LockHolder, SpawnLock, SpawnLockError};
 use crate::lock_wait::LockWait;
 use crate::open_ledger;
 use crate::permit::{LaunchPermit, Seat};
-use crate::table::{Look, Request, Table};
+use crate::table::{Look, Table};
 
 /// Starts each backend once, however many callers ask for it.
 ///
@@ -39,8 +40,8 @@ use crate::table::{Look, Request, Table};
 ///
 /// # Cancel safety
 ///
-/// Cancel safe means here: if the future is dropped at any point, no attempt stays charged for it, no other caller is left
-/// waiting for it, and no lock stays held for it. Both [`acquire`](Self::acquire) and [`launch`](Self::launch) are.
+/// Cancel safe means here: if the future is dropped at any point, no other caller is left waiting for it, no lock stays held
+/// for it, and no attempt stays charged but for a launch that was made. Each method says what else goes on.
 ///
 /// # Examples
 ///
@@ -68,6 +69,7 @@ pub struct SpawnGate<K, T> {
 
 /// What [`SpawnGate::acquire`] returns.
 #[derive(Debug)]
+#[must_use = "dropping it abandons the launch, if this caller leads, and leaves its attempt charged"]
 pub enum Acquired<K: GateKey, T> {
     /// This caller leads: launch the backend and settle the permit.
     Led(LaunchPermit<K, T>),
@@ -98,7 +100,7 @@ where
             yields: PhantomData,
             lock: Arc::new(lock),
             policy: BudgetPolicy::default(),
-            lock_timeout: Duration::from_secs(30),
+            lock_timeout: None,
             discover_timeout: Duration::from_secs(10),
             launch_timeout: Duration::from_secs(120),
             follow_timeout: None,
@@ -119,40 +121,37 @@ where
     /// - [`GateError::Timeout`]: the spawn lock was not free in time ([`Stage::Lock`]; the attempt was refunded), or
     ///   another caller's launch is not done in time ([`Stage::Follow`]; it goes on). A retry helps.
     /// - [`GateError::Launch`]: another caller's launch, which this one followed, failed. A retry makes another attempt.
-    /// - [`GateError::Closed`]: the gate is closed.
+    /// - [`GateError::Closed`]: the gate is closed. [`GateError::ShutDown`]: the runtime is.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe. A follower that is dropped is charged nothing. A leader that is dropped before it has its permit refunds
     /// its attempt, and one of its followers takes over; a try at the lock that is under way then finishes by itself and
-    /// lets the lock go. A leader that is kept but not polled loses its seat to a follower once the time for the lock is
-    /// over. No backend can have been started by then. For the permit, see [`LaunchPermit`].
+    /// lets the lock go. A leader that is kept but not polled loses its permit to a follower if it does not come for it within
+    /// two seconds. No backend can have been started by then. For the permit, see [`LaunchPermit`].
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime with time enabled.
     pub async fn acquire(&self, key: K) -> Result<Acquired<K, T>, GateError> {
         let mut follow_until = None;
-        let request = Request {
-            permit_within: self.inner.timeouts.lock + UNPOLLED_GRACE,
-            can_discover: false,
-        };
         loop {
-            let flight = match self.inner.enter(&key, request).await? {
-                Part::Follow(flight) => flight,
+            let (flight, leads) = match self.inner.enter(&key, false).await? {
+                Part::Follow(flight) => (flight, false),
                 Part::Lead(flight) => {
                     let seat = self.seat(&key, Arc::clone(&flight));
-                    if let Some(permit) = earn_permit(seat, None).await {
+                    if let Some(permit) = off_caller(earn_permit(seat, None)).await {
                         return Ok(Acquired::Led(permit));
                     }
-                    flight
+                    (flight, true)
                 }
             };
-            match self.follow(&key, &flight, &mut follow_until).await? {
+            match self.follow(&key, &flight, leads, &mut follow_until).await? {
                 Outcome::Launched(value) | Outcome::Discovered(value) => {
                     return Ok(Acquired::Joined(value));
                 }
                 Outcome::Failed(error) => return Err(error),
+                // The permit was there, and this caller did not come for it in time.
                 Outcome::Vacated => {}
             }
         }
@@ -166,9 +165,10 @@ where
     ///
     /// - [`GateError::BudgetExhausted`]: no attempt is left; retry after the time it names.
     /// - [`GateError::Lock`]: the spawn lock cannot be taken; its source tells whether a retry helps.
-    /// - [`GateError::Timeout`]: a stage took too long; a retry helps. Only at [`Stage::Launch`] the attempt is charged.
+    /// - [`GateError::Timeout`]: a stage took too long; a retry helps. At [`Stage::Launch`] the attempt is charged, at
+    ///   [`Stage::Follow`] the launch goes on.
     /// - [`GateError::Launch`]: the launch failed, for all callers alike. A retry makes another attempt.
-    /// - [`GateError::Closed`]: the gate is closed.
+    /// - [`GateError::Closed`]: the gate is closed. [`GateError::ShutDown`]: the runtime is.
     ///
     /// # Cancel safety
     ///
@@ -187,13 +187,8 @@ where
     ) -> Result<Launched<T>, GateError> {
         let mut follow_until = None;
         let launcher: Arc<dyn BackendLauncher<K, T>> = Arc::new(launcher);
-        let timeouts = &self.inner.timeouts;
-        let request = Request {
-            permit_within: timeouts.lock + timeouts.discover + UNPOLLED_GRACE,
-            can_discover: true,
-        };
         loop {
-            let (flight, leads) = match self.inner.enter(&key, request).await? {
+            let (flight, leads) = match self.inner.enter(&key, true).await? {
                 Part::Follow(flight) => (flight, false),
                 Part::Lead(flight) => {
                     let seat = self.seat(&key, Arc::clone(&flight));
@@ -201,10 +196,12 @@ where
                     (flight, true)
                 }
             };
-            let (value, how) = match self.follow(&key, &flight, &mut follow_until).await? {
+            let (value, how) = match self.follow(&key, &flight, leads, &mut follow_until).await? {
                 Outcome::Launched(value) => (value, How::Led),
                 Outcome::Discovered(value) => (value, How::Discovered),
                 Outcome::Failed(error) => return Err(error),
+                // Only a runtime that shuts down drops the leader's task.
+                Outcome::Vacated if leads => return Err(GateError::ShutDown),
                 Outcome::Vacated => continue,
             };
             return Ok(Launched {
@@ -288,7 +285,8 @@ where
     ///
     /// # Errors
     ///
-    /// [`TimeoutError`] with [`Stage::Drain`] if a flight has not ended in time. The gate stays closed; a retry waits on.
+    /// [`TimeoutError`] with [`Stage::Drain`] if a flight has not ended in time; [`snapshots`](Self::snapshots) tells which. The
+    /// gate stays closed; a retry waits on.
     ///
     /// # Cancel safety
     ///
@@ -323,25 +321,34 @@ where
         &self,
         key: &K,
         flight: &Flight<T>,
+        leads: bool,
         until: &mut Option<Instant>,
     ) -> Result<Outcome<T>, GateError> {
         let limit = self.inner.timeouts.follow;
         let deadline = *until.get_or_insert_with(|| Instant::now() + limit);
         match flight.outcome(deadline).await {
-            Some(outcome) => Ok(outcome),
-            None => Err(TimeoutError {
-                key: Some(key_label(key).into()),
-                stage: Stage::Follow,
-                after: limit,
-                waiting_for: flight.progress().and_then(|(_, holder)| holder),
+            Some(Outcome::Failed(GateError::BudgetExhausted(mut refusal))) if !leads => {
+                refusal.first = false;
+                Ok(Outcome::Failed(refusal.into()))
             }
-            .into()),
+            Some(Outcome::Vacated) if Instant::now() >= deadline => {
+                Err(self.timed_out(key, flight))
+            }
+            Some(outcome) => Ok(outcome),
+            None => Err(self.timed_out(key, flight)),
         }
     }
-}
 
-/// How much longer than its stages' deadlines a leader may be without permit before it counts as not polled.
-const UNPOLLED_GRACE: Duration = Duration::from_secs(2);
+    fn timed_out(&self, key: &K, flight: &Flight<T>) -> GateError {
+        TimeoutError {
+            key: Some(key_label(key).into()),
+            stage: Stage::Follow,
+            after: self.inner.timeouts.follow,
+            waiting_for: flight.progress().and_then(|(_, holder)| holder),
+        }
+        .into()
+    }
+}
 
 impl<K, T> Clone for SpawnGate<K, T> {
     fn clone(&self) -> Self {
@@ -377,7 +384,7 @@ pub struct SpawnGateBuilder<K, T> {
     yields: PhantomData<fn() -> T>,
     lock: Arc<dyn SpawnLock<K>>,
     policy: BudgetPolicy,
-    lock_timeout: Duration,
+    lock_timeout: Option<Duration>,
     discover_timeout: Duration,
     launch_timeout: Duration,
     follow_timeout: Option<Duration>,
@@ -412,9 +419,10 @@ where
         self
     }
 
-    /// Sets how long the leader waits for the spawn lock. 30 seconds unless set. It is tried once in any case.
+    /// Sets how long the leader waits for the spawn lock. Unless set: as long as another process may take to discover and
+    /// launch, and 10 seconds more. It is tried once in any case.
     pub fn lock_timeout(mut self, limit: Duration) -> Self {
-        self.lock_timeout = bounded(limit);
+        self.lock_timeout = Some(bounded(limit));
         self
     }
 
@@ -432,7 +440,7 @@ where
         self
     }
 
-    /// Sets how long a request waits for flights that it joined. Unless set: as long as all stages of a flight may take
+    /// Sets how long a request waits for the outcome of a flight, its own of [`SpawnGate::launch`] included. Unless set: as long as all stages of a flight may take
     /// together.
     ///
     /// The flight goes on when a follower gives up.
@@ -455,8 +463,9 @@ where
 
     /// Builds the gate.
     pub fn build(self) -> SpawnGate<K, T> {
-        let stages =
-            self.lock_timeout + self.discover_timeout + self.launch_timeout + UNPOLLED_GRACE;
+        let launch = self.discover_timeout + self.launch_timeout + MARGIN;
+        let lock = self.lock_timeout.unwrap_or(launch);
+        let stages = lock + launch;
         SpawnGate {
             inner: Arc::new(Inner {
                 table: Mutex::new(Table::new(self.policy)),
@@ -464,7 +473,7 @@ where
                 clock: self.clock,
                 policy: self.policy,
                 timeouts: Timeouts {
-                    lock: self.lock_timeout,
+                    lock,
                     discover: self.discover_timeout,
                     launch: self.launch_timeout,
                     follow: self.follow_timeout.unwrap_or(stages),
@@ -483,6 +492,9 @@ impl<K, T> fmt::Debug for SpawnGateBuilder<K, T> {
             .finish_non_exhaustive()
     }
 }
+
+/// What the default of a wait for somebody else's stages has beyond these.
+const MARGIN: Duration = Duration::from_secs(10);
 
 /// Keeps sums of limits and clocks far from overflow: a year is as good as for ever.
 fn bounded(limit: Duration) -> Duration {

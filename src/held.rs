@@ -1,9 +1,11 @@
 //! What a leader holds from taking the lock to settling: the lock, and the ledger if it keeps one.
 
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::budget::{Attempt, BudgetPolicy, BudgetRefusal, Settlement};
 use crate::clock::SharedClock;
@@ -14,7 +16,7 @@ use crate::open_ledger::OpenLedger;
 /// A held lock and its ledger. Dropping it releases the lock.
 #[derive(Debug)]
 pub(crate) struct Held {
-    pub(crate) lease: Box<dyn SpawnLease>,
+    lease: Box<dyn SpawnLease>,
     pub(crate) ledger: Option<OpenLedger>,
 }
 
@@ -28,6 +30,15 @@ impl Held {
             ledger: OpenLedger::new(&*lease, policy, clock),
             lease,
         }
+    }
+
+    pub(crate) fn fencing_token(&self) -> u64 {
+        self.lease.fencing_token()
+    }
+
+    /// Checks that the lock is still held.
+    pub(crate) async fn verify(&self) -> Result<(), SpawnLockError> {
+        answered(self.lease.verify()).await
     }
 
     /// Charges the ledger's budget if there is one; else the attempt was charged when the flight was begun. `has_looked`: no
@@ -53,7 +64,7 @@ impl Held {
     /// Writes the ledger, if there is one, as it is now.
     pub(crate) async fn write_ledger(&mut self) -> Result<(), SpawnLockError> {
         match &self.ledger {
-            Some(ledger) => self.lease.write_ledger(ledger.to_write()).await,
+            Some(ledger) => answered(self.lease.write_ledger(ledger.to_write())).await,
             None => Ok(()),
         }
     }
@@ -78,8 +89,23 @@ impl Held {
     }
 }
 
-/// Holds what was charged until there is a permit for it. Dropping it, because the leader was cancelled or deposed in
-/// between, gives the charge back in the background, and only then releases the lock.
+/// How long a single call of a lock may take. A file's takes microseconds, unless its file system hangs.
+const LONGEST_CALL: Duration = Duration::from_secs(5);
+
+/// Waits for a call of the lock, which must not keep a flight from ending.
+pub(crate) async fn answered<V>(
+    call: impl Future<Output = Result<V, SpawnLockError>>,
+) -> Result<V, SpawnLockError> {
+    match timeout(LONGEST_CALL, call).await {
+        Ok(answer) => answer,
+        Err(_) => Err(SpawnLockError::Unresponsive {
+            after: LONGEST_CALL,
+        }),
+    }
+}
+
+/// Holds what was charged until there is a permit for it. Dropping it, because the leader was cancelled in between,
+/// gives the charge back in the background, and only then releases the lock.
 pub(crate) struct Unlaunched(Option<Held>);
 
 impl Unlaunched {

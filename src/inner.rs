@@ -12,7 +12,7 @@ use crate::error::{BudgetExhausted, GateError};
 use crate::flight::Flight;
 use crate::key::{GateKey, key_label};
 use crate::lock::SpawnLock;
-use crate::table::{Entered, Request, Table};
+use crate::table::{Entered, Table};
 
 #[derive(Debug)]
 pub(crate) struct Inner<K, T> {
@@ -41,11 +41,11 @@ pub(crate) enum Part<T> {
 
 impl<K: GateKey, T> Inner<K, T> {
     /// Enters the gate: the caller gets its part, or is refused.
-    pub(crate) async fn enter(&self, key: &K, request: Request) -> Result<Part<T>, GateError> {
+    pub(crate) async fn enter(&self, key: &K, can_discover: bool) -> Result<Part<T>, GateError> {
         let entered = {
             let mut table = self.table.lock().await;
             // Read under the mutex, so that the times in the table are in order.
-            table.enter(key, request, Instant::now())
+            table.enter(key, can_discover, Instant::now())
         };
         match entered {
             Entered::Follow(flight) => Ok(Part::Follow(flight)),
@@ -55,8 +55,11 @@ impl<K: GateKey, T> Inner<K, T> {
         }
     }
 
-    /// Settles the ended flight of `key` now rather than at the next request. Nothing depends on it but memory.
-    pub(crate) async fn absorb(&self, key: &K) {
-        self.table.lock().await.absorb(key);
+    /// Settles the ended flight of `key` now rather than at the next request or sweep, if nobody is at the table. Nothing
+    /// depends on it but memory.
+    pub(crate) fn absorb(&self, key: &K) {
+        if let Ok(mut table) = self.table.try_lock() {
+            table.absorb(key);
+        }
     }
 }

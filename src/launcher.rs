@@ -13,31 +13,35 @@ use crate::permit::LaunchPermit;
 /// # Examples
 ///
 /// ```
-/// use std::error::Error;
-/// use async_trait::async_trait;
-/// use spawn_gate::{BackendLauncher, LaunchPermit};
+/// use spawn_gate::{BackendLauncher, BoxError, LaunchPermit, async_trait};
 /// use tokio::net::TcpStream;
 /// use tokio::process::Command;
 ///
-/// struct Indexer;
+/// struct Indexer {
+///     port: u16,
+/// }
 ///
 /// #[async_trait]
 /// impl BackendLauncher<String, u16> for Indexer {
-///     async fn discover(&self, _key: &String) -> Result<Option<u16>, Box<dyn Error + Send + Sync>> {
-///         let port = 7201;
-///         Ok(TcpStream::connect(("127.0.0.1", port)).await.ok().map(|_| port))
+///     async fn discover(&self, _key: &String) -> Result<Option<u16>, BoxError> {
+///         match TcpStream::connect(("127.0.0.1", self.port)).await {
+///             Ok(_) => Ok(Some(self.port)),
+///             Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(None),
+///             // It cannot be told, so nothing must be launched.
+///             Err(error) => Err(error.into()),
+///         }
 ///     }
 ///
-///     async fn launch(&self, permit: &LaunchPermit<String, u16>) -> Result<u16, Box<dyn Error + Send + Sync>> {
+///     async fn launch(&self, permit: &LaunchPermit<String, u16>) -> Result<u16, BoxError> {
 ///         Command::new("indexer")
-///             .arg(permit.key())
+///             .arg(format!("--port={}", self.port))
 ///             .env("LAUNCH_NUMBER", permit.fencing_token().to_string())
 ///             .spawn()?;
 ///         // Return once it is ready, not once it is started: that is what everybody is waiting for.
-///         while TcpStream::connect(("127.0.0.1", 7201)).await.is_err() {
+///         while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
 ///             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
 ///         }
-///         Ok(7201)
+///         Ok(self.port)
 ///     }
 /// }
 /// ```
@@ -46,17 +50,14 @@ pub trait BackendLauncher<K: GateKey, T>: Send + Sync + 'static {
     /// Looks for a backend of `key` that is running already, perhaps one that another process launched.
     ///
     /// Called with the spawn lock held, right before [`launch`](Self::launch). What it finds is shared like a launch's
-    /// value, and nothing is charged. Finds nothing unless implemented; with a lock that processes share, implement it: it
-    /// is how a process joins what another one launched.
+    /// value, and nothing is charged. With a lock that processes share, this is how a process joins what another one launched;
+    /// `Ok(None)` without looking means that each process launches its own, one after the other.
     ///
     /// # Errors
     ///
     /// An error ends the flight as [`LaunchError::Discover`](crate::LaunchError::Discover): a launch on a guess could be a
     /// second one.
-    async fn discover(&self, key: &K) -> Result<Option<T>, Box<dyn Error + Send + Sync>> {
-        let _ = key;
-        Ok(None)
-    }
+    async fn discover(&self, key: &K) -> Result<Option<T>, BoxError>;
 
     /// Starts the backend and returns once it is ready to serve.
     ///
@@ -66,21 +67,37 @@ pub trait BackendLauncher<K: GateKey, T>: Send + Sync + 'static {
     /// # Errors
     ///
     /// An error ends the flight as [`LaunchError::Failed`](crate::LaunchError::Failed); all callers share it.
-    async fn launch(&self, permit: &LaunchPermit<K, T>) -> Result<T, Box<dyn Error + Send + Sync>>;
+    async fn launch(&self, permit: &LaunchPermit<K, T>) -> Result<T, BoxError>;
+
+    /// Disposes of a backend that was launched and that nobody will hear of, because the spawn lock was lost meanwhile: another
+    /// process may have launched one too. Drops `value` unless implemented. It may take as long as a launch.
+    async fn discard(&self, key: &K, value: T)
+    where
+        T: Send + 'async_trait,
+    {
+        let _ = (key, value);
+    }
 }
 
 #[async_trait]
 impl<K: GateKey, T: Send + Sync + 'static, L: BackendLauncher<K, T> + ?Sized> BackendLauncher<K, T>
     for Arc<L>
 {
-    async fn discover(&self, key: &K) -> Result<Option<T>, Box<dyn Error + Send + Sync>> {
+    async fn discover(&self, key: &K) -> Result<Option<T>, BoxError> {
         (**self).discover(key).await
     }
 
-    async fn launch(&self, permit: &LaunchPermit<K, T>) -> Result<T, Box<dyn Error + Send + Sync>> {
+    async fn launch(&self, permit: &LaunchPermit<K, T>) -> Result<T, BoxError> {
         (**self).launch(permit).await
     }
+
+    async fn discard(&self, key: &K, value: T) {
+        (**self).discard(key, value).await;
+    }
 }
+
+/// What a launcher fails with: any error, or a message.
+pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// What [`SpawnGate::launch`](crate::SpawnGate::launch) returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,6 @@
 //! What a leader does: take the lock, read the ledger, look for a running backend, charge, launch, settle. Each step has its
 //! deadline, and whatever happens, also if a future here is dropped, the flight ends and says how.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,15 +14,13 @@ use crate::error::{
 use crate::flight::{Outcome, Settling};
 use crate::held::{Held, Unlaunched};
 use crate::key::GateKey;
-use crate::launcher::BackendLauncher;
+use crate::launcher::{BackendLauncher, BoxError};
 use crate::lock::SpawnLockError;
 use crate::lock_wait::LockWait;
 use crate::permit::{LaunchPermit, Seat};
 
-type LauncherError = Box<dyn std::error::Error + Send + Sync>;
-
 /// Runs a flight to its end.
-pub(crate) async fn lead<K: GateKey, T: 'static>(
+pub(crate) async fn lead<K: GateKey, T: Clone + Send + Sync + 'static>(
     seat: Seat<K, T>,
     launcher: Arc<dyn BackendLauncher<K, T>>,
 ) {
@@ -33,8 +30,15 @@ pub(crate) async fn lead<K: GateKey, T: 'static>(
         return;
     };
     // How all hear of it is decided by the permit; nobody is left to be told here.
-    match bounded(limit, launcher.launch(&permit)).await {
-        Ok(Ok(value)) => drop(permit.succeed(value).await),
+    match bounded(limit, async || launcher.launch(&permit).await).await {
+        Ok(Ok(value)) => {
+            let (key, kept) = (permit.key().clone(), value.clone());
+            if permit.succeed(value).await.is_err() {
+                // However that goes, there is nobody to be told.
+                let discarded = async || Ok(launcher.discard(&key, kept).await);
+                let _ = bounded(limit, discarded).await;
+            }
+        }
         Ok(Err(error)) => drop(permit.fail(error).await),
         Err(broken) => {
             let error = broken.into_error(label, Stage::Launch, limit);
@@ -52,10 +56,7 @@ pub(crate) async fn earn_permit<K: GateKey, T: 'static>(
 ) -> Option<LaunchPermit<K, T>> {
     match prepare(&seat, launcher).await {
         Ok((unlaunched, attempt)) => {
-            // If the seat was taken from this leader meanwhile, what it holds is given back.
-            if !seat.flight.advance(Stage::Launch) {
-                return None;
-            }
+            seat.flight.advance(Stage::Launch);
             Some(LaunchPermit::new(seat, unlaunched.into_held()?, attempt))
         }
         Err((ending, held)) => {
@@ -64,7 +65,7 @@ pub(crate) async fn earn_permit<K: GateKey, T: 'static>(
                 Some(held) => held.leave(settlement).await,
                 None => Settling::now(settlement),
             };
-            seat.end(ending.into_outcome(), settling).await;
+            seat.end(ending.into_outcome(), settling);
             None
         }
     }
@@ -164,7 +165,7 @@ async fn prepare_held<K: GateKey, T: 'static>(
             return Err(Ending::Discovered(value).into());
         }
     }
-    held.lease.verify().await.map_err(Stop::LockLost)?;
+    held.verify().await.map_err(Stop::LockLost)?;
     held.charge(seat.flight.claim, launcher.is_some())
         .map_err(|mut refusal| {
             if held.ledger.is_none() {
@@ -184,7 +185,7 @@ async fn discover<K: GateKey, T: 'static>(
 ) -> Result<Option<T>, GateError> {
     seat.flight.advance(Stage::Discover);
     let limit = seat.inner.timeouts.discover;
-    match bounded(limit, launcher.discover(&seat.key)).await {
+    match bounded(limit, async || launcher.discover(&seat.key).await).await {
         Ok(Ok(found)) => Ok(found),
         Ok(Err(error)) => Err(LaunchError::Discover {
             key: seat.label(),
@@ -202,9 +203,10 @@ fn lock_failed<K: GateKey, T>(seat: &Seat<K, T>, error: SpawnLockError) -> Endin
 /// Runs a call of the launcher, for as long as it may take.
 async fn bounded<V>(
     limit: Duration,
-    call: impl Future<Output = Result<V, LauncherError>>,
-) -> Result<Result<V, LauncherError>, Broken> {
-    match timeout(limit, CatchPanic::new(call)).await {
+    call: impl AsyncFnOnce() -> Result<V, BoxError>,
+) -> Result<Result<V, BoxError>, Broken> {
+    // A launcher can panic before it returns a future, too.
+    match timeout(limit, CatchPanic::new(async { call().await })).await {
         Ok(Ok(returned)) => Ok(returned),
         Ok(Err(message)) => Err(Broken::Panicked(message)),
         Err(_) => Err(Broken::TimedOut),

@@ -5,16 +5,17 @@
 //! an OS lock keeps other processes from launching too.
 //!
 //! ```
-//! use std::error::Error;
-//!
-//! use async_trait::async_trait;
-//! use spawn_gate::{BackendLauncher, How, InMemorySpawnLock, LaunchPermit, SpawnGate};
+//! use spawn_gate::{BackendLauncher, BoxError, How, InMemorySpawnLock, LaunchPermit, SpawnGate, async_trait};
 //!
 //! struct Indexer;
 //!
 //! #[async_trait]
 //! impl BackendLauncher<String, u16> for Indexer {
-//!     async fn launch(&self, _permit: &LaunchPermit<String, u16>) -> Result<u16, Box<dyn Error + Send + Sync>> {
+//!     async fn discover(&self, _key: &String) -> Result<Option<u16>, BoxError> {
+//!         Ok(None) // is one running already, perhaps launched by another process?
+//!     }
+//!
+//!     async fn launch(&self, _permit: &LaunchPermit<String, u16>) -> Result<u16, BoxError> {
 //!         Ok(7201) // start the process here, and return its port once it is ready
 //!     }
 //! }
@@ -62,6 +63,7 @@ mod coordinator;
 mod error;
 mod flight;
 mod gate;
+mod handover;
 mod held;
 mod inner;
 mod key;
@@ -72,11 +74,11 @@ mod lock;
 mod lock_wait;
 mod open_ledger;
 mod permit;
+mod sweep;
 mod table;
 
 pub use crate::budget::{
-    BudgetRefusal, DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW, DEFAULT_SPAWN_BUDGET_WINDOW,
-    SpawnBudgetConfig, WindowKind,
+    DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW, DEFAULT_SPAWN_BUDGET_WINDOW, SpawnBudgetConfig, WindowKind,
 };
 pub use crate::clock::{BootReading, ClockReading, SharedClock, SystemClock};
 pub use crate::coordinator::{
@@ -87,7 +89,11 @@ pub use crate::error::{
 };
 pub use crate::gate::{Acquired, FlightSnapshot, KeySnapshot, SpawnGate, SpawnGateBuilder};
 pub use crate::key::{BackendKey, BrokerInstanceKey, GateKey, LockName};
-pub use crate::launcher::{BackendLauncher, How, Launched};
+pub use crate::launcher::{BackendLauncher, BoxError, How, Launched};
+
+/// For the implementations of this crate's traits.
+pub use async_trait::async_trait;
+
 pub use crate::ledger::{LastOutcome, Ledger, LedgerHolder, ParseLedgerError};
 pub use crate::lock::{
     FileKind, FileSpawnLock, InMemorySpawnLock, LedgerReading, LockHolder, LockReport, SpawnLease,

@@ -93,7 +93,9 @@ impl LockWait {
 
     /// Reads in the ledger who holds the lock and, the first time, which launch was the last to end before this wait.
     async fn peek<K: GateKey, T>(&mut self, inner: &Inner<K, T>, key: &K, path: PathBuf) {
-        let ledger = inner.lock.peek(key).await.unwrap_or_default();
+        // Whatever there is to know, it is only for people and to save an attempt.
+        let peeked = timeout_at(Instant::now() + LONGEST_TRY, inner.lock.peek(key)).await;
+        let ledger = peeked.ok().flatten().unwrap_or_default();
         self.holder = ledger.holder().map(|holder| LockHolder::new(path, holder));
         let last = ledger.last_outcome().map_or(0, |last| last.launch);
         // Without a holder in it, the ledger was settled already by the one who held the lock at this wait's first try.

@@ -81,8 +81,11 @@ impl OpenLedger {
         let now = self.clock.now();
         let budget = &mut self.ledger.budget;
         let charged = budget.begin(&self.policy, ATTEMPT, now);
-        if charged.is_err() && has_looked {
-            budget.found_down();
+        if charged.is_err() {
+            budget.note_refused();
+            if has_looked {
+                budget.found_down();
+            }
         }
         charged
     }

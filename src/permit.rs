@@ -1,10 +1,11 @@
 //! The leader's seat, and the permit that it becomes once the spawn lock is held.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::budget::{Attempt, Settlement};
-use crate::error::{GateError, LaunchError, SharedError};
+use crate::error::{GateError, LaunchError, SharedError, Stage};
 use crate::flight::{Flight, Outcome, Settling};
 use crate::held::Held;
 use crate::inner::Inner;
@@ -20,9 +21,9 @@ pub(crate) struct Seat<K: GateKey, T> {
 
 impl<K: GateKey, T> Seat<K, T> {
     /// Ends the flight and settles it in the table.
-    pub(crate) async fn end(self, outcome: Outcome<T>, settling: Settling) {
+    pub(crate) fn end(self, outcome: Outcome<T>, settling: Settling) {
         self.flight.end(outcome, settling);
-        self.inner.absorb(&self.key).await;
+        self.inner.absorb(&self.key);
     }
 
     pub(crate) fn label(&self) -> Arc<str> {
@@ -32,16 +33,26 @@ impl<K: GateKey, T> Seat<K, T> {
 
 impl<K: GateKey, T> Drop for Seat<K, T> {
     fn drop(&mut self) {
-        self.flight.abandon(|| {
-            let key = key_label(&self.key).into();
-            if std::thread::panicking() {
-                LaunchError::Panicked {
-                    key,
-                    message: "the task that held the permit panicked".into(),
-                }
+        if self.flight.has_ended() {
+            return;
+        }
+        // Named outside of the flight's own lock, and guarded: the key's code is the user's.
+        let key = catch_unwind(AssertUnwindSafe(|| self.label())).unwrap_or_else(|_| "?".into());
+        self.flight.abandon(|stage| {
+            let settlement = match stage {
+                Stage::Launch => Settlement::Failed,
+                _ => Settlement::Refund,
+            };
+            let outcome = if std::thread::panicking() {
+                // Heard by all, so that they do not run into the same panic in turn.
+                let message = "the task that led the launch panicked".into();
+                Outcome::Failed(LaunchError::Panicked { key, message }.into())
+            } else if stage == Stage::Launch {
+                Outcome::Failed(LaunchError::Abandoned { key }.into())
             } else {
-                LaunchError::Abandoned { key }
-            }
+                Outcome::Vacated
+            };
+            (outcome, settlement)
         });
     }
 }
@@ -54,7 +65,7 @@ impl<K: GateKey, T> Drop for Seat<K, T> {
 ///
 /// # Cancel safety
 ///
-/// Dropping a permit, or the future of one of the methods that settle it, ends the flight as
+/// Dropping a permit, or the future of one of the methods that settle it before it has told the followers, ends the flight as
 /// [`LaunchError::Abandoned`]: the followers hear that at once, the lock is released, and the attempt stays charged, since
 /// something may have been started.
 #[must_use = "dropping a permit abandons the launch and leaves its attempt charged; settle it"]
@@ -93,7 +104,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     /// Returns the fencing token: a number that only grows from launch to launch of this key, across processes too if the
     /// lock is. Hand it to the backend, so that of two launchers the elder can be refused.
     pub fn fencing_token(&self) -> u64 {
-        self.held.lease.fencing_token()
+        self.held.fencing_token()
     }
 
     /// Checks that the spawn lock is still held. Call it right before a step that must not happen twice.
@@ -107,7 +118,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     ///
     /// Dropping the future changes nothing.
     pub async fn verify(&self) -> Result<(), SpawnLockError> {
-        self.held.lease.verify().await
+        self.held.verify().await
     }
 
     /// Reports that the backend runs: `value` goes to all followers, the budget is reset, the lock released.
@@ -117,14 +128,15 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     ///
     /// # Errors
     ///
-    /// [`LaunchError::LockLost`] if the lock was lost while launching; the followers hear the same. `value` is dropped, and
-    /// the backend may be one of two: stop it, or let it compare fencing tokens.
+    /// [`LaunchError::LockLost`] if the lock was lost while launching; the followers hear the same. `value` is dropped (keep a
+    /// clone of a handle that you may need), and the backend may be one of two: stop it, or let it compare fencing tokens.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before it is done, the flight ends as abandoned, as if the permit had been dropped.
+    /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been dropped.
+    /// They are told before it returns.
     pub async fn succeed(mut self, value: T) -> Result<(), GateError> {
-        if let Err(lost) = self.held.lease.verify().await {
+        if let Err(lost) = self.held.verify().await {
             let error = GateError::from(LaunchError::LockLost {
                 key: self.seat.label(),
                 source: Arc::new(lost),
@@ -147,7 +159,8 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before it is done, the flight ends as abandoned, as if the permit had been dropped.
+    /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been dropped.
+    /// They are told before it returns.
     pub async fn fail(
         self,
         error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -168,11 +181,12 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before it is done, the flight ends as abandoned, as if the permit had been dropped.
+    /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been dropped.
+    /// They are told before it returns.
     pub async fn discovered(self, value: T) {
         let Self { held, seat, .. } = self;
         let settling = held.leave(Settlement::Refund).await;
-        seat.end(Outcome::Discovered(value), settling).await;
+        seat.end(Outcome::Discovered(value), settling);
     }
 
     /// Gives the permit back without having started anything: the attempt is refunded, the lock released, and one of the
@@ -180,11 +194,12 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before it is done, the flight ends as abandoned, as if the permit had been dropped.
+    /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been dropped.
+    /// They are told before it returns.
     pub async fn refund(self) {
         let Self { held, seat, .. } = self;
         let settling = held.leave(Settlement::Refund).await;
-        seat.end(Outcome::Vacated, settling).await;
+        seat.end(Outcome::Vacated, settling);
     }
 
     /// Ends the flight with `error`, charged; `message` is what other processes hear.
@@ -200,7 +215,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     async fn end(self, outcome: Outcome<T>, settlement: Settlement) {
         let Self { held, seat, .. } = self;
         let settling = held.release(settlement).await;
-        seat.end(outcome, settling).await;
+        seat.end(outcome, settling);
     }
 }
 

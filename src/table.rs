@@ -11,9 +11,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::budget::{BudgetPolicy, BudgetRefusal, KeyBudget, Settlement, Usage};
-use crate::coordinator::{Sweep, retain_live};
+
 use crate::flight::{Claim, Flight, Settling};
 use crate::key::GateKey;
+use crate::sweep::{Sweep, retain_live};
 
 /// How long a refusal by the ledger stands before a request looks at the ledger again. So an operator's reset from another
 /// process is noticed within this time, and a storm of refused requests costs one look in it.
@@ -56,15 +57,6 @@ pub(crate) struct Look<T> {
     pub(crate) flight: Option<Arc<Flight<T>>>,
 }
 
-/// What a request brings.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Request {
-    /// How long the leader has until its permit.
-    pub(crate) permit_within: Duration,
-    /// Whether the leader can look for a running backend.
-    pub(crate) can_discover: bool,
-}
-
 impl<K: GateKey, T> Table<K, T> {
     pub(crate) fn new(policy: BudgetPolicy) -> Self {
         Self {
@@ -76,22 +68,23 @@ impl<K: GateKey, T> Table<K, T> {
         }
     }
 
-    /// The one transition: follow a live flight, or charge the budget and lead, or be refused.
-    pub(crate) fn enter(&mut self, key: &K, request: Request, now: Instant) -> Entered<T> {
+    /// The one transition: follow a live flight, or charge the budget and lead, or be refused. `can_discover`: if this request
+    /// leads, it can look for a running backend.
+    pub(crate) fn enter(&mut self, key: &K, can_discover: bool, now: Instant) -> Entered<T> {
         if self.closed {
             return Entered::Closed;
         }
         self.forget_idle(now);
         let id = self.last_attempt + 1;
         let entered = match self.slots.get_mut(key) {
-            Some(slot) => slot.enter(&self.policy, id, request, now),
+            Some(slot) => slot.enter(&self.policy, id, can_discover, now),
             None => {
                 let mut slot = Slot {
                     budget: KeyBudget::default(),
                     flight: None,
                     ledger_seen: None,
                 };
-                let entered = slot.enter(&self.policy, id, request, now);
+                let entered = slot.enter(&self.policy, id, can_discover, now);
                 self.slots.insert(key.clone(), slot);
                 entered
             }
@@ -165,7 +158,7 @@ impl<T> Slot<T> {
         &mut self,
         policy: &BudgetPolicy,
         id: u64,
-        request: Request,
+        can_discover: bool,
         now: Instant,
     ) -> Entered<T> {
         self.absorb(policy);
@@ -175,12 +168,14 @@ impl<T> Slot<T> {
         let claim = match self.budget.begin(policy, id, now.into_std()) {
             Ok(attempt) => Claim::Launch(attempt),
             // The backend of the last success, not yet stable, may be up: refusing it unseen would be wrong.
-            Err(refusal) if request.can_discover && self.budget.may_be_up() => Claim::Look(refusal),
+            Err(refusal) if can_discover && self.budget.may_be_up() => Claim::Look(refusal),
             Err(refusal) if self.is_ledger_stale(now) => Claim::Look(refusal),
-            Err(refusal) => return Entered::Refused(refusal),
+            Err(refusal) => {
+                self.budget.note_refused();
+                return Entered::Refused(refusal);
+            }
         };
-        let permit_due = now + request.permit_within;
-        let flight = Arc::new(Flight::new(claim, now, permit_due));
+        let flight = Arc::new(Flight::new(claim, now));
         self.flight = Some(Arc::clone(&flight));
         Entered::Lead(flight)
     }
@@ -198,7 +193,10 @@ impl<T> Slot<T> {
             (Settling::Attempt(settlement, at), Claim::Launch(attempt)) => {
                 self.budget.settle(policy, attempt.id, settlement, at);
             }
-            (Settling::Attempt(Settlement::Failed, _), Claim::Look(_)) => self.budget.found_down(),
+            (Settling::Attempt(Settlement::Failed, _), Claim::Look(_)) => {
+                self.budget.note_refused();
+                self.budget.found_down();
+            }
             (Settling::Attempt(..), Claim::Look(_)) => {}
         }
         self.flight = None;

@@ -46,7 +46,7 @@ pub struct FileSpawnLock {
 }
 
 impl FileSpawnLock {
-    /// Uses `directory`, making it (mode 0700, with its parents) if there is none. Takes a lock in it once, so that a
+    /// Uses `directory`, making it (mode 0700, with its parents) if there is none; links in its path are resolved now. Takes a lock in it once, so that a
     /// directory which cannot serve is found now and not by the first request.
     ///
     /// It makes a few short blocking calls.
@@ -65,7 +65,7 @@ impl FileSpawnLock {
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new), without [`SpawnLockError::NetworkFilesystem`].
+    /// As [`new`](Self::new), without [`SpawnLockError::UnsafeFilesystem`].
     pub fn on_any_filesystem(directory: impl Into<PathBuf>) -> Result<Self, SpawnLockError> {
         Self::with_filesystem(directory.into(), Filesystem::Any)
     }
@@ -80,7 +80,9 @@ impl FileSpawnLock {
     }
 
     fn with_filesystem(directory: PathBuf, filesystem: Filesystem) -> Result<Self, SpawnLockError> {
-        sys::make_directory(&directory).map_err(|source| sys::open_error(&directory, source))?;
+        let made = sys::make_directory(&directory).and_then(|()| directory.canonicalize());
+        // Resolved once: neither a link that is changed nor a change of the working directory moves the locks later.
+        let directory = made.map_err(|source| sys::open_error(&directory, source))?;
         let probe = directory.join(PROBE_NAME);
         match acquire_with(&probe, filesystem, || {}) {
             Ok(_) => {}
@@ -95,7 +97,7 @@ impl FileSpawnLock {
         })
     }
 
-    /// Returns the directory.
+    /// Returns the directory, as it was resolved.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
@@ -113,17 +115,16 @@ const PROBE_NAME: &str = "probe.lock";
 impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
     async fn try_acquire(&self, key: &K) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
         let path = self.path_of(key);
-        let on_shutdown = path.clone();
         let Self {
             filesystem,
             keeps_ledger,
             ..
         } = *self;
         // If this future is dropped the closure still runs; its lease is then dropped with its task, which unlocks.
-        let lease = spawn_blocking(move || FileLease::take(&path, filesystem, keeps_ledger))
-            .await
-            .unwrap_or(Err(SpawnLockError::RuntimeShutDown { path: on_shutdown }))?;
-        Ok(Box::new(lease))
+        let lease = off_thread(path, move |path| {
+            FileLease::take(path, filesystem, keeps_ledger)
+        });
+        Ok(Box::new(lease.await?))
     }
 
     fn keeps_ledger(&self) -> bool {
@@ -134,9 +135,8 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
         if !self.keeps_ledger {
             return None;
         }
-        let path = self.path_of(key);
-        match spawn_blocking(move || record::peek(&path)).await {
-            Ok(Ok(LedgerReading::Found(ledger))) => Some(*ledger),
+        match off_thread(self.path_of(key), record::peek).await {
+            Ok(LedgerReading::Found(ledger)) => Some(*ledger),
             _ => None,
         }
     }
@@ -151,6 +151,7 @@ struct FileLease {
     /// The number of the newest record in the file.
     sequence: u64,
     launch: u64,
+    filesystem: Filesystem,
 }
 
 impl FileLease {
@@ -174,23 +175,39 @@ impl FileLease {
             ledger,
             sequence,
             launch: next_launch(last_launch),
+            filesystem,
         })
     }
 }
 
-/// The number of the launch after `last`: the wall clock's milliseconds, so that it grows also when the lock file was deleted
+/// Runs a blocking call about the lock at `path` off the runtime's threads.
+async fn off_thread<V: Send + 'static>(
+    path: PathBuf,
+    call: impl FnOnce(&Path) -> Result<V, SpawnLockError> + Send + 'static,
+) -> Result<V, SpawnLockError> {
+    let on_shutdown = path.clone();
+    match spawn_blocking(move || call(&path)).await {
+        Ok(returned) => returned,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(SpawnLockError::RuntimeShutDown { path: on_shutdown }),
+        },
+    }
+}
+
+/// The number of the launch after `last`: the wall clock's microseconds, so that it grows also when the lock file was deleted
 /// and the count with it; and above the last one, also when the clock was set back.
 fn next_launch(last: u64) -> u64 {
     static NEWEST: AtomicU64 = AtomicU64::new(0);
-    let millis = SystemTime::now()
+    let micros = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-    let floor = last.saturating_add(1).max(millis);
+        .map_or(0, |now| u64::try_from(now.as_micros()).unwrap_or(u64::MAX));
+    let floor = last.saturating_add(1).max(micros);
     let before = NEWEST.fetch_max(floor, Ordering::Relaxed);
     if before < floor {
         return floor;
     }
-    // Two launches in one millisecond, or a clock that was set back in this process.
+    // Two launches in one microsecond, or a clock that was set back in this process.
     NEWEST.fetch_add(1, Ordering::Relaxed) + 1
 }
 
@@ -200,9 +217,15 @@ impl SpawnLease for FileLease {
         self.launch
     }
 
-    /// One `lstat` on a local file system: too short to leave the thread for.
     async fn verify(&self) -> Result<(), SpawnLockError> {
-        self.guard.verify()
+        match self.filesystem {
+            // One `lstat`: too short to leave the thread for.
+            Filesystem::Local => self.guard.verify(),
+            Filesystem::Any => {
+                let guard = Arc::clone(&self.guard);
+                off_thread(guard.path().to_path_buf(), move |_| guard.verify()).await
+            }
+        }
     }
 
     fn ledger(&self) -> LedgerReading {
@@ -213,15 +236,13 @@ impl SpawnLease for FileLease {
         let newest = self.sequence;
         let guard = Arc::clone(&self.guard);
         let ledger = ledger.clone();
-        spawn_blocking(move || record::write(guard.path(), guard.file(), newest, &ledger))
-            .await
-            .unwrap_or_else(|_| {
-                Err(SpawnLockError::RuntimeShutDown {
-                    path: self.guard.path().to_path_buf(),
-                })
-            })?;
+        let path = self.guard.path().to_path_buf();
+        off_thread(path, move |path| {
+            record::write(path, guard.file(), newest, &ledger)
+        })
+        .await?;
         // A write that failed is made again in the same slot: the other one holds the last good record.
-        self.sequence = newest + 1;
+        self.sequence = newest.saturating_add(1);
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::identity::SpawnLockFileIdentity;
 
@@ -14,7 +15,7 @@ use super::identity::SpawnLockFileIdentity;
 #[non_exhaustive]
 pub enum SpawnLockError {
     /// The lock file or its directory could not be opened or made. A retry helps once the cause is mended.
-    #[error("cannot open the spawn lock {}", path.display())]
+    #[error("cannot open {} for a spawn lock", path.display())]
     Open {
         /// The lock file, or the directory it stands in.
         path: PathBuf,
@@ -71,10 +72,10 @@ pub enum SpawnLockError {
         /// What is wrong with it.
         problem: Unsafety,
     },
-    /// The file system is shared with other machines, where an exclusive lock may be kept by one machine alone, or hang.
-    /// A retry does not help; choose a local directory.
-    #[error("the spawn lock {} is on a network file system ({filesystem})", path.display())]
-    NetworkFilesystem {
+    /// The file system may be shared with other machines: an exclusive lock may be kept by one machine alone, or hang. A retry
+    /// does not help; choose a local directory.
+    #[error("the spawn lock {} is on a file system whose locks may not hold ({filesystem})", path.display())]
+    UnsafeFilesystem {
         /// The lock file.
         path: PathBuf,
         /// The file system's common name.
@@ -126,6 +127,12 @@ pub enum SpawnLockError {
         /// The newest version that this program knows.
         supported: u32,
     },
+    /// The lock did not answer in time; its file system or service hangs. A retry helps once it answers again.
+    #[error("the spawn lock did not answer within {after:?}")]
+    Unresponsive {
+        /// How long it was waited for.
+        after: Duration,
+    },
     /// The runtime was shut down while the lock was being taken. The lock is not held.
     #[error("the runtime was shut down while the spawn lock {} was being taken", path.display())]
     RuntimeShutDown {
@@ -148,7 +155,9 @@ impl SpawnLockError {
     /// Whether the same call can succeed later without anybody mending anything.
     pub fn retry_helps(&self) -> bool {
         match self {
-            Self::AlreadyLocked { .. } | Self::DeletedOrRecreated { .. } => true,
+            Self::AlreadyLocked { .. }
+            | Self::DeletedOrRecreated { .. }
+            | Self::Unresponsive { .. } => true,
             Self::Service { retry_helps, .. } => *retry_helps,
             _ => false,
         }

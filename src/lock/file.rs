@@ -15,6 +15,8 @@ use super::sys;
 /// The lock is advisory, belongs to this handle, and ends with the guard, or with the process however that dies. A child
 /// process does not inherit it.
 ///
+/// Links are not followed, except in the path's directories: whoever can change those must be trusted.
+///
 /// It blocks for a few short system calls; in async code use [`FileSpawnLock`](crate::FileSpawnLock), or `spawn_blocking`.
 ///
 /// # Errors
@@ -54,6 +56,8 @@ pub(super) fn acquire_with(
     filesystem: Filesystem,
     before_lock: impl FnOnce(),
 ) -> Result<SpawnLockGuard, SpawnLockError> {
+    // The working directory may change while the lock is held.
+    let absolute = std::path::absolute(path).map_err(|source| sys::open_error(path, source))?;
     check_directory(path)?;
     let file = sys::open(path).map_err(|source| open_error(path, source))?;
     let identity = check_file(path, &file, filesystem)?;
@@ -64,6 +68,7 @@ pub(super) fn acquire_with(
         identity,
         file,
         path: path.to_path_buf(),
+        absolute,
         pid: std::process::id(),
     };
     guard.verify()?;
@@ -76,6 +81,7 @@ pub(super) fn acquire_with(
 pub struct SpawnLockGuard {
     file: File,
     path: PathBuf,
+    absolute: PathBuf,
     identity: SpawnLockFileIdentity,
     /// The process that took the lock.
     pid: u32,
@@ -101,7 +107,7 @@ impl SpawnLockGuard {
     /// [`SpawnLockError::DeletedOrRecreated`] if the path names another file or none, [`SpawnLockError::Identity`] if that
     /// cannot be told. A retry of this call does not help: let go of the guard and take the lock anew.
     pub fn verify(&self) -> Result<(), SpawnLockError> {
-        let current_identity = match sys::path_identity(&self.path) {
+        let current_identity = match sys::path_identity(&self.absolute) {
             Ok(identity) => Some(identity),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(source) => {
@@ -233,9 +239,10 @@ fn check_file(
             problem,
         });
     }
+    sys::keep_private(file, &metadata).map_err(identity_error)?;
     if filesystem == Filesystem::Local {
-        if let Some(filesystem) = sys::network_filesystem(file).map_err(identity_error)? {
-            return Err(SpawnLockError::NetworkFilesystem {
+        if let Some(filesystem) = sys::unsafe_filesystem(file).map_err(identity_error)? {
+            return Err(SpawnLockError::UnsafeFilesystem {
                 path: path.to_path_buf(),
                 filesystem,
             });

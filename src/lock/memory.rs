@@ -74,6 +74,7 @@ impl<K> fmt::Debug for InMemorySpawnLock<K> {
 #[async_trait]
 impl<K: GateKey> SpawnLock<K> for InMemorySpawnLock<K> {
     async fn try_acquire(&self, key: &K) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
+        let lease_key = key.clone();
         if !self.shared.held().insert(key.clone()) {
             return Err(SpawnLockError::AlreadyLocked {
                 path: PathBuf::from(key_label(key)),
@@ -81,7 +82,7 @@ impl<K: GateKey> SpawnLock<K> for InMemorySpawnLock<K> {
         }
         Ok(Box::new(Lease {
             shared: Arc::clone(&self.shared),
-            key: key.clone(),
+            key: lease_key,
             token: self.shared.last_token.fetch_add(1, Ordering::Relaxed) + 1,
         }))
     }

@@ -20,6 +20,7 @@ mod sys;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -43,7 +44,7 @@ pub trait SpawnLock<K>: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`SpawnLockError::AlreadyLocked`] if somebody holds it: the gate tries again, with pauses, until its deadline.
+    /// [`SpawnLockError::AlreadyLocked`] (with the lock's name as path, if it has no path) if somebody holds it: the gate tries again, with pauses, until its deadline.
     /// [`SpawnLockError::DeletedOrRecreated`]: the gate tries again a few times. Any other error ends the flight.
     ///
     /// # Cancel safety
@@ -61,6 +62,21 @@ pub trait SpawnLock<K>: fmt::Debug + Send + Sync + 'static {
     async fn peek(&self, key: &K) -> Option<Ledger> {
         let _ = key;
         None
+    }
+}
+
+#[async_trait]
+impl<K: Sync, L: SpawnLock<K> + ?Sized> SpawnLock<K> for Arc<L> {
+    async fn try_acquire(&self, key: &K) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
+        (**self).try_acquire(key).await
+    }
+
+    fn keeps_ledger(&self) -> bool {
+        (**self).keeps_ledger()
+    }
+
+    async fn peek(&self, key: &K) -> Option<Ledger> {
+        (**self).peek(key).await
     }
 }
 

@@ -1,8 +1,10 @@
 //! The system calls of the spawn lock on Unix.
 
-use std::fs::{DirBuilder, File, Metadata, OpenOptions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{
+    DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt,
+};
 use std::path::Path;
 
 use rustix::fs::OFlags;
@@ -65,6 +67,14 @@ pub(super) fn unsafety(metadata: &Metadata) -> Option<Unsafety> {
     writable_by_others(metadata)
 }
 
+/// Takes the right to read from others: a file that they can open, they can lock.
+pub(super) fn keep_private(file: &File, metadata: &Metadata) -> io::Result<()> {
+    if metadata.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    file.set_permissions(Permissions::from_mode(0o600))
+}
+
 /// Checks that nobody but this user (or root, who can do anything) can swap files in the directory.
 pub(super) fn directory_unsafety(metadata: &Metadata) -> Option<Unsafety> {
     let (owner, user) = (metadata.uid(), rustix::process::geteuid().as_raw());
@@ -120,20 +130,20 @@ pub(super) fn is_unsupported(error: &io::Error) -> bool {
 
 /// The name of the file system if other machines may share it.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-pub(super) fn network_filesystem(file: &File) -> io::Result<Option<&'static str>> {
+pub(super) fn unsafe_filesystem(file: &File) -> io::Result<Option<&'static str>> {
     let found = rustix::fs::fstatfs(file)?.f_type;
     // The type is a 32-bit number in a word whose size and sign differ by platform.
-    Ok(network_filesystem_name(found as u32))
+    Ok(unsafe_filesystem_name(found as u32))
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(super) fn network_filesystem(_file: &File) -> io::Result<Option<&'static str>> {
+pub(super) fn unsafe_filesystem(_file: &File) -> io::Result<Option<&'static str>> {
     Ok(None)
 }
 
 /// Numbers from the Linux sources, `include/uapi/linux/magic.h` and the file systems' own headers.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn network_filesystem_name(magic: u32) -> Option<&'static str> {
+fn unsafe_filesystem_name(magic: u32) -> Option<&'static str> {
     Some(match magic {
         0x0000_6969 => "nfs",
         0xff53_4d42 => "cifs",
@@ -149,6 +159,10 @@ fn network_filesystem_name(magic: u32) -> Option<&'static str> {
         0x7461_636f => "ocfs2",
         0x4750_4653 => "gpfs",
         0x1983_0326 => "fhgfs",
+        0x786f_4256 => "vboxsf",
+        0xbacb_acbc => "vmhgfs",
+        // What is behind it is not known: a local disk, or another machine.
+        0x6573_5546 => "fuse",
         _ => return None,
     })
 }
@@ -166,14 +180,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn network_file_systems_are_told_from_local_ones() {
+    fn file_systems_that_other_machines_may_share_are_told_from_local_ones() {
         const EXT4: u32 = 0xef53;
         const TMPFS: u32 = 0x0102_1994;
         const OVERLAY: u32 = 0x794c_7630;
         for local in [EXT4, TMPFS, OVERLAY] {
-            assert_eq!(network_filesystem_name(local), None);
+            assert_eq!(unsafe_filesystem_name(local), None);
         }
-        assert_eq!(network_filesystem_name(0x6969), Some("nfs"));
-        assert_eq!(network_filesystem_name(0xff53_4d42), Some("cifs"));
+        assert_eq!(unsafe_filesystem_name(0x6969), Some("nfs"));
+        assert_eq!(unsafe_filesystem_name(0xff53_4d42), Some("cifs"));
     }
 }

@@ -72,6 +72,11 @@ pub(super) fn unsafety(_metadata: &Metadata) -> Option<Unsafety> {
 }
 
 /// See [`unsafety`].
+pub(super) fn keep_private(_file: &File, _metadata: &Metadata) -> io::Result<()> {
+    Ok(())
+}
+
+/// See [`unsafety`].
 pub(super) fn directory_unsafety(_metadata: &Metadata) -> Option<Unsafety> {
     None
 }
@@ -99,7 +104,12 @@ pub(super) fn path_identity(path: &Path) -> io::Result<SpawnLockFileIdentity> {
         .access_mode(0)
         .share_mode(FILE_SHARE_READ_WRITE_DELETE)
         .custom_flags(FILE_FLAG_OPEN_REPARSE_POINT | FILE_FLAG_BACKUP_SEMANTICS)
-        .open(path)?;
+        .open(path)
+        .map_err(|error| match error.raw_os_error() {
+            // Deleted, but not gone while a handle is open.
+            Some(ERROR_ACCESS_DENIED) => io::ErrorKind::NotFound.into(),
+            _ => error,
+        })?;
     handle_identity(&file)
 }
 
@@ -126,7 +136,7 @@ pub(super) fn is_unsupported(error: &io::Error) -> bool {
 }
 
 /// Not told apart here: a share that has locks keeps them on its server.
-pub(super) fn network_filesystem(_file: &File) -> io::Result<Option<&'static str>> {
+pub(super) fn unsafe_filesystem(_file: &File) -> io::Result<Option<&'static str>> {
     Ok(None)
 }
 
