@@ -163,7 +163,7 @@ impl FileLease {
             guard,
             ledger: Ledger {
                 // The clock keeps the number growing also when the file was deleted and the count with it.
-                launch: ledger::unix_millis(now).max(found.launch.saturating_add(1)),
+                launch: ledger::unix_micros(now).max(found.launch.saturating_add(1)),
                 holder: Some(Holder {
                     pid: std::process::id(),
                     since: now,

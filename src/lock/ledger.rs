@@ -205,8 +205,14 @@ fn checksum(version: u32, sequence: u64, body: &[u8]) -> String {
     sum
 }
 
+/// Microseconds since the Unix epoch: launch numbers grow slower than that, so the clock is never behind them.
+pub(super) fn unix_micros(time: SystemTime) -> u64 {
+    let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// Milliseconds since the Unix epoch; times before it count as the epoch.
-pub(super) fn unix_millis(time: SystemTime) -> u64 {
+fn unix_millis(time: SystemTime) -> u64 {
     let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
