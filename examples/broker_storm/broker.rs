@@ -1,0 +1,147 @@
+//! The broker: a server in front of a spawn gate. This file and `launcher.rs` are the part to copy.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use spawn_gate::{
+    BackendKey, BrokerInstanceKey, DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW, FileSpawnLock, GateError,
+    LaunchError, SpawnBudgetConfig, SpawnGate, SpawnLockError,
+};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use crate::launcher::{Endpoint, Launcher};
+use crate::protocol::{Connection, Error, Hello, Refusal, Reply, listen};
+use crate::role;
+
+/// How long a client may take to say what it wants.
+const HELLO_LIMIT: Duration = Duration::from_secs(5);
+
+/// When to ask again after a failure that has no time of its own.
+const RETRY_SOON: Duration = Duration::from_millis(100);
+
+/// When to ask again after a failure that somebody must mend first.
+const RETRY_LATE: Duration = Duration::from_secs(60);
+
+struct Broker {
+    gate: SpawnGate<BackendKey, Endpoint>,
+    launcher: Arc<Launcher>,
+}
+
+/// Serves until the parent process is gone. Brokers that are given the same directory share their backends.
+pub(crate) async fn run(directory: &Path, window: Duration) -> Result<(), Error> {
+    let locks = FileSpawnLock::new(directory.join("locks"))?;
+    let broker = Arc::new(Broker {
+        gate: SpawnGate::builder(locks)
+            .budget(SpawnBudgetConfig::new(
+                DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW,
+                window,
+            ))
+            // Longer than the slowest start: what is given up as too slow may still come up.
+            .launch_timeout(Duration::from_secs(20))
+            .drain_timeout(Duration::from_secs(1))
+            .build(),
+        launcher: Arc::new(Launcher::new(directory)),
+    });
+    let listener = listen()?;
+    println!("listening {}", listener.local_addr()?);
+
+    let parent_gone = role::parent_gone();
+    tokio::pin!(parent_gone);
+    loop {
+        tokio::select! {
+            () = &mut parent_gone => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => drop(tokio::spawn(Arc::clone(&broker).serve(stream))),
+                // Out of descriptors, most likely. That passes; the clients wait in the listener's queue.
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            },
+        }
+    }
+
+    // A launch that is not done by then ends with the runtime, and its child with it (`kill_on_drop`).
+    let _ = broker.gate.close().await;
+    broker.launcher.end_all().await;
+    Ok(())
+}
+
+/// Names a backend: brokers that share backends must agree on it.
+pub(crate) fn backend_key(service: &str, version: &str) -> BackendKey {
+    BackendKey::new(BrokerInstanceKey::Shared, service, version)
+}
+
+impl Broker {
+    async fn serve(self: Arc<Self>, stream: TcpStream) {
+        let mut client = Connection::new(stream);
+        let Ok(Ok(line)) = timeout(HELLO_LIMIT, client.hear()).await else {
+            return;
+        };
+        let reply = match line.parse() {
+            Ok(hello) => tokio::select! {
+                reply = self.backend_for(hello) => reply,
+                // Nobody waits for the reply any more. Dropping the request is safe: a launch that it began goes on.
+                () = client.hung_up() => return,
+            },
+            Err(error) => refused("bad-request", RETRY_LATE, error.to_string()),
+        };
+        // A client that has gone by now needs no reply.
+        let _ = client.say(reply).await;
+    }
+
+    async fn backend_for(&self, hello: Hello) -> Reply {
+        let key = backend_key(&hello.service, &hello.version);
+        // The gate does not remember what it launched: it is asked only when there is no backend that works.
+        if let Some(endpoint) = self.launcher.running_backend(&key) {
+            return Reply::Negotiated(endpoint.address);
+        }
+        match self.gate.launch(key, Arc::clone(&self.launcher)).await {
+            Ok(launched) => Reply::Negotiated(launched.value.address),
+            Err(error) => {
+                let retry_after = match error.retry_after() {
+                    Some(known) => known,
+                    None if error.retry_helps() => RETRY_SOON,
+                    None => RETRY_LATE,
+                };
+                refused(code(&error), retry_after, with_sources(&error))
+            }
+        }
+    }
+}
+
+fn refused(code: &str, retry_after: Duration, reason: String) -> Reply {
+    Reply::Refused(Refusal {
+        code: code.to_owned(),
+        retry_after,
+        reason,
+    })
+}
+
+fn code(error: &GateError) -> &'static str {
+    match error {
+        GateError::BudgetExhausted(_) => "budget-exhausted",
+        GateError::Lock(_) => "lock-failed",
+        GateError::Launch(LaunchError::LockLost { .. }) => "lock-lost",
+        // The launcher checks the lock too, before it publishes what it launched.
+        GateError::Launch(LaunchError::Failed { source, .. })
+            if source.downcast_ref::<SpawnLockError>().is_some() =>
+        {
+            "lock-lost"
+        }
+        GateError::Launch(_) => "launch-failed",
+        GateError::Timeout(_) => "timeout",
+        GateError::Closed => "closing",
+        _ => "unavailable",
+    }
+}
+
+/// The error and its causes, as one sentence.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text = format!("{text}: {source}");
+        next = source.source();
+    }
+    text
+}

@@ -1,0 +1,124 @@
+//! Where the play takes place: its directory, and the processes that the director starts. None outlives its lifeline.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::protocol::Error;
+use crate::report::{Check, Report};
+
+/// How long processes may take to end once they are asked to.
+const END_LIMIT: Duration = Duration::from_secs(5);
+
+pub(crate) struct Stage {
+    directory: PathBuf,
+    /// One task for each process that runs. They return how many things the process had to complain about.
+    processes: Mutex<JoinSet<usize>>,
+    pub(crate) report: Arc<Report>,
+}
+
+/// A process runs as long as this is kept.
+pub(crate) struct Lifeline(#[expect(dead_code, reason = "kept open, never written to")] ChildStdin);
+
+impl Stage {
+    pub(crate) fn new(directory: &Path, report: Arc<Report>) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            processes: Mutex::default(),
+            report,
+        }
+    }
+
+    /// Makes a directory for one scenario.
+    pub(crate) fn directory(&self, name: &str) -> io::Result<PathBuf> {
+        let directory = self.directory.join(name);
+        std::fs::create_dir(&directory)?;
+        Ok(directory)
+    }
+
+    /// Starts this program in another role. `lines` gets what it says on standard output.
+    pub(crate) async fn start<S: AsRef<OsStr>>(
+        &self,
+        role: &'static str,
+        args: impl IntoIterator<Item = S>,
+        lines: mpsc::UnboundedSender<String>,
+    ) -> Result<Lifeline, Error> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg(role)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let lifeline = child.stdin.take().ok_or("no pipe to the process")?;
+        let watching = watch(role, child, lines, Arc::clone(&self.report));
+        self.processes.lock().await.spawn(watching);
+        Ok(Lifeline(lifeline))
+    }
+
+    /// Waits until all processes are gone, whose lifelines were dropped before. Those that stay are killed.
+    pub(crate) async fn settle(&self) -> Check {
+        let mut processes = self.processes.lock().await;
+        let mut complaints = 0;
+        let all_gone = async {
+            while let Some(ended) = processes.join_next().await {
+                complaints += ended.unwrap_or(1);
+            }
+        };
+        let _ = timeout(END_LIMIT, all_gone).await;
+        let left = processes.len();
+        processes.shutdown().await;
+        let expected = "all processes end by themselves";
+        let seen = match (left, complaints) {
+            (0, 0) => expected.to_owned(),
+            _ => format!("{left} had to be killed, {complaints} complaints"),
+        };
+        Check::same(expected, seen)
+    }
+}
+
+/// Passes on what a process says until it has ended, and all the processes that it started: they share its standard error,
+/// which ends with the last of them.
+async fn watch(
+    role: &'static str,
+    mut child: Child,
+    lines: mpsc::UnboundedSender<String>,
+    report: Arc<Report>,
+) -> usize {
+    let mut complaints = 0;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    // Nobody listens to the last lines of a process that is no longer wanted.
+    let says = each_line(stdout, |line| drop(lines.send(line)));
+    let complains = each_line(stderr, |line| {
+        complaints += 1;
+        report.event(format_args!("{role}: {line}"));
+    });
+    tokio::join!(says, complains);
+    match child.wait().await {
+        Ok(status) if status.success() => {}
+        Ok(status) => {
+            complaints += 1;
+            report.event(format_args!("{role}: {status}"));
+        }
+        Err(_) => complaints += 1,
+    }
+    complaints
+}
+
+async fn each_line(pipe: Option<impl AsyncRead + Unpin>, mut with: impl FnMut(String)) {
+    let Some(pipe) = pipe else { return };
+    let mut lines = BufReader::new(pipe).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        with(line);
+    }
+}
