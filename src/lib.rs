@@ -49,7 +49,8 @@
 //! A *key* names one backend. A *flight* is one launch in progress for a key; its *leader* launches, its *followers* wait for
 //! the *outcome*. An *attempt* is one charge against the key's *budget*: at most so many in a *window*. The *spawn lock* is the
 //! exclusive lock that the leader holds while it launches, and its *identity* says which file it is. A *permit* is the right
-//! to launch: the leader's seat, a charged attempt, and the held lock.
+//! to launch: the leader's seat, a charged attempt, and the held lock. The *ledger* is the small record in a lock file: the
+//! budget, the holder and the last outcome, shared by all processes.
 //!
 //! # Features and platforms
 //!

@@ -306,10 +306,10 @@ async fn reset_gives_one_key_its_budget_back() {
     fail(&gate, "key").await;
     fail(&gate, "other").await;
     refused(&gate).await;
-    gate.reset(&"key").await;
+    gate.reset(&"key").await.unwrap();
     assert_eq!(lead(&gate, "key").await.attempt_number(), 1);
     refusal(gate.acquire("other").await);
-    gate.reset(&"never seen").await;
+    gate.reset(&"never seen").await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -318,7 +318,7 @@ async fn reset_lets_a_flight_go_on_and_its_failure_does_not_count() {
     let permit = lead(&gate, "key").await;
     let mut follower = task::spawn(gate.acquire("key"));
     assert_pending!(follower.poll());
-    gate.reset(&"key").await;
+    gate.reset(&"key").await.unwrap();
     let snapshot = gate.snapshot("key").await;
     assert!(snapshot.flight.is_some());
     assert_eq!(snapshot.budget.attempts_used, 0);
@@ -338,7 +338,7 @@ async fn a_refund_after_a_reset_gives_nothing_back_twice() {
     let gate = gate(2);
     fail(&gate, "key").await;
     let permit = lead(&gate, "key").await;
-    gate.reset(&"key").await;
+    gate.reset(&"key").await.unwrap();
     permit.refund().await;
     fail(&gate, "key").await;
     assert_eq!(gate.snapshot("key").await.budget.attempts_used, 1);

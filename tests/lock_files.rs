@@ -7,10 +7,15 @@ use std::path::{Path, PathBuf};
 
 use hmac_sha256::Hash as Sha256;
 use spawn_gate::{
-    FileKind, FileSpawnLock, SpawnLease, SpawnLock, SpawnLockError, acquire_spawn_lock,
-    read_lock_holder,
+    FileKind, FileSpawnLock, Ledger, LockHolder, SpawnLease, SpawnLock, SpawnLockError,
+    acquire_spawn_lock, inspect_spawn_lock,
 };
 use tempfile::TempDir;
+
+/// Who holds the lock at `path`, if somebody does and is written there.
+fn read_lock_holder(path: impl AsRef<Path>) -> Result<Option<LockHolder>, SpawnLockError> {
+    Ok(inspect_spawn_lock(path)?.holder())
+}
 
 const KEY: &str = "indexer";
 
@@ -19,8 +24,15 @@ fn directory() -> TempDir {
 }
 
 /// The lock of [`KEY`], as a gate takes it.
+/// Takes the lock and writes into its ledger who holds it, as a gate does.
 async fn lease(locks: &FileSpawnLock) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
-    locks.try_acquire(&KEY).await
+    let mut lease = locks.try_acquire(&KEY).await?;
+    let (launch, pid) = (lease.fencing_token(), std::process::id());
+    let ledger: Ledger = format!("launch {launch}\nholder {pid} 1800000000.000\n")
+        .parse()
+        .unwrap();
+    lease.write_ledger(&ledger).await?;
+    Ok(lease)
 }
 
 /// Why the lock is refused.

@@ -17,10 +17,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use spawn_gate::{
-    Acquired, BackendLauncher, FileSpawnLock, How, LaunchPermit, LockHolder, SpawnGate, SpawnLease,
-    SpawnLock, SpawnLockError, acquire_spawn_lock, read_lock_holder,
+    Acquired, BackendLauncher, FileSpawnLock, How, LaunchPermit, Ledger, LockHolder, SpawnGate,
+    SpawnLease, SpawnLock, SpawnLockError, acquire_spawn_lock, inspect_spawn_lock,
 };
 use tempfile::TempDir;
+
+/// Who holds the lock at `path`, if somebody does and is written there.
+fn read_lock_holder(path: impl AsRef<Path>) -> Result<Option<LockHolder>, SpawnLockError> {
+    Ok(inspect_spawn_lock(path)?.holder())
+}
 
 const KEY: &str = "indexer";
 
@@ -59,10 +64,21 @@ fn told() -> Option<String> {
     (len > 0).then(|| line.trim_end().to_owned())
 }
 
+/// Takes the lock and writes into its ledger who holds it, as a gate does.
+async fn take(locks: &FileSpawnLock) -> Box<dyn SpawnLease> {
+    let mut lease = locks.try_acquire(&KEY).await.unwrap();
+    let (launch, pid) = (lease.fencing_token(), process::id());
+    let ledger: Ledger = format!("launch {launch}\nholder {pid} 1800000000.000\n")
+        .parse()
+        .unwrap();
+    lease.write_ledger(&ledger).await.unwrap();
+    lease
+}
+
 /// Holds the lock of [`KEY`] and says its launch number.
 fn hold(directory: &Path) {
     let locks = FileSpawnLock::new(directory).unwrap();
-    let mut held = Some(block_on(locks.try_acquire(&KEY)).unwrap());
+    let mut held = Some(block_on(take(&locks)));
     say(held.as_ref().unwrap().fencing_token());
     while let Some(order) = told() {
         match &*order {
@@ -188,8 +204,12 @@ impl SpawnLock<&'static str> for Telltale {
         outcome
     }
 
-    async fn holder(&self, key: &&'static str) -> Option<LockHolder> {
-        self.locks.holder(key).await
+    fn keeps_ledger(&self) -> bool {
+        SpawnLock::<&str>::keeps_ledger(&self.locks)
+    }
+
+    async fn peek(&self, key: &&'static str) -> Option<Ledger> {
+        self.locks.peek(key).await
     }
 }
 
@@ -315,9 +335,13 @@ fn a_process_that_is_killed_lets_go_of_its_lock() {
     let token: u64 = holder.says().parse().unwrap();
     holder.kill();
     drop(acquire_spawn_lock(&path).unwrap());
-    // It stays written until the next one comes; nothing rests on it.
-    let named = read_lock_holder(&path).unwrap().unwrap();
-    assert_eq!(named.pid, holder.pid());
+    // It stays written until the next one comes, but is not taken for a holder.
+    assert!(
+        fs::read_to_string(&path)
+            .unwrap()
+            .contains(&format!("holder {} ", holder.pid()))
+    );
+    assert_eq!(read_lock_holder(&path).unwrap(), None);
     assert!(fencing_token(&locks) > token);
     assert_eq!(read_lock_holder(&path).unwrap(), None);
 }

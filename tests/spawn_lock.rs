@@ -11,14 +11,19 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use spawn_gate::{
-    Acquired, BackendLauncher, FileSpawnLock, GateError, How, LaunchError, LaunchPermit,
+    Acquired, BackendLauncher, FileSpawnLock, GateError, How, LaunchError, LaunchPermit, Ledger,
     LockHolder, SpawnGate, SpawnLease, SpawnLock, SpawnLockError, Stage, TimeoutError,
-    acquire_spawn_lock, read_lock_holder,
+    acquire_spawn_lock, inspect_spawn_lock,
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_test::{assert_pending, assert_ready};
+
+/// Who holds the lock at `path`, if somebody does and is written there.
+fn read_lock_holder(path: impl AsRef<Path>) -> Result<Option<LockHolder>, SpawnLockError> {
+    Ok(inspect_spawn_lock(path)?.holder())
+}
 
 const KEY: &str = "indexer";
 
@@ -91,8 +96,12 @@ impl SpawnLock<&'static str> for Telltale {
         outcome
     }
 
-    async fn holder(&self, key: &&'static str) -> Option<LockHolder> {
-        self.locks.holder(key).await
+    fn keeps_ledger(&self) -> bool {
+        SpawnLock::<&str>::keeps_ledger(&self.locks)
+    }
+
+    async fn peek(&self, key: &&'static str) -> Option<Ledger> {
+        self.locks.peek(key).await
     }
 }
 
@@ -336,16 +345,29 @@ fn a_lock_is_released_also_while_a_forked_child_holds_its_descriptor() {
 
 // With a record: `FileSpawnLock`.
 
+/// Takes the lock and writes into its ledger who holds it, as a gate does.
+async fn take(locks: &FileSpawnLock) -> Box<dyn SpawnLease> {
+    let mut lease = locks.try_acquire(&KEY).await.unwrap();
+    let (launch, pid) = (lease.fencing_token(), std::process::id());
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap();
+    let (seconds, millis) = (since.as_secs(), since.subsec_millis());
+    let text = format!("launch {launch}\nholder {pid} {seconds}.{millis:03}\n");
+    lease.write_ledger(&text.parse().unwrap()).await.unwrap();
+    lease
+}
+
 #[tokio::test]
 async fn the_holder_is_named_while_it_holds_the_lock_and_not_after() {
     let (_directory, locks) = locks();
     let before = SystemTime::now() - Duration::from_millis(1);
-    let lease = locks.try_acquire(&KEY).await.unwrap();
+    let lease = take(&locks).await;
     let path = locks.path_of(&KEY);
     let holder = read_lock_holder(&path).unwrap().unwrap();
     assert_eq!((&holder.path, holder.pid), (&path, std::process::id()));
     assert!(before <= holder.since && holder.since <= SystemTime::now());
-    assert_eq!(locks.holder(&KEY).await, Some(holder));
+    assert_eq!(holder.path, path);
     drop(lease);
     assert_eq!(read_lock_holder(&path).unwrap(), None);
 }
@@ -503,8 +525,8 @@ async fn a_waiter_that_gives_up_names_the_lock_its_holder_and_since_when() {
     let gate: Gate = SpawnGate::builder(locks.clone())
         .lock_timeout(limit)
         .build();
-    let _held = locks.try_acquire(&KEY).await.unwrap();
-    let holder = locks.holder(&KEY).await;
+    let _held = take(&locks).await;
+    let holder = read_lock_holder(locks.path_of(&KEY)).unwrap();
     let began = Instant::now();
     let error = gate.acquire(KEY).await.unwrap_err();
     assert!(error.retry_helps());
@@ -536,7 +558,7 @@ async fn whom_a_flight_waits_for_can_be_seen_while_it_waits() {
     let (_directory, locks) = locks();
     let (lock, mut told) = telltale(&locks);
     let gate: Gate = SpawnGate::builder(lock).build();
-    let _held = locks.try_acquire(&KEY).await.unwrap();
+    let _held = take(&locks).await;
     let waiter = tokio::spawn({
         let gate = gate.clone();
         async move { gate.acquire(KEY).await.map(drop) }
@@ -546,7 +568,10 @@ async fn whom_a_flight_waits_for_can_be_seen_while_it_waits() {
     soon(told.recv()).await.unwrap();
     let flight = gate.snapshot(KEY).await.flight.unwrap();
     assert_eq!(flight.stage, Stage::Lock);
-    assert_eq!(flight.waiting_for, locks.holder(&KEY).await);
+    assert_eq!(
+        flight.waiting_for,
+        read_lock_holder(locks.path_of(&KEY)).unwrap()
+    );
     assert_eq!(flight.waiting_for.unwrap().pid, std::process::id());
     waiter.abort();
 }
@@ -567,10 +592,6 @@ impl SpawnLock<&'static str> for AlwaysHeld {
         Err(SpawnLockError::AlreadyLocked {
             path: PathBuf::from(KEY),
         })
-    }
-
-    async fn holder(&self, _key: &&'static str) -> Option<LockHolder> {
-        None
     }
 }
 
@@ -706,7 +727,8 @@ async fn a_lock_lost_while_the_launcher_runs_is_named_to_all_callers() {
         assert!(is_lost(&lost, &swapper.path), "{lost:?}");
     }
     assert_eq!(swapper.calls(), (1, 1));
-    assert_eq!(gate.snapshot(KEY).await.budget.attempts_used, 1);
+    // The count went with the file.
+    assert_eq!(gate.snapshot(KEY).await.budget.attempts_used, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -775,7 +797,7 @@ async fn the_lock_is_free_however_a_permit_ends() {
     let gate: Gate = SpawnGate::builder(locks.clone()).build();
     let path = locks.path_of(&KEY);
     for ending in 0..5 {
-        gate.reset(&KEY).await;
+        gate.reset(&KEY).await.unwrap();
         let permit = permit(&gate).await;
         assert!(acquire_spawn_lock(&path).is_err());
         match ending {

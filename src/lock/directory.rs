@@ -166,15 +166,16 @@ impl FileLease {
         } else {
             (LedgerReading::NotKept, 0)
         };
-        let last_launch = match &ledger {
-            LedgerReading::Found(ledger) => ledger.launch,
-            _ => 0,
+        let launch = match &ledger {
+            LedgerReading::Found(ledger) => launch_after(ledger.launch),
+            LedgerReading::Unreadable => launch_after(0),
+            LedgerReading::NotKept => unrecorded_launch(),
         };
         Ok(Self {
             guard: Arc::new(guard),
             ledger,
             sequence,
-            launch: next_launch(last_launch),
+            launch,
             filesystem,
         })
     }
@@ -197,17 +198,20 @@ async fn off_thread<V: Send + 'static>(
 
 /// The number of the launch after `last`: the wall clock's microseconds, so that it grows also when the lock file was deleted
 /// and the count with it; and above the last one, also when the clock was set back.
-fn next_launch(last: u64) -> u64 {
-    static NEWEST: AtomicU64 = AtomicU64::new(0);
+fn launch_after(last: u64) -> u64 {
     let micros = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |now| u64::try_from(now.as_micros()).unwrap_or(u64::MAX));
-    let floor = last.saturating_add(1).max(micros);
-    let before = NEWEST.fetch_max(floor, Ordering::Relaxed);
-    if before < floor {
-        return floor;
+    last.saturating_add(1).max(micros)
+}
+
+/// The number of a launch that is not recorded: it grows within this process, and with the wall clock beyond.
+fn unrecorded_launch() -> u64 {
+    static NEWEST: AtomicU64 = AtomicU64::new(0);
+    let now = launch_after(0);
+    if NEWEST.fetch_max(now, Ordering::Relaxed) < now {
+        return now;
     }
-    // Two launches in one microsecond, or a clock that was set back in this process.
     NEWEST.fetch_add(1, Ordering::Relaxed) + 1
 }
 

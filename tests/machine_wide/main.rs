@@ -165,6 +165,13 @@ fn a_stopped_holder_is_named_by_those_who_wait_and_they_go_on_when_it_does() {
 }
 
 fn is_alive(pid: u32) -> bool {
+    // One that has ended but was not waited for yet still has its number; `Z` follows its name in brackets.
+    if let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        return stat
+            .rsplit(") ")
+            .next()
+            .is_some_and(|state| !state.starts_with('Z'));
+    }
     test_kill_process(Pid::from_raw(pid as i32).unwrap()).is_ok()
 }
 

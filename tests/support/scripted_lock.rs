@@ -5,7 +5,7 @@ use std::future::Future;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use spawn_gate::{GateKey, InMemorySpawnLock, LockHolder, SpawnLease, SpawnLock, SpawnLockError};
+use spawn_gate::{GateKey, InMemorySpawnLock, SpawnLease, SpawnLock, SpawnLockError};
 
 use crate::support::Step;
 
@@ -62,10 +62,6 @@ impl<K: GateKey> SpawnLock<K> for ScriptedLock<K> {
             real: self.real.try_acquire(key).await?,
             verify: self.verify.clone(),
         }))
-    }
-
-    async fn holder(&self, key: &K) -> Option<LockHolder> {
-        self.real.holder(key).await
     }
 }
 
