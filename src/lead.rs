@@ -35,8 +35,11 @@ pub(crate) async fn lead<K: GateKey, T: Clone + Send + Sync + 'static>(
             let (key, kept) = (permit.key().clone(), value.clone());
             if permit.succeed(value).await.is_err() {
                 // However that goes, there is nobody to be told.
-                let discarded = async || Ok(launcher.discard(&key, kept).await);
-                let _ = bounded(limit, discarded).await;
+                let discard = async || {
+                    launcher.discard(&key, kept).await;
+                    Ok(())
+                };
+                let _ = bounded(limit, discard).await;
             }
         }
         Ok(Err(error)) => drop(permit.fail(error).await),
