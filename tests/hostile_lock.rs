@@ -1,0 +1,121 @@
+//! Spawn locks that panic or hang, and a runtime that shuts down: every caller hears it, once, and nothing spins or is stuck.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use spawn_gate::{
+    Acquired, BackendLauncher, BoxError, GateError, InMemorySpawnLock, LaunchError, LaunchPermit,
+    SpawnGate, SpawnLease, SpawnLock, SpawnLockError, async_trait,
+};
+
+/// What goes wrong with the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    PanicsAtTheTry,
+    /// Answers the first time, before the permit, and then no more.
+    HangsAtVerify,
+}
+
+#[derive(Debug)]
+struct HostileLock {
+    trouble: Trouble,
+    tries: Arc<AtomicU32>,
+}
+
+#[async_trait]
+impl SpawnLock<&'static str> for HostileLock {
+    async fn try_acquire(&self, _: &&'static str) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
+        self.tries.fetch_add(1, Ordering::SeqCst);
+        assert_ne!(self.trouble, Trouble::PanicsAtTheTry, "scripted");
+        Ok(Box::new(HostileLease(AtomicU32::new(0))))
+    }
+}
+
+#[derive(Debug)]
+struct HostileLease(AtomicU32);
+
+#[async_trait]
+impl SpawnLease for HostileLease {
+    fn fencing_token(&self) -> u64 {
+        1
+    }
+
+    async fn verify(&self) -> Result<(), SpawnLockError> {
+        if self.0.fetch_add(1, Ordering::SeqCst) > 0 {
+            pending::<()>().await;
+        }
+        Ok(())
+    }
+}
+
+struct Launcher;
+
+#[async_trait]
+impl BackendLauncher<&'static str, u32> for Launcher {
+    async fn discover(&self, _: &&'static str) -> Result<Option<u32>, BoxError> {
+        Ok(None)
+    }
+
+    async fn launch(&self, _: &LaunchPermit<&'static str, u32>) -> Result<u32, BoxError> {
+        Ok(7)
+    }
+}
+
+fn gate(trouble: Trouble) -> (SpawnGate<&'static str, u32>, Arc<AtomicU32>) {
+    let tries = Arc::<AtomicU32>::default();
+    let lock = HostileLock {
+        trouble,
+        tries: Arc::clone(&tries),
+    };
+    (SpawnGate::builder(lock).build(), tries)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_before_the_permit_is_heard_by_all_and_run_into_once() {
+    let (gate, tries) = gate(Trouble::PanicsAtTheTry);
+    let ask = || gate.launch("key", Launcher);
+    let (one, two, three) = tokio::join!(ask(), ask(), ask());
+    for heard in [one, two, three] {
+        let heard = heard.unwrap_err();
+        assert!(
+            matches!(heard, GateError::Launch(LaunchError::Panicked { .. })),
+            "{heard:?}"
+        );
+    }
+    assert_eq!(tries.load(Ordering::SeqCst), 1);
+    assert_eq!(gate.snapshot("key").await.budget.attempts_used, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_does_not_answer_ends_the_flight_as_lost() {
+    let (gate, _) = gate(Trouble::HangsAtVerify);
+    let Ok(Acquired::Led(permit)) = gate.acquire("key").await else {
+        panic!("nobody else launches");
+    };
+    let hour = Duration::from_secs(3600);
+    let settled = tokio::time::timeout(hour, permit.succeed(7)).await;
+    let error = settled.expect("it hangs").unwrap_err();
+    let GateError::Launch(LaunchError::LockLost { source, .. }) = error else {
+        panic!("{error:?}");
+    };
+    assert!(matches!(*source, SpawnLockError::Unresponsive { .. }));
+    assert!(gate.snapshot("key").await.flight.is_none());
+}
+
+#[test]
+fn a_launch_on_a_runtime_that_was_shut_down_is_refused_and_does_not_spin() {
+    let gate: SpawnGate<&str, u32> = SpawnGate::builder(InMemorySpawnLock::new()).build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let handle = runtime.handle().clone();
+    runtime.shutdown_timeout(Duration::from_secs(60));
+    let _context = handle.enter();
+    let mut request = tokio_test::task::spawn(gate.launch("key", Launcher));
+    let heard = tokio_test::assert_ready!(request.poll()).unwrap_err();
+    assert!(matches!(heard, GateError::ShutDown), "{heard:?}");
+}
