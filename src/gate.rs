@@ -14,7 +14,7 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::coordinator::SpawnBudgetSnapshot;
 use crate::error::{GateError, LockError, Stage, TimeoutError};
 use crate::flight::{Claim, Flight, Outcome};
-use crate::handover::off_caller;
+use crate::handover::{Earned, off_caller};
 use crate::held::Held;
 use crate::inner::{Inner, Part, Timeouts};
 use crate::key::{GateKey, key_label};
@@ -136,12 +136,15 @@ where
     pub async fn acquire(&self, key: K) -> Result<Acquired<K, T>, GateError> {
         let mut follow_until = None;
         loop {
+            let mut task_lost = false;
             let (flight, leads) = match self.inner.enter(&key, false).await? {
                 Part::Follow(flight) => (flight, false),
                 Part::Lead(flight) => {
                     let seat = self.seat(&key, Arc::clone(&flight));
-                    if let Some(permit) = off_caller(earn_permit(seat, None)).await {
-                        return Ok(Acquired::Led(permit));
+                    match off_caller(earn_permit(seat, None)).await {
+                        Earned::Permit(permit) => return Ok(Acquired::Led(permit)),
+                        Earned::Nothing => {}
+                        Earned::TaskLost => task_lost = true,
                     }
                     (flight, true)
                 }
@@ -151,7 +154,8 @@ where
                     return Ok(Acquired::Joined(value));
                 }
                 Outcome::Failed(error) => return Err(error),
-                // The permit was there, and this caller did not come for it in time.
+                Outcome::Vacated if task_lost => return Err(GateError::ShutDown),
+                // Another leader is gone; or the permit was there, and this caller did not come for it in time.
                 Outcome::Vacated => {}
             }
         }
@@ -220,7 +224,7 @@ where
     /// Cancel safe: it changes nothing.
     pub async fn snapshot(&self, key: K) -> KeySnapshot<K> {
         let inner = &*self.inner;
-        let ledger = inner.lock.peek(&key).await;
+        let ledger = inner.peek(&key).await;
         let now = Instant::now();
         let mut look = inner.table.lock().await.look(&key, now);
         if let Some(ledger) = ledger {

@@ -15,24 +15,40 @@ use crate::permit::LaunchPermit;
 /// A permit that its caller does not come for within this time is given back.
 const UNCLAIMED_FOR: Duration = Duration::from_secs(2);
 
+/// What became of a leader's way to its permit.
+pub(crate) enum Earned<K: GateKey, T> {
+    Permit(LaunchPermit<K, T>),
+    /// The flight has ended, and its outcome says why.
+    Nothing,
+    /// The task that was on the way is gone: its runtime was shut down, or it panicked.
+    TaskLost,
+}
+
 /// Where a permit lies until its caller takes it.
 struct Counter<K: GateKey, T> {
-    permit: Mutex<Option<LaunchPermit<K, T>>>,
+    earned: Mutex<Earned<K, T>>,
     is_done: Notify,
 }
 
 impl<K: GateKey, T> Counter<K, T> {
-    fn take(&self) -> Option<LaunchPermit<K, T>> {
-        let mut permit = self.permit.lock().unwrap_or_else(PoisonError::into_inner);
-        permit.take()
+    /// Takes what lies there and leaves `left`.
+    fn swap(&self, left: Earned<K, T>) -> Earned<K, T> {
+        let mut earned = self.earned.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *earned, left)
+    }
+}
+
+impl<K: GateKey, T> From<Option<LaunchPermit<K, T>>> for Earned<K, T> {
+    fn from(permit: Option<LaunchPermit<K, T>>) -> Self {
+        permit.map_or(Self::Nothing, Self::Permit)
     }
 }
 
 /// Awaits `earn_permit`. Unless it is ready at once, it runs in a task: if the caller is dropped it ends there, and if the
-/// caller does not poll for long, the permit is given back. Returns `None` if there is no permit; the flight has ended then.
+/// caller does not poll for long, the permit is given back.
 pub(crate) async fn off_caller<K, T>(
     earn_permit: impl Future<Output = Option<LaunchPermit<K, T>>> + Send + 'static,
-) -> Option<LaunchPermit<K, T>>
+) -> Earned<K, T>
 where
     K: GateKey,
     T: Send + Sync + 'static,
@@ -40,49 +56,48 @@ where
     let mut earn_permit = Box::pin(earn_permit);
     let at_once = poll_fn(|cx| Poll::Ready(earn_permit.as_mut().poll(cx)));
     if let Poll::Ready(permit) = at_once.await {
-        return permit;
+        return permit.into();
     }
     let counter = Arc::new(Counter {
-        permit: Mutex::new(None),
+        earned: Mutex::new(Earned::TaskLost),
         is_done: Notify::new(),
     });
     let (task_end, caller_end) = oneshot::channel::<()>();
-    tokio::spawn(serve(earn_permit, Arc::clone(&counter), task_end));
+    // Made here and not in the task: a runtime that shuts down drops a task which was never polled.
+    let counter_end = NotifyOnDrop(Arc::clone(&counter));
+    tokio::spawn(serve(earn_permit, counter_end, task_end));
     counter.is_done.notified().await;
-    let permit = counter.take();
+    let earned = counter.swap(Earned::Nothing);
     drop(caller_end);
-    permit
+    earned
 }
 
 async fn serve<K: GateKey, T>(
     mut earn_permit: Pin<Box<impl Future<Output = Option<LaunchPermit<K, T>>>>>,
-    counter: Arc<Counter<K, T>>,
+    counter_end: NotifyOnDrop<K, T>,
     mut caller: oneshot::Sender<()>,
 ) {
-    // Also when this task is dropped or panics: the flight has ended then, and the caller looks how.
-    let _told = NotifyOnDrop(&counter.is_done);
+    let counter = &counter_end.0;
     let earned = poll_fn(|cx| match caller.poll_closed(cx) {
         Poll::Ready(()) => Poll::Ready(None),
         Poll::Pending => earn_permit.as_mut().poll(cx),
     });
     let permit = earned.await;
-    *counter
-        .permit
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner) = permit;
+    counter.swap(permit.into());
     counter.is_done.notify_one();
     // Over when the caller has taken it, or is gone, or does not come.
     let _ = timeout(UNCLAIMED_FOR, caller.closed()).await;
-    let unclaimed = counter.take();
-    if let Some(permit) = unclaimed {
+    let unclaimed = counter.swap(Earned::Nothing);
+    if let Earned::Permit(permit) = unclaimed {
         permit.refund().await;
     }
 }
 
-struct NotifyOnDrop<'a>(&'a Notify);
+/// The task's end of the counter: the caller hears of it also when the task is dropped or panics.
+struct NotifyOnDrop<K: GateKey, T>(Arc<Counter<K, T>>);
 
-impl Drop for NotifyOnDrop<'_> {
+impl<K: GateKey, T> Drop for NotifyOnDrop<K, T> {
     fn drop(&mut self) {
-        self.0.notify_one();
+        self.0.is_done.notify_one();
     }
 }

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::budget::BudgetPolicy;
 use crate::clock::SharedClock;
 use crate::error::{BudgetExhausted, GateError};
 use crate::flight::Flight;
 use crate::key::{GateKey, key_label};
+use crate::ledger::Ledger;
 use crate::lock::SpawnLock;
 use crate::table::{Entered, Table};
 
@@ -33,6 +34,9 @@ pub(crate) struct Timeouts {
     pub(crate) drain: Duration,
 }
 
+/// How long a look into a ledger may take; it is worth no more waiting.
+const LONGEST_PEEK: Duration = Duration::from_secs(1);
+
 /// A caller's part in a flight.
 pub(crate) enum Part<T> {
     Follow(Arc<Flight<T>>),
@@ -53,6 +57,12 @@ impl<K: GateKey, T> Inner<K, T> {
             Entered::Refused(refusal) => Err(BudgetExhausted::new(key_label(key), refusal).into()),
             Entered::Closed => Err(GateError::Closed),
         }
+    }
+
+    /// Reads the ledger of `key` without its lock, if there is one and it answers.
+    pub(crate) async fn peek(&self, key: &K) -> Option<Ledger> {
+        let peeked = timeout(LONGEST_PEEK, self.lock.peek(key)).await;
+        peeked.ok().flatten()
     }
 
     /// Settles the ended flight of `key` now rather than at the next request or sweep, if nobody is at the table. Nothing

@@ -13,7 +13,7 @@ use crate::lock::{LockHolder, SpawnLease, SpawnLockError};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
-/// A waiter notices a release within this time. 40 tries a second cost a waiting key a few hundred system calls.
+/// A waiter tries again within this time, so it notices a release within about as long.
 const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 
 /// How many times in one flight the lock is taken anew after its file was deleted or replaced. Whoever does that once may
@@ -94,8 +94,7 @@ impl LockWait {
     /// Reads in the ledger who holds the lock and, the first time, which launch was the last to end before this wait.
     async fn peek<K: GateKey, T>(&mut self, inner: &Inner<K, T>, key: &K, path: PathBuf) {
         // Whatever there is to know, it is only for people and to save an attempt.
-        let peeked = timeout_at(Instant::now() + LONGEST_TRY, inner.lock.peek(key)).await;
-        let ledger = peeked.ok().flatten().unwrap_or_default();
+        let ledger = inner.peek(key).await.unwrap_or_default();
         self.holder = ledger.holder().map(|holder| LockHolder::new(path, holder));
         let last = ledger.last_outcome().map_or(0, |last| last.launch);
         // Without a holder in it, the ledger was settled already by the one who held the lock at this wait's first try.

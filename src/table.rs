@@ -11,7 +11,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::budget::{BudgetPolicy, BudgetRefusal, KeyBudget, Settlement, Usage};
-
 use crate::flight::{Claim, Flight, Settling};
 use crate::key::GateKey;
 use crate::sweep::{Sweep, retain_live};

@@ -104,6 +104,39 @@ async fn a_lock_that_does_not_answer_ends_the_flight_as_lost() {
     assert!(gate.snapshot("key").await.flight.is_none());
 }
 
+/// A lock whose holder never lets go and whose tries are not answered at once.
+#[derive(Debug)]
+struct SlowLock;
+
+#[async_trait]
+impl SpawnLock<&'static str> for SlowLock {
+    async fn try_acquire(&self, _: &&'static str) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
+        pending().await
+    }
+}
+
+#[test]
+fn a_request_for_a_permit_on_a_runtime_that_was_shut_down_is_refused_and_does_not_spin() {
+    let gate: SpawnGate<&str, u32> = SpawnGate::builder(SlowLock).build();
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let (first, other) = (runtime(), runtime());
+    let mut request = tokio_test::task::spawn(gate.acquire("key"));
+    {
+        let _context = first.enter();
+        assert!(request.poll().is_pending());
+    }
+    drop(first);
+    assert!(request.is_woken());
+    let _context = other.enter();
+    let heard = tokio_test::assert_ready!(request.poll()).unwrap_err();
+    assert!(matches!(heard, GateError::ShutDown), "{heard:?}");
+}
+
 #[test]
 fn a_launch_on_a_runtime_that_was_shut_down_is_refused_and_does_not_spin() {
     let gate: SpawnGate<&str, u32> = SpawnGate::builder(InMemorySpawnLock::new()).build();

@@ -96,6 +96,7 @@ async fn direct() -> Result<ExitCode, Error> {
     };
     if !play.is_finished() {
         play.abort();
+        // It was aborted; what counts is that it is gone.
         let _ = play.await;
     }
     let mut afterwards = vec![stage.settle().await, remove(directory)];

@@ -188,5 +188,6 @@ impl Report {
 /// Writes to standard output. If its reader has gone away, the run goes on, so that all is cleaned up in the end.
 fn print(text: impl Display) {
     let mut out = io::stdout().lock();
+    // A reader that has gone away (`| head`) is no reason to leave the scenes undone.
     let _ = write!(out, "{text}").and_then(|()| out.flush());
 }
