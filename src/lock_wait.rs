@@ -1,10 +1,10 @@
-//! Waiting for the spawn lock: try, pause on tokio's clock, try again, until a deadline. No thread is blocked meanwhile.
+//! Waiting for the spawn lock: try, wait until it may be free, try again, until a deadline. No thread is blocked meanwhile.
 
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::error::{GateError, LockError, Stage, TimeoutError};
 use crate::inner::Inner;
@@ -13,8 +13,11 @@ use crate::lock::{LockHolder, SpawnLease, SpawnLockError};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
-/// A waiter tries again within this time, so it notices a release within about as long.
+/// The longest pause between two tries at a lock that cannot tell when it is free.
 const LONGEST_PAUSE: Duration = Duration::from_millis(25);
+
+/// A waiter tries again within this time whatever the lock tells, and looks again who holds it.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// How many times in one flight the lock is taken anew after its file was deleted or replaced. Whoever does that once may
 /// be a cleaner; whoever does it all the time is not waited out.
@@ -22,9 +25,6 @@ const MAX_SWAPS: u32 = 5;
 
 /// How long a single try may overrun the deadline. One takes microseconds, unless the file system hangs.
 const LONGEST_TRY: Duration = Duration::from_secs(1);
-
-/// How often a waiter looks again who holds the lock.
-const TRIES_PER_PEEK: u32 = 40;
 
 /// The wait for one flight's spawn lock, with one deadline also when the lock has to be taken again.
 #[derive(Debug)]
@@ -62,18 +62,18 @@ impl LockWait {
         key: &K,
         note_holder: impl Fn(LockHolder),
     ) -> Result<Box<dyn SpawnLease>, GateError> {
-        let mut tries = 0;
         let mut pause = FIRST_PAUSE;
+        let mut peek_at = Instant::now();
         loop {
             let a_try = inner.lock.try_acquire(key);
             match timeout_at(self.deadline + LONGEST_TRY, a_try).await {
                 Ok(Ok(lease)) => return Ok(lease),
                 Ok(Err(SpawnLockError::AlreadyLocked { path })) => {
-                    if tries % TRIES_PER_PEEK == 0 {
+                    if Instant::now() >= peek_at {
                         self.peek(inner, key, path).await;
                         self.holder.iter().cloned().for_each(&note_holder);
+                        peek_at = Instant::now() + LONGEST_WAIT;
                     }
-                    tries += 1;
                 }
                 Ok(Err(error)) => {
                     if !self.may_retry_after(&error) {
@@ -85,8 +85,9 @@ impl LockWait {
             if Instant::now() >= self.deadline {
                 return Err(self.timed_out(inner, key));
             }
-            let until = Instant::now() + jittered(pause);
-            sleep_until(until.min(self.deadline)).await;
+            let until = (Instant::now() + LONGEST_WAIT).min(self.deadline);
+            // Over in any case: then it is time for another try.
+            let _ = timeout_at(until, inner.lock.released(key, jittered(pause))).await;
             pause = (2 * pause).min(LONGEST_PAUSE);
         }
     }

@@ -16,6 +16,8 @@ enum Trouble {
     PanicsAtTheTry,
     /// Answers the first time, before the permit, and then no more.
     HangsAtVerify,
+    /// Is held at the first try, and does not tell of its release.
+    NeverTellsOfItsRelease,
 }
 
 #[derive(Debug)]
@@ -27,9 +29,18 @@ struct HostileLock {
 #[async_trait]
 impl SpawnLock<&'static str> for HostileLock {
     async fn try_acquire(&self, _: &&'static str) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
-        self.tries.fetch_add(1, Ordering::SeqCst);
+        let tries = self.tries.fetch_add(1, Ordering::SeqCst) + 1;
         assert_ne!(self.trouble, Trouble::PanicsAtTheTry, "scripted");
+        if self.trouble == Trouble::NeverTellsOfItsRelease && tries == 1 {
+            return Err(SpawnLockError::AlreadyLocked {
+                path: "hostile".into(),
+            });
+        }
         Ok(Box::new(HostileLease(AtomicU32::new(0))))
+    }
+
+    async fn released(&self, _: &&'static str, _: Duration) {
+        pending().await
     }
 }
 
@@ -102,6 +113,16 @@ async fn a_lock_that_does_not_answer_ends_the_flight_as_lost() {
     };
     assert!(matches!(*source, SpawnLockError::Unresponsive { .. }));
     assert!(gate.snapshot("key").await.flight.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_does_not_tell_of_its_release_is_tried_again_after_a_second() {
+    let (gate, tries) = gate(Trouble::NeverTellsOfItsRelease);
+    let asked = tokio::time::Instant::now();
+    let acquired = gate.acquire("key").await;
+    assert!(matches!(acquired, Ok(Acquired::Led(_))), "{acquired:?}");
+    assert_eq!(tries.load(Ordering::SeqCst), 2);
+    assert_eq!(asked.elapsed(), Duration::from_secs(1));
 }
 
 /// A lock whose holder never lets go and whose tries are not answered at once.

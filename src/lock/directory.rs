@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 
 use super::error::SpawnLockError;
 use super::file::{Filesystem, SpawnLockGuard, acquire_with};
+use super::release::released;
 use super::{LedgerReading, SpawnLease, SpawnLock, record, sys};
 use crate::key::{GateKey, LockName};
 use crate::ledger::Ledger;
@@ -125,6 +127,14 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
             FileLease::take(path, filesystem, keeps_ledger)
         });
         Ok(Box::new(lease.await?))
+    }
+
+    async fn released(&self, key: &K, pause: Duration) {
+        match self.filesystem {
+            Filesystem::Local => released(&self.path_of(key), pause).await,
+            // Other machines' releases are not told here, and a probe could hang.
+            Filesystem::Any => sleep(pause).await,
+        }
     }
 
     fn keeps_ledger(&self) -> bool {

@@ -141,65 +141,41 @@ impl SpawnLockGuard {
 impl Drop for SpawnLockGuard {
     fn drop(&mut self) {
         if self.is_of_this_process() {
-            unlock(&self.file);
+            sys::unlock(&self.file);
         }
     }
 }
 
+/// Locks the file for this handle alone.
 fn lock(path: &Path, file: &File) -> Result<(), SpawnLockError> {
-    loop {
-        match try_lock(file) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(SpawnLockError::AlreadyLocked {
-                    path: path.to_path_buf(),
-                });
-            }
-            Err(source) if sys::is_unsupported(&source) => {
-                return Err(SpawnLockError::LocksUnsupported {
-                    path: path.to_path_buf(),
-                    source,
-                });
-            }
-            Err(source) => {
-                return Err(SpawnLockError::Lock {
-                    path: path.to_path_buf(),
-                    source,
-                });
-            }
-        }
-    }
+    let mut lock = fd_lock::RwLock::new(file);
+    // The lock belongs to the open file, not to this borrow of it: forgetting the borrow keeps it.
+    tried(path, || lock.try_write().map(std::mem::forget))
 }
 
-/// Whether somebody else holds the lock of this file. If nobody does, it is held for a moment.
+/// Whether somebody holds the lock of this file. If nobody does, it is shared for a moment with others who look.
 pub(super) fn is_locked(path: &Path, file: &File) -> Result<bool, SpawnLockError> {
-    match lock(path, file) {
-        Ok(()) => {
-            unlock(file);
-            Ok(false)
-        }
+    let lock = fd_lock::RwLock::new(file);
+    match tried(path, || lock.try_read().map(drop)) {
+        Ok(()) => Ok(false),
         Err(SpawnLockError::AlreadyLocked { .. }) => Ok(true),
         Err(error) => Err(error),
     }
 }
 
-fn try_lock(file: &File) -> io::Result<()> {
-    let mut lock = fd_lock::RwLock::new(file);
-    let guard = lock.try_write()?;
-    // The lock belongs to the open file, not to this borrow of it: forgetting the borrow keeps it.
-    std::mem::forget(guard);
-    Ok(())
-}
-
-/// Unlocks before the file is closed: a duplicate of the descriptor, which a child has between fork and exec, would keep
-/// the lock alive past the closing.
-///
-/// Locking again what is locked already succeeds on Unix, and dropping that second borrow unlocks. On Windows it fails, and
-/// closing the handle, which no child inherits, releases the lock.
-fn unlock(file: &File) {
-    let mut lock = fd_lock::RwLock::new(file);
-    drop(lock.try_write());
+fn tried(path: &Path, mut try_lock: impl FnMut() -> io::Result<()>) -> Result<(), SpawnLockError> {
+    loop {
+        let Err(source) = try_lock() else {
+            return Ok(());
+        };
+        let path = path.to_path_buf();
+        return Err(match source.kind() {
+            io::ErrorKind::Interrupted => continue,
+            io::ErrorKind::WouldBlock => SpawnLockError::AlreadyLocked { path },
+            _ if sys::is_unsupported(&source) => SpawnLockError::LocksUnsupported { path, source },
+            _ => SpawnLockError::Lock { path, source },
+        });
+    }
 }
 
 fn check_directory(path: &Path) -> Result<(), SpawnLockError> {
@@ -249,6 +225,20 @@ fn check_file(
         }
     }
     sys::identity(file, &metadata).map_err(identity_error)
+}
+
+/// Which file the handle is.
+pub(super) fn identity_of(
+    path: &Path,
+    file: &File,
+) -> Result<SpawnLockFileIdentity, SpawnLockError> {
+    let identity = file
+        .metadata()
+        .and_then(|metadata| sys::identity(file, &metadata));
+    identity.map_err(|source| SpawnLockError::Identity {
+        path: path.to_path_buf(),
+        source,
+    })
 }
 
 /// Names why the open failed: what stands at the path says more than the error number.

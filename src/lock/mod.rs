@@ -1,15 +1,19 @@
 //! The spawn lock: what a gate needs of one, and the two that come with the crate.
 //!
 //! `identity` and `error` stand alone; `unix` / `windows` hold the system calls; `file` is one lock on one path; `slots` is how
-//! a lock file holds its ledger, as bytes; `record` reads and writes that; `directory` is the [`SpawnLock`] over a directory of
+//! a lock file holds its ledger, as bytes; `record` reads and writes that; `release` waits for a holder to let go, on Linux
+//! with the help of `inotify`; `directory` is the [`SpawnLock`] over a directory of
 //! such files; `memory` the one without files.
 
 mod directory;
 mod error;
 mod file;
 mod identity;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod inotify;
 mod memory;
 mod record;
+mod release;
 mod slots;
 #[cfg(unix)]
 #[path = "unix.rs"]
@@ -21,7 +25,7 @@ mod sys;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 
@@ -52,6 +56,17 @@ pub trait SpawnLock<K>: fmt::Debug + Send + Sync + 'static {
     /// If the returned future is dropped, a lock that was taken, or is about to be, must be released by itself.
     async fn try_acquire(&self, key: &K) -> Result<Box<dyn SpawnLease>, SpawnLockError>;
 
+    /// Waits until the lock of `key`, which was found held, may be free; for `pause` if that cannot be told. Coming too early
+    /// costs a try, coming late costs time: the gate tries again every second in any case.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    async fn released(&self, key: &K, pause: Duration) {
+        let _ = key;
+        tokio::time::sleep(pause).await;
+    }
+
     /// Whether this lock keeps a [`Ledger`] for each key. If it does, the budget is counted there, for all processes that
     /// share the lock; if not, by each gate for itself.
     fn keeps_ledger(&self) -> bool {
@@ -69,6 +84,10 @@ pub trait SpawnLock<K>: fmt::Debug + Send + Sync + 'static {
 impl<K: Sync, L: SpawnLock<K> + ?Sized> SpawnLock<K> for Arc<L> {
     async fn try_acquire(&self, key: &K) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
         (**self).try_acquire(key).await
+    }
+
+    async fn released(&self, key: &K, pause: Duration) {
+        (**self).released(key, pause).await;
     }
 
     fn keeps_ledger(&self) -> bool {

@@ -76,7 +76,8 @@ pub(super) fn peek(path: &Path) -> Result<LedgerReading, SpawnLockError> {
     Ok(read(path, &open_to_read(path)?)?.0)
 }
 
-fn open_to_read(path: &Path) -> Result<File, SpawnLockError> {
+/// Opens a lock file that is there, to look at it.
+pub(super) fn open_to_read(path: &Path) -> Result<File, SpawnLockError> {
     let open_error = |source| super::file::open_error(path, source);
     let file = sys::open_for_reading(path).map_err(open_error)?;
     let metadata = file.metadata().map_err(open_error)?;

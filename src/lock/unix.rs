@@ -7,7 +7,7 @@ use std::os::unix::fs::{
 };
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use super::error::{FileKind, SpawnLockError, Unsafety};
@@ -36,6 +36,13 @@ pub(super) fn open_for_reading(path: &Path) -> io::Result<File> {
         .read(true)
         .custom_flags(SAFE_OPEN.bits() as i32)
         .open(path)
+}
+
+/// Unlocks before the file is closed: a duplicate of the descriptor, which a child has between fork and exec, would keep the
+/// lock alive past the closing.
+pub(super) fn unlock(file: &File) {
+    // If that fails, closing is what is left to do.
+    let _ = rustix::fs::flock(file, FlockOperation::Unlock);
 }
 
 pub(super) fn kind(metadata: &Metadata) -> Option<FileKind> {

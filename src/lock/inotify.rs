@@ -1,0 +1,156 @@
+//! Hearing from the kernel that a lock file was closed, deleted or replaced. Linux only.
+//!
+//! One thread serves all files that this process waits for. It is there only while somebody waits, and it sleeps until the
+//! kernel has something to tell. The set of files stands behind a mutex that is held for single steps.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use rustix::io::Errno;
+use tokio::sync::watch::{Receiver, Sender};
+
+/// A holder has its lock file open for writing, so the end of that is told, also when the process dies.
+const EVENTS: WatchFlags = WatchFlags::CLOSE_WRITE
+    .union(WatchFlags::ATTRIB)
+    .union(WatchFlags::DELETE_SELF)
+    .union(WatchFlags::MOVE_SELF)
+    .union(WatchFlags::DONT_FOLLOW);
+
+static WATCHER: Mutex<Option<Watcher>> = Mutex::new(None);
+
+struct Watcher {
+    inotify: Arc<OwnedFd>,
+    /// By the kernel's number for the file. Whoever waits for a file has a receiver.
+    files: HashMap<i32, Sender<()>>,
+}
+
+/// One file that somebody waits for.
+pub(super) struct FileWatch {
+    inotify: Arc<OwnedFd>,
+    number: i32,
+    changed: Receiver<()>,
+}
+
+fn watcher() -> MutexGuard<'static, Option<Watcher>> {
+    // Whole after each single step, whoever panicked.
+    WATCHER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl FileWatch {
+    /// Watches the file at `path` from now on. `None` if the kernel refuses (it has a limit for each user), or there is no
+    /// thread to be had.
+    pub(super) fn new(path: &Path) -> Option<Self> {
+        let mut watcher = watcher();
+        let inotify = match &*watcher {
+            Some(watcher) => Arc::clone(&watcher.inotify),
+            None => Arc::new(inotify::init(CreateFlags::CLOEXEC).ok()?),
+        };
+        let number = inotify::add_watch(&inotify, path, EVENTS).ok()?;
+        let files = match &mut *watcher {
+            Some(watcher) => &mut watcher.files,
+            none => &mut none.insert(Watcher::start(&inotify)?).files,
+        };
+        let file = files.entry(number).or_insert_with(|| Sender::new(()));
+        Some(Self {
+            changed: file.subscribe(),
+            inotify,
+            number,
+        })
+    }
+
+    /// Returns when something happened to the file since the last call. Dropping the future loses nothing.
+    pub(super) async fn changed(&mut self) {
+        if self.changed.changed().await.is_err() {
+            // The file is gone, which was told before, or the thread is.
+            std::future::pending().await
+        }
+    }
+}
+
+impl Drop for FileWatch {
+    fn drop(&mut self) {
+        let mut watcher = watcher();
+        let Some(watcher) = of_instance(&mut watcher, &self.inotify) else {
+            return;
+        };
+        // The kernel answers with `IGNORED`, which lets the thread see whether this was the last one.
+        if let Entry::Occupied(file) = watcher.files.entry(self.number) {
+            if file.get().receiver_count() == 1 {
+                file.remove();
+                let _ = inotify::remove_watch(&self.inotify, self.number);
+            }
+        }
+    }
+}
+
+impl Watcher {
+    fn start(inotify: &Arc<OwnedFd>) -> Option<Self> {
+        let served = Arc::clone(inotify);
+        thread::Builder::new()
+            .name("spawn-gate-wait".to_owned())
+            .stack_size(64 * 1024)
+            .spawn(move || serve(&served))
+            .ok()?;
+        Some(Self {
+            inotify: Arc::clone(inotify),
+            files: HashMap::new(),
+        })
+    }
+
+    fn hear(&mut self, number: i32, events: ReadFlags) {
+        if events.contains(ReadFlags::QUEUE_OVERFLOW) {
+            self.files.values().for_each(|file| file.send_replace(()));
+        } else if events.contains(ReadFlags::IGNORED) {
+            self.files.remove(&number);
+        } else if let Some(file) = self.files.get(&number) {
+            file.send_replace(());
+        }
+    }
+}
+
+/// The watcher, unless another one has taken its place.
+fn of_instance<'a>(
+    watcher: &'a mut Option<Watcher>,
+    inotify: &Arc<OwnedFd>,
+) -> Option<&'a mut Watcher> {
+    watcher
+        .as_mut()
+        .filter(|watcher| Arc::ptr_eq(&watcher.inotify, inotify))
+}
+
+/// Passes on what the kernel tells, until nobody waits any more.
+fn serve(inotify: &Arc<OwnedFd>) {
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut reader = Reader::new(&**inotify, &mut buffer);
+    loop {
+        let told = match reader.next() {
+            Ok(event) => Some((event.wd(), event.events())),
+            Err(Errno::INTR) => continue,
+            // It will tell nothing more: those who wait go on by themselves.
+            Err(_) => None,
+        };
+        let mut watcher = watcher();
+        let Some(current) = of_instance(&mut watcher, inotify) else {
+            return;
+        };
+        if let Some((number, events)) = told {
+            current.hear(number, events);
+        }
+        if told.is_none() || current.files.is_empty() {
+            *watcher = None;
+            return;
+        }
+    }
+}
+
+/// Whether the thread is there.
+#[cfg(test)]
+pub(super) fn is_running() -> bool {
+    watcher().is_some()
+}
