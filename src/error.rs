@@ -169,6 +169,15 @@ pub enum LaunchError {
     },
 }
 
+impl LaunchError {
+    pub(crate) fn task_panicked(key: Arc<str>) -> Self {
+        Self::Panicked {
+            key,
+            message: "the task that led the launch panicked".into(),
+        }
+    }
+}
+
 /// An error that several callers share. It reads as the error that the launcher returned, and dereferences to it.
 ///
 /// ```

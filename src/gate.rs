@@ -1,30 +1,26 @@
 //! The gate: what callers await.
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::{Instant, timeout_at};
 
-use crate::budget::{BudgetPolicy, SpawnBudgetConfig, WindowKind};
-use crate::clock::{SharedClock, SystemClock};
-use crate::coordinator::SpawnBudgetSnapshot;
-use crate::error::{GateError, LockError, Stage, TimeoutError};
-use crate::flight::{Claim, Flight, Outcome};
+use crate::error::{GateError, LaunchError, LockError, Stage, TimeoutError};
+use crate::flight::{Flight, Following, Outcome};
 use crate::handover::{Earned, off_caller};
+use crate::hashed::Hashed;
 use crate::held::Held;
-use crate::inner::{Inner, Part, Timeouts};
+use crate::inner::{Inner, Part};
 use crate::key::{GateKey, key_label};
 use crate::launcher::{BackendLauncher, How, Launched};
 use crate::lead::{earn_permit, lead};
-use crate::lock::{FileSpawnLock, LockHolder, SpawnLock, SpawnLockError};
+use crate::lock::{FileSpawnLock, SpawnLockError};
 use crate::lock_wait::LockWait;
 use crate::open_ledger;
 use crate::permit::{LaunchPermit, Seat};
-use crate::table::{Look, Table};
+use crate::snapshot::KeySnapshot;
 
 /// Starts each backend once, however many callers ask for it.
 ///
@@ -77,6 +73,14 @@ pub enum Acquired<K: GateKey, T> {
     Joined(T),
 }
 
+impl<K, T> SpawnGate<K, T> {
+    pub(crate) fn of(inner: Inner<K, T>) -> Self {
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+}
+
 impl<K, T> SpawnGate<K, T>
 where
     K: GateKey,
@@ -92,21 +96,6 @@ where
     /// [`SpawnLockError`] if the directory cannot serve.
     pub fn new(lock_directory: impl Into<PathBuf>) -> Result<Self, SpawnLockError> {
         Ok(Self::builder(FileSpawnLock::new(lock_directory)?).build())
-    }
-
-    /// Starts to build a gate that uses `lock`.
-    pub fn builder(lock: impl SpawnLock<K>) -> SpawnGateBuilder<K, T> {
-        SpawnGateBuilder {
-            yields: PhantomData,
-            lock: Arc::new(lock),
-            policy: BudgetPolicy::default(),
-            lock_timeout: None,
-            discover_timeout: Duration::from_secs(10),
-            launch_timeout: Duration::from_secs(120),
-            follow_timeout: None,
-            drain_timeout: None,
-            clock: Arc::new(SystemClock),
-        }
     }
 
     /// Asks for the right to launch the backend of `key`, or for what another caller's launch yields.
@@ -134,27 +123,29 @@ where
     ///
     /// Outside of a tokio runtime with time enabled.
     pub async fn acquire(&self, key: K) -> Result<Acquired<K, T>, GateError> {
+        let key = self.inner.hashed(key);
         let mut follow_until = None;
         loop {
-            let mut task_lost = false;
-            let (flight, leads) = match self.inner.enter(&key, false).await? {
-                Part::Follow(flight) => (flight, false),
-                Part::Lead(flight) => {
-                    let seat = self.seat(&key, Arc::clone(&flight));
-                    match off_caller(earn_permit(seat, None)).await {
+            let outcome = match self.inner.enter(&key, false).await? {
+                Part::Follow(flight, following) => {
+                    self.follow(&key, &flight, following, &mut follow_until)
+                        .await?
+                }
+                Part::Lead(shared_key, flight) => {
+                    let seat = self.seat(shared_key, Arc::clone(&flight));
+                    let earning = Box::pin(earn_permit(seat, None));
+                    match off_caller(earning, &flight).await {
                         Earned::Permit(permit) => return Ok(Acquired::Led(permit)),
-                        Earned::Nothing => {}
-                        Earned::TaskLost => task_lost = true,
+                        Earned::Ended(outcome) => outcome,
+                        Earned::TaskLost(why) => return Err(task_lost(&key, &flight, &why)),
                     }
-                    (flight, true)
                 }
             };
-            match self.follow(&key, &flight, leads, &mut follow_until).await? {
+            match outcome {
                 Outcome::Launched(value) | Outcome::Discovered(value) => {
                     return Ok(Acquired::Joined(value));
                 }
                 Outcome::Failed(error) => return Err(error),
-                Outcome::Vacated if task_lost => return Err(GateError::ShutDown),
                 // Another leader is gone; or the permit was there, and this caller did not come for it in time.
                 Outcome::Vacated => {}
             }
@@ -189,29 +180,30 @@ where
         key: K,
         launcher: impl BackendLauncher<K, T>,
     ) -> Result<Launched<T>, GateError> {
+        let key = self.inner.hashed(key);
         let mut follow_until = None;
-        let launcher: Arc<dyn BackendLauncher<K, T>> = Arc::new(launcher);
         loop {
-            let (flight, leads) = match self.inner.enter(&key, true).await? {
-                Part::Follow(flight) => (flight, false),
-                Part::Lead(flight) => {
-                    let seat = self.seat(&key, Arc::clone(&flight));
-                    tokio::spawn(lead(seat, Arc::clone(&launcher)));
-                    (flight, true)
+            let outcome = match self.inner.enter(&key, true).await? {
+                Part::Follow(flight, following) => {
+                    self.follow(&key, &flight, following, &mut follow_until)
+                        .await?
+                }
+                Part::Lead(shared_key, flight) => {
+                    let seat = self.seat(shared_key, Arc::clone(&flight));
+                    let leading = tokio::spawn(lead(seat, launcher));
+                    return self.led(&key, &flight, leading, follow_until).await;
                 }
             };
-            let (value, how) = match self.follow(&key, &flight, leads, &mut follow_until).await? {
-                Outcome::Launched(value) => (value, How::Led),
-                Outcome::Discovered(value) => (value, How::Discovered),
+            match outcome {
+                Outcome::Launched(value) | Outcome::Discovered(value) => {
+                    return Ok(Launched {
+                        value,
+                        how: How::Joined,
+                    });
+                }
                 Outcome::Failed(error) => return Err(error),
-                // Only a runtime that shuts down drops the leader's task.
-                Outcome::Vacated if leads => return Err(GateError::ShutDown),
-                Outcome::Vacated => continue,
-            };
-            return Ok(Launched {
-                value,
-                how: if leads { how } else { How::Joined },
-            });
+                Outcome::Vacated => {}
+            }
         }
     }
 
@@ -224,13 +216,14 @@ where
     /// Cancel safe: it changes nothing.
     pub async fn snapshot(&self, key: K) -> KeySnapshot<K> {
         let inner = &*self.inner;
-        let ledger = inner.peek(&key).await;
+        let key = inner.hashed(key);
+        let ledger = inner.peek(&key.key).await;
         let now = Instant::now();
-        let mut look = inner.table.lock().await.look(&key, now);
+        let mut look = inner.table(&key).await.look(&key, now);
         if let Some(ledger) = ledger {
             look.usage = open_ledger::usage(&ledger, &inner.policy, &*inner.clock);
         }
-        KeySnapshot::new(key, &look, now)
+        KeySnapshot::new(key.key, &look, now)
     }
 
     /// Returns a snapshot of every key that has an attempt charged or a flight in progress, in no particular order, as far as
@@ -240,13 +233,16 @@ where
     ///
     /// Cancel safe: it changes nothing.
     pub async fn snapshots(&self) -> Vec<KeySnapshot<K>> {
-        let mut table = self.inner.table.lock().await;
-        let now = Instant::now();
-        let all = table.look_at_all(now);
-        drop(table);
-        all.into_iter()
-            .map(|(key, look)| KeySnapshot::new(key, &look, now))
-            .collect()
+        let mut snapshots = Vec::new();
+        for table in &self.inner.tables {
+            let mut table = table.lock().await;
+            let now = Instant::now();
+            let looks = table.look_at_all(now);
+            drop(table);
+            let looks = looks.into_iter();
+            snapshots.extend(looks.map(|(key, look)| KeySnapshot::new(key, &look, now)));
+        }
+        snapshots
     }
 
     /// Forgets what `key` has used, for an operator who has mended the cause. A flight in progress goes on, and its failure
@@ -266,12 +262,13 @@ where
     /// Cancel safe: the ledger is reset as a whole or not at all.
     pub async fn reset(&self, key: &K) -> Result<(), GateError> {
         let inner = &*self.inner;
-        inner.table.lock().await.reset(key);
+        let key = &inner.hashed(key.clone());
+        inner.table(key).await.reset(key);
         if !inner.lock.keeps_ledger() {
             return Ok(());
         }
         let mut wait = LockWait::new(Instant::now() + inner.timeouts.lock);
-        let lease = wait.take(inner, key, |_| {}).await?;
+        let lease = wait.take(inner, &key.key, |_| {}).await?;
         let mut held = Held::new(lease, &inner.policy, &inner.clock);
         if let Some(ledger) = &mut held.ledger {
             ledger.reset();
@@ -279,8 +276,8 @@ where
         let written = held.write_ledger().await;
         drop(held);
         // What a flight that ended meanwhile brought along is outdated.
-        inner.table.lock().await.reset(key);
-        written.map_err(|error| LockError::new(key_label(key), error).into())
+        inner.table(key).await.reset(key);
+        written.map_err(|error| LockError::new(key_label(&key.key), error).into())
     }
 
     /// Closes the gate: every request from now on is refused, and this call waits for the flights in progress to end.
@@ -296,11 +293,17 @@ where
     ///
     /// Cancel safe: the gate stays closed, only the waiting ends.
     pub async fn close(&self) -> Result<(), TimeoutError> {
-        let flights = self.inner.table.lock().await.close();
+        let mut flights = Vec::new();
+        for table in &self.inner.tables {
+            flights.append(&mut table.lock().await.close());
+        }
         let limit = self.inner.timeouts.drain;
         let deadline = Instant::now() + limit;
         for flight in flights {
-            if flight.outcome(deadline).await.is_none() {
+            let Some(mut following) = flight.follow() else {
+                continue;
+            };
+            if following.outcome(deadline, false).await.is_none() {
                 return Err(TimeoutError {
                     key: None,
                     stage: Stage::Drain,
@@ -312,35 +315,71 @@ where
         Ok(())
     }
 
-    fn seat(&self, key: &K, flight: Arc<Flight<T>>) -> Seat<K, T> {
+    fn seat(&self, key: Arc<Hashed<K>>, flight: Arc<Flight<T>>) -> Seat<K, T> {
         Seat {
             inner: Arc::clone(&self.inner),
-            key: key.clone(),
+            key,
             flight,
         }
     }
 
-    /// Waits for a flight's outcome; `until` is set at the first wait of a request and holds for its further ones.
+    /// When a request that follows a flight from now on gives up; set at its first wait, and then the same for its further ones.
+    fn follow_until(&self, until: &mut Option<Instant>) -> Instant {
+        *until.get_or_insert_with(|| Instant::now() + self.inner.timeouts.follow)
+    }
+
+    /// Waits for a flight's outcome.
     async fn follow(
         &self,
-        key: &K,
-        flight: &Flight<T>,
-        leads: bool,
+        key: &Hashed<K>,
+        flight: &Arc<Flight<T>>,
+        mut following: Following<T>,
         until: &mut Option<Instant>,
     ) -> Result<Outcome<T>, GateError> {
-        let limit = self.inner.timeouts.follow;
-        let deadline = *until.get_or_insert_with(|| Instant::now() + limit);
-        match flight.outcome(deadline).await {
-            Some(Outcome::Failed(GateError::BudgetExhausted(mut refusal))) if !leads => {
+        let deadline = self.follow_until(until);
+        let long_at = flight.began + self.inner.timeouts.long;
+        let is_timed = long_at < deadline;
+        if is_timed {
+            flight.keep_time(long_at);
+        }
+        match following.outcome(deadline, is_timed).await {
+            Some(Outcome::Failed(GateError::BudgetExhausted(mut refusal))) => {
                 refusal.first = false;
                 Ok(Outcome::Failed(refusal.into()))
             }
             Some(Outcome::Vacated) if Instant::now() >= deadline => {
-                Err(self.timed_out(key, flight))
+                Err(self.timed_out(&key.key, flight))
             }
             Some(outcome) => Ok(outcome),
-            None => Err(self.timed_out(key, flight)),
+            None => Err(self.timed_out(&key.key, flight)),
         }
+    }
+
+    /// Waits for the outcome of the flight that this caller's request leads, in a task of its own.
+    async fn led(
+        &self,
+        key: &Hashed<K>,
+        flight: &Arc<Flight<T>>,
+        leading: JoinHandle<Outcome<T>>,
+        mut until: Option<Instant>,
+    ) -> Result<Launched<T>, GateError> {
+        let _waits = flight.count_asker();
+        let led = if self.inner.timeouts.is_follow_shorter || until.is_some() {
+            let deadline = self.follow_until(&mut until);
+            let led = timeout_at(deadline, leading).await;
+            led.map_err(|_| self.timed_out(&key.key, flight))?
+        } else {
+            leading.await
+        };
+        let (value, how) = match led {
+            Ok(Outcome::Launched(value)) => (value, How::Led),
+            Ok(Outcome::Discovered(value)) => (value, How::Discovered),
+            Ok(Outcome::Failed(error)) => return Err(error),
+            // Only a seat that was dropped, with its task, is vacated; then there is an error instead.
+            Ok(Outcome::Vacated) => return Err(GateError::ShutDown),
+            Err(why) => return Err(task_lost(key, flight, &why)),
+        };
+        Ok(Launched { value, how })
     }
 
     fn timed_out(&self, key: &K, flight: &Flight<T>) -> GateError {
@@ -370,184 +409,14 @@ impl<K, T> fmt::Debug for SpawnGate<K, T> {
     }
 }
 
-/// Builds a [`SpawnGate`]; made by [`SpawnGate::builder`].
-///
-/// # Examples
-///
-/// ```
-/// use std::time::Duration;
-/// use spawn_gate::{InMemorySpawnLock, SpawnBudgetConfig, SpawnGate};
-///
-/// let gate: SpawnGate<String, u16> = SpawnGate::builder(InMemorySpawnLock::new())
-///     .budget(SpawnBudgetConfig::new(5, Duration::from_secs(60)))
-///     .launch_timeout(Duration::from_secs(20))
-///     .build();
-/// ```
-#[must_use = "a builder does nothing until `build`"]
-pub struct SpawnGateBuilder<K, T> {
-    yields: PhantomData<fn() -> T>,
-    lock: Arc<dyn SpawnLock<K>>,
-    policy: BudgetPolicy,
-    lock_timeout: Option<Duration>,
-    discover_timeout: Duration,
-    launch_timeout: Duration,
-    follow_timeout: Option<Duration>,
-    drain_timeout: Option<Duration>,
-    clock: Arc<dyn SharedClock>,
-}
-
-impl<K, T> SpawnGateBuilder<K, T>
-where
-    K: GateKey,
-    T: Clone + Send + Sync + 'static,
-{
-    /// Sets how many attempts a key has, and in which time. 3 in 30 seconds unless set.
-    pub fn budget(mut self, config: SpawnBudgetConfig) -> Self {
-        self.policy.config = SpawnBudgetConfig::new(config.max_attempts, config.window);
-        self
-    }
-
-    /// Sets how attempts age out. [`WindowKind::Fixed`] unless set.
-    pub fn window_kind(mut self, kind: WindowKind) -> Self {
-        self.policy.kind = kind;
-        self
-    }
-
-    /// Lets a success reset the budget only after this time without another launch of the key, against a backend that
-    /// starts well and dies at once, again and again. Unless set, a success resets the budget at once.
-    ///
-    /// While a success is younger than that, [`SpawnGate::launch`] looks for its backend before it refuses a request for
-    /// want of attempts; [`SpawnGate::acquire`] cannot.
-    pub fn stable_after(mut self, stable_after: Duration) -> Self {
-        self.policy.stable_after = Some(stable_after);
-        self
-    }
-
-    /// Sets how long the leader waits for the spawn lock. Unless set: as long as another process may take to discover and
-    /// launch, and 10 seconds more. It is tried once in any case.
-    pub fn lock_timeout(mut self, limit: Duration) -> Self {
-        self.lock_timeout = Some(bounded(limit));
-        self
-    }
-
-    /// Sets how long [`BackendLauncher::discover`] may take. 10 seconds unless set.
-    pub fn discover_timeout(mut self, limit: Duration) -> Self {
-        self.discover_timeout = bounded(limit);
-        self
-    }
-
-    /// Sets how long [`BackendLauncher::launch`] may take. 120 seconds unless set.
-    ///
-    /// Choose it longer than the slowest start: what is given up as too slow may still come up, beside its successor.
-    pub fn launch_timeout(mut self, limit: Duration) -> Self {
-        self.launch_timeout = bounded(limit);
-        self
-    }
-
-    /// Sets how long a request waits for the outcome of a flight, its own of [`SpawnGate::launch`] included. Unless set: as long as all stages of a flight may take
-    /// together.
-    ///
-    /// The flight goes on when a follower gives up.
-    pub fn follow_timeout(mut self, limit: Duration) -> Self {
-        self.follow_timeout = Some(bounded(limit));
-        self
-    }
-
-    /// Sets how long [`SpawnGate::close`] waits. Unless set: as long as all stages of a flight may take together.
-    pub fn drain_timeout(mut self, limit: Duration) -> Self {
-        self.drain_timeout = Some(bounded(limit));
-        self
-    }
-
-    /// Sets the clock by which windows are measured in a ledger, for tests. [`SystemClock`](crate::SystemClock) unless set.
-    pub fn clock(mut self, clock: impl SharedClock) -> Self {
-        self.clock = Arc::new(clock);
-        self
-    }
-
-    /// Builds the gate.
-    pub fn build(self) -> SpawnGate<K, T> {
-        let launch = self.discover_timeout + self.launch_timeout + MARGIN;
-        let lock = self.lock_timeout.unwrap_or(launch);
-        let stages = lock + launch;
-        SpawnGate {
-            inner: Arc::new(Inner {
-                table: Mutex::new(Table::new(self.policy)),
-                lock: self.lock,
-                clock: self.clock,
-                policy: self.policy,
-                timeouts: Timeouts {
-                    lock,
-                    discover: self.discover_timeout,
-                    launch: self.launch_timeout,
-                    follow: self.follow_timeout.unwrap_or(stages),
-                    drain: self.drain_timeout.unwrap_or(stages),
-                },
-            }),
-        }
-    }
-}
-
-impl<K, T> fmt::Debug for SpawnGateBuilder<K, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SpawnGateBuilder")
-            .field("lock", &self.lock)
-            .field("policy", &self.policy)
-            .finish_non_exhaustive()
-    }
-}
-
-/// What the default of a wait for somebody else's stages has beyond these.
-const MARGIN: Duration = Duration::from_secs(10);
-
-/// Keeps sums of limits and clocks far from overflow: a year is as good as for ever.
-fn bounded(limit: Duration) -> Duration {
-    limit.min(Duration::from_secs(365 * 24 * 60 * 60))
-}
-
-/// A key's budget and flight, at one moment.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct KeySnapshot<K> {
-    /// The budget.
-    pub budget: SpawnBudgetSnapshot<K>,
-    /// The flight in progress.
-    pub flight: Option<FlightSnapshot>,
-}
-
-/// A flight in progress, at one moment.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct FlightSnapshot {
-    /// What it is doing: [`Stage::Lock`], [`Stage::Discover`] or [`Stage::Launch`].
-    pub stage: Stage,
-    /// How long it has been in progress.
-    pub age: Duration,
-    /// The attempt's place in its window, from 1; `None` if it may only look for a running backend.
-    pub attempt_number: Option<u32>,
-    /// Callers that wait for its outcome, the one that asked for the launch included.
-    pub waiting: usize,
-    /// Who holds the spawn lock, if it waits for that and the holder is known.
-    pub waiting_for: Option<LockHolder>,
-}
-
-impl<K> KeySnapshot<K> {
-    fn new<T>(key: K, look: &Look<T>, now: Instant) -> Self {
-        let mut budget = SpawnBudgetSnapshot::new(key, look.usage);
-        let flight = look.flight.as_ref().and_then(|flight| {
-            let (stage, waiting_for) = flight.progress()?;
-            Some(FlightSnapshot {
-                stage,
-                age: now.saturating_duration_since(flight.began),
-                attempt_number: match flight.claim {
-                    Claim::Launch(attempt) => Some(attempt.number),
-                    Claim::Look(_) => None,
-                },
-                waiting: flight.follower_count(),
-                waiting_for,
-            })
-        });
-        budget.in_flight = flight.is_some();
-        Self { budget, flight }
+/// What a request hears whose flight was led by a task that is gone.
+fn task_lost<K: GateKey, T>(key: &Hashed<K>, flight: &Flight<T>, why: &JoinError) -> GateError {
+    let label = || key_label(&key.key).into();
+    if why.is_panic() {
+        LaunchError::task_panicked(label()).into()
+    } else if flight.has_failed() {
+        LaunchError::Abandoned { key: label() }.into()
+    } else {
+        GateError::ShutDown
     }
 }

@@ -7,88 +7,112 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinError;
 use tokio::time::timeout;
 
+use crate::flight::{Flight, Outcome};
 use crate::key::GateKey;
 use crate::permit::LaunchPermit;
 
 /// A permit that its caller does not come for within this time is given back.
 const UNCLAIMED_FOR: Duration = Duration::from_secs(2);
 
+type Earning<K, T> = Result<LaunchPermit<K, T>, Outcome<T>>;
+
 /// What became of a leader's way to its permit.
 pub(crate) enum Earned<K: GateKey, T> {
     Permit(LaunchPermit<K, T>),
-    /// The flight has ended, and its outcome says why.
-    Nothing,
+    /// The flight has ended so.
+    Ended(Outcome<T>),
     /// The task that was on the way is gone: its runtime was shut down, or it panicked.
-    TaskLost,
+    TaskLost(JoinError),
 }
 
 /// Where a permit lies until its caller takes it.
 struct Counter<K: GateKey, T> {
-    earned: Mutex<Earned<K, T>>,
+    /// `None` before the task is done, and if it is lost.
+    earned: Mutex<Option<Earned<K, T>>>,
     is_done: Notify,
 }
 
 impl<K: GateKey, T> Counter<K, T> {
     /// Takes what lies there and leaves `left`.
-    fn swap(&self, left: Earned<K, T>) -> Earned<K, T> {
+    fn swap(&self, left: Earned<K, T>) -> Option<Earned<K, T>> {
         let mut earned = self.earned.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *earned, left)
+        earned.replace(left)
     }
 }
 
-impl<K: GateKey, T> From<Option<LaunchPermit<K, T>>> for Earned<K, T> {
-    fn from(permit: Option<LaunchPermit<K, T>>) -> Self {
-        permit.map_or(Self::Nothing, Self::Permit)
+impl<K: GateKey, T> From<Earning<K, T>> for Earned<K, T> {
+    fn from(earned: Earning<K, T>) -> Self {
+        match earned {
+            Ok(permit) => Self::Permit(permit),
+            Err(outcome) => Self::Ended(outcome),
+        }
     }
 }
 
-/// Awaits `earn_permit`. Unless it is ready at once, it runs in a task: if the caller is dropped it ends there, and if the
-/// caller does not poll for long, the permit is given back.
+/// Awaits `earn_permit`, the way to the permit of `flight`. Unless that is ready at once, it runs in a task: if the caller is
+/// dropped it ends there, and if the caller does not poll for long, the permit is given back.
 pub(crate) async fn off_caller<K, T>(
-    earn_permit: impl Future<Output = Option<LaunchPermit<K, T>>> + Send + 'static,
+    mut earn_permit: Pin<Box<impl Future<Output = Earning<K, T>> + Send + 'static>>,
+    flight: &Arc<Flight<T>>,
 ) -> Earned<K, T>
 where
     K: GateKey,
     T: Send + Sync + 'static,
 {
-    let mut earn_permit = Box::pin(earn_permit);
     let at_once = poll_fn(|cx| Poll::Ready(earn_permit.as_mut().poll(cx)));
     if let Poll::Ready(permit) = at_once.await {
         return permit.into();
     }
     let counter = Arc::new(Counter {
-        earned: Mutex::new(Earned::TaskLost),
+        earned: Mutex::new(None),
         is_done: Notify::new(),
     });
     let (task_end, caller_end) = oneshot::channel::<()>();
     // Made here and not in the task: a runtime that shuts down drops a task which was never polled.
     let counter_end = NotifyOnDrop(Arc::clone(&counter));
-    tokio::spawn(serve(earn_permit, counter_end, task_end));
+    let task = tokio::spawn(serve(
+        earn_permit,
+        Arc::clone(flight),
+        counter_end,
+        task_end,
+    ));
     counter.is_done.notified().await;
-    let earned = counter.swap(Earned::Nothing);
+    let earned = counter.swap(Earned::Ended(Outcome::Vacated));
     drop(caller_end);
-    earned
+    match earned {
+        Some(earned) => earned,
+        // It is being dropped at this moment.
+        None => match task.await {
+            Ok(()) => Earned::Ended(Outcome::Vacated),
+            Err(why) => Earned::TaskLost(why),
+        },
+    }
 }
 
 async fn serve<K: GateKey, T>(
-    mut earn_permit: Pin<Box<impl Future<Output = Option<LaunchPermit<K, T>>>>>,
+    mut earn_permit: Pin<Box<impl Future<Output = Earning<K, T>>>>,
+    flight: Arc<Flight<T>>,
     counter_end: NotifyOnDrop<K, T>,
     mut caller: oneshot::Sender<()>,
 ) {
     let counter = &counter_end.0;
-    let earned = poll_fn(|cx| match caller.poll_closed(cx) {
-        Poll::Ready(()) => Poll::Ready(None),
-        Poll::Pending => earn_permit.as_mut().poll(cx),
+    let earned = poll_fn(|cx| {
+        // With the lock comes what must not be left half-done: the ledger. That is soon over.
+        if caller.poll_closed(cx).is_ready() && !flight.has_lock() {
+            return Poll::Ready(Err(Outcome::Vacated));
+        }
+        earn_permit.as_mut().poll(cx)
     });
-    let permit = earned.await;
-    counter.swap(permit.into());
+    let earned = earned.await;
+    counter.swap(earned.into());
     counter.is_done.notify_one();
     // Over when the caller has taken it, or is gone, or does not come.
     let _ = timeout(UNCLAIMED_FOR, caller.closed()).await;
-    let unclaimed = counter.swap(Earned::Nothing);
-    if let Earned::Permit(permit) = unclaimed {
+    let unclaimed = counter.swap(Earned::Ended(Outcome::Vacated));
+    if let Some(Earned::Permit(permit)) = unclaimed {
         permit.refund().await;
     }
 }

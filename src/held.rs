@@ -4,7 +4,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 
 use crate::budget::{Attempt, BudgetPolicy, BudgetRefusal, Settlement};
@@ -101,39 +100,5 @@ pub(crate) async fn answered<V>(
         Err(_) => Err(SpawnLockError::Unresponsive {
             after: LONGEST_CALL,
         }),
-    }
-}
-
-/// Holds what was charged until there is a permit for it. Dropping it, because the leader was cancelled in between,
-/// gives the charge back in the background, and only then releases the lock.
-pub(crate) struct Unlaunched(Option<Held>);
-
-impl Unlaunched {
-    pub(crate) fn new(held: Held) -> Self {
-        Self(Some(held))
-    }
-
-    pub(crate) async fn write_ledger(&mut self) -> Result<(), SpawnLockError> {
-        match &mut self.0 {
-            Some(held) => held.write_ledger().await,
-            None => Ok(()),
-        }
-    }
-
-    pub(crate) fn into_held(mut self) -> Option<Held> {
-        self.0.take()
-    }
-}
-
-impl Drop for Unlaunched {
-    fn drop(&mut self) {
-        let Some(held) = self.0.take() else { return };
-        if held.ledger.is_none() {
-            return;
-        }
-        // Without a runtime the charge stays, as if the process had died here.
-        if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(async move { drop(held.leave(Settlement::Refund).await) });
-        }
     }
 }

@@ -1,28 +1,36 @@
 //! What all handles of a gate, its leaders and its permits share.
 
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, timeout};
 
 use crate::budget::BudgetPolicy;
 use crate::clock::SharedClock;
 use crate::error::{BudgetExhausted, GateError};
-use crate::flight::Flight;
-use crate::key::{GateKey, key_label};
+use crate::flight::{Flight, Following};
+use crate::hashed::Hashed;
+use crate::key::GateKey;
 use crate::ledger::Ledger;
 use crate::lock::SpawnLock;
 use crate::table::{Entered, Table};
 
 #[derive(Debug)]
 pub(crate) struct Inner<K, T> {
-    pub(crate) table: Mutex<Table<K, T>>,
+    /// Each key has its place in one of these tables, by its hash, so that requests for different keys seldom meet.
+    pub(crate) tables: [Mutex<Table<K, T>>; TABLES],
+    /// Seeded at random: whoever chooses the keys cannot choose where they come to lie.
+    hasher: RandomState,
     pub(crate) lock: Arc<dyn SpawnLock<K>>,
     pub(crate) clock: Arc<dyn SharedClock>,
     pub(crate) policy: BudgetPolicy,
     pub(crate) timeouts: Timeouts,
 }
+
+/// As many as it takes for a few dozen threads to be seldom in each other's way.
+const TABLES: usize = 16;
 
 /// How long each stage may take.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +39,10 @@ pub(crate) struct Timeouts {
     pub(crate) discover: Duration,
     pub(crate) launch: Duration,
     pub(crate) follow: Duration,
+    /// Whether a caller may give up on its own flight before that has to end by itself.
+    pub(crate) is_follow_shorter: bool,
+    /// A flight is long from this age on: then those who follow it set a timer.
+    pub(crate) long: Duration,
     pub(crate) drain: Duration,
 }
 
@@ -38,24 +50,74 @@ pub(crate) struct Timeouts {
 const LONGEST_PEEK: Duration = Duration::from_secs(1);
 
 /// A caller's part in a flight.
-pub(crate) enum Part<T> {
-    Follow(Arc<Flight<T>>),
-    Lead(Arc<Flight<T>>),
+pub(crate) enum Part<K, T> {
+    Follow(Arc<Flight<T>>, Following<T>),
+    Lead(Arc<Hashed<K>>, Arc<Flight<T>>),
 }
 
 impl<K: GateKey, T> Inner<K, T> {
+    pub(crate) fn new(
+        lock: Arc<dyn SpawnLock<K>>,
+        clock: Arc<dyn SharedClock>,
+        policy: BudgetPolicy,
+        timeouts: Timeouts,
+    ) -> Self {
+        Self {
+            tables: std::array::from_fn(|_| Mutex::new(Table::new(policy))),
+            hasher: RandomState::new(),
+            lock,
+            clock,
+            policy,
+            timeouts,
+        }
+    }
+
+    pub(crate) fn hashed(&self, key: K) -> Hashed<K> {
+        Hashed::new(key, &self.hasher)
+    }
+
+    fn table_of(&self, key: &Hashed<K>) -> &Mutex<Table<K, T>> {
+        &self.tables[key.shard(TABLES)]
+    }
+
+    pub(crate) async fn table(&self, key: &Hashed<K>) -> MutexGuard<'_, Table<K, T>> {
+        let table = self.table_of(key);
+        // Most of the time nobody is there, and trying is cheaper than queueing.
+        match table.try_lock() {
+            Ok(table) => table,
+            Err(_) => table.lock().await,
+        }
+    }
+
     /// Enters the gate: the caller gets its part, or is refused.
-    pub(crate) async fn enter(&self, key: &K, can_discover: bool) -> Result<Part<T>, GateError> {
-        let entered = {
-            let mut table = self.table.lock().await;
-            // Read under the mutex, so that the times in the table are in order.
-            table.enter(key, can_discover, Instant::now())
-        };
+    pub(crate) async fn enter(
+        &self,
+        key: &Hashed<K>,
+        can_discover: bool,
+    ) -> Result<Part<K, T>, GateError> {
+        let mut table = self.table(key).await;
+        // Read under the mutex, so that the times in the table are in order.
+        let now = Instant::now();
+        let is_sweep_due = table.forget_idle(now);
+        let entered = table.enter(key, can_discover, now);
+        drop(table);
+        if is_sweep_due {
+            self.forget_idle();
+        }
         match entered {
-            Entered::Follow(flight) => Ok(Part::Follow(flight)),
-            Entered::Lead(flight) => Ok(Part::Lead(flight)),
-            Entered::Refused(refusal) => Err(BudgetExhausted::new(key_label(key), refusal).into()),
+            Entered::Follow(flight, following) => Ok(Part::Follow(flight, following)),
+            Entered::Lead(key, flight) => Ok(Part::Lead(key, flight)),
+            Entered::Refused(key, refusal) => Err(BudgetExhausted::new(key, refusal).into()),
             Entered::Closed => Err(GateError::Closed),
+        }
+    }
+
+    /// Forgets the idle keys of all tables where nobody is and that is due: no request may ever come for some of them.
+    fn forget_idle(&self) {
+        for table in &self.tables {
+            if let Ok(mut table) = table.try_lock() {
+                table.forget_idle(Instant::now());
+            }
         }
     }
 
@@ -67,8 +129,8 @@ impl<K: GateKey, T> Inner<K, T> {
 
     /// Settles the ended flight of `key` now rather than at the next request or sweep, if nobody is at the table. Nothing
     /// depends on it but memory.
-    pub(crate) fn absorb(&self, key: &K) {
-        if let Ok(mut table) = self.table.try_lock() {
+    pub(crate) fn absorb(&self, key: &Hashed<K>) {
+        if let Ok(mut table) = self.table_of(key).try_lock() {
             table.absorb(key);
         }
     }

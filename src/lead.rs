@@ -1,10 +1,11 @@
 //! What a leader does: take the lock, read the ledger, look for a running backend, charge, launch, settle. Each step has its
 //! deadline, and whatever happens, also if a future here is dropped, the flight ends and says how.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::budget::{Attempt, Settlement};
 use crate::catch_panic::CatchPanic;
@@ -12,55 +13,81 @@ use crate::error::{
     BudgetExhausted, GateError, LaunchError, LockError, SharedError, Stage, TimeoutError,
 };
 use crate::flight::{Outcome, Settling};
-use crate::held::{Held, Unlaunched};
-use crate::key::GateKey;
+use crate::held::Held;
+use crate::key::{GateKey, key_label};
 use crate::launcher::{BackendLauncher, BoxError};
 use crate::lock::SpawnLockError;
 use crate::lock_wait::LockWait;
 use crate::permit::{LaunchPermit, Seat};
 
-/// Runs a flight to its end.
-pub(crate) async fn lead<K: GateKey, T: Clone + Send + Sync + 'static>(
-    seat: Seat<K, T>,
-    launcher: Arc<dyn BackendLauncher<K, T>>,
-) {
-    let limit = seat.inner.timeouts.launch;
-    let label = seat.label();
-    let Some(permit) = earn_permit(seat, Some(&*launcher)).await else {
-        return;
-    };
-    // How all hear of it is decided by the permit; nobody is left to be told here.
-    match bounded(limit, async || launcher.launch(&permit).await).await {
-        Ok(Ok(value)) => {
-            let (key, kept) = (permit.key().clone(), value.clone());
-            if permit.succeed(value).await.is_err() {
-                // However that goes, there is nobody to be told.
-                let discard = async || {
-                    launcher.discard(&key, kept).await;
-                    Ok(())
-                };
-                let _ = bounded(limit, discard).await;
-            }
-        }
-        Ok(Err(error)) => drop(permit.fail(error).await),
-        Err(broken) => {
-            let error = broken.into_error(label, Stage::Launch, limit);
-            let message = error.to_string();
-            permit.end_failed(error, message).await;
+/// Runs a flight to its end, and returns that. It keeps the time for the flight's followers.
+pub(crate) async fn lead<K, T, L>(seat: Seat<K, T>, launcher: L) -> Outcome<T>
+where
+    K: GateKey,
+    T: Clone + Send + Sync + 'static,
+    L: BackendLauncher<K, T>,
+{
+    let flight = Arc::clone(&seat.flight);
+    let long_at = flight.began + seat.inner.timeouts.long;
+    let mut leading = pin!(lead_to_end(seat, launcher));
+    match timeout_at(long_at, &mut leading).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            flight.tell_long();
+            leading.await
         }
     }
 }
 
-/// Turns a seat into a permit. If there is none to be had, or none is needed, the flight has ended when this returns, and its
+async fn lead_to_end<K, T, L>(seat: Seat<K, T>, launcher: L) -> Outcome<T>
+where
+    K: GateKey,
+    T: Clone + Send + Sync + 'static,
+    L: BackendLauncher<K, T>,
+{
+    let limit = seat.inner.timeouts.launch;
+    let permit = match earn_permit(seat, Some(&launcher)).await {
+        Ok(permit) => permit,
+        Err(outcome) => return outcome,
+    };
+    match bounded(limit, async || launcher.launch(&permit).await).await {
+        Ok(Ok(value)) => {
+            let (key, kept) = (permit.key().clone(), value.clone());
+            match permit.succeed(value).await {
+                Ok(()) => Outcome::Launched(kept),
+                Err(error) => {
+                    // Apart, since all can be told meanwhile. However it goes, there is nobody to be told.
+                    tokio::spawn(async move {
+                        let discard = async || {
+                            launcher.discard(&key, kept).await;
+                            Ok(())
+                        };
+                        let _ = bounded(limit, discard).await;
+                    });
+                    Outcome::Failed(error)
+                }
+            }
+        }
+        Ok(Err(error)) => Outcome::Failed(permit.fail(error).await),
+        Err(broken) => {
+            let label = key_label(permit.key()).into();
+            let error = broken.into_error(label, Stage::Launch, limit);
+            permit.end_failed(error.clone(), error.to_string()).await;
+            Outcome::Failed(error)
+        }
+    }
+}
+
+/// Turns a seat into a permit. If there is none to be had, or none is needed, the flight has ended when this returns, and the
 /// outcome says why. Without a launcher it is not known whether a backend runs.
-pub(crate) async fn earn_permit<K: GateKey, T: 'static>(
+pub(crate) async fn earn_permit<K: GateKey, T: Clone + 'static>(
     seat: Seat<K, T>,
     launcher: Option<&dyn BackendLauncher<K, T>>,
-) -> Option<LaunchPermit<K, T>> {
+) -> Result<LaunchPermit<K, T>, Outcome<T>> {
     match prepare(&seat, launcher).await {
-        Ok((unlaunched, attempt)) => {
+        Ok((held, attempt)) => {
             seat.flight.advance(Stage::Launch);
-            Some(LaunchPermit::new(seat, unlaunched.into_held()?, attempt))
+            Ok(LaunchPermit::new(seat, held, attempt))
         }
         Err((ending, held)) => {
             let settlement = ending.settlement();
@@ -68,8 +95,9 @@ pub(crate) async fn earn_permit<K: GateKey, T: 'static>(
                 Some(held) => held.leave(settlement).await,
                 None => Settling::now(settlement),
             };
-            seat.end(ending.into_outcome(), settling);
-            None
+            let outcome = ending.into_outcome();
+            seat.end(outcome.clone(), settling);
+            Err(outcome)
         }
     }
 }
@@ -104,20 +132,23 @@ impl<T> Ending<T> {
 async fn prepare<K: GateKey, T: 'static>(
     seat: &Seat<K, T>,
     launcher: Option<&dyn BackendLauncher<K, T>>,
-) -> Result<(Unlaunched, Attempt), (Ending<T>, Option<Held>)> {
+) -> Result<(Held, Attempt), (Ending<T>, Option<Held>)> {
     let inner = &*seat.inner;
     let mut wait = LockWait::new(Instant::now() + inner.timeouts.lock);
     let (mut held, attempt) = loop {
         seat.flight.advance(Stage::Lock);
         let taken = wait
-            .take(inner, &seat.key, |holder| seat.flight.note_holder(holder))
+            .take(inner, &seat.key.key, |holder| {
+                seat.flight.note_holder(holder)
+            })
             .await;
         let mut held = match taken {
             Ok(lease) => Held::new(lease, &inner.policy, &inner.clock),
             Err(error) => return Err((Ending::Failed(error), None)),
         };
+        seat.flight.note_lock_held();
         match prepare_held(seat, launcher, &wait, &mut held).await {
-            Ok(attempt) => break (Unlaunched::new(held), attempt),
+            Ok(attempt) => break (held, attempt),
             Err(Stop::LockLost(error)) if wait.may_retry_after(&error) => {}
             Err(Stop::LockLost(error)) => return Err((lock_failed(seat, error), Some(held))),
             Err(Stop::Ending(ending)) => return Err((ending, Some(held))),
@@ -125,7 +156,7 @@ async fn prepare<K: GateKey, T: 'static>(
     };
     match held.write_ledger().await {
         Ok(()) => Ok((held, attempt)),
-        Err(error) => Err((lock_failed(seat, error), held.into_held())),
+        Err(error) => Err((lock_failed(seat, error), Some(held))),
     }
 }
 
@@ -188,7 +219,7 @@ async fn discover<K: GateKey, T: 'static>(
 ) -> Result<Option<T>, GateError> {
     seat.flight.advance(Stage::Discover);
     let limit = seat.inner.timeouts.discover;
-    match bounded(limit, async || launcher.discover(&seat.key).await).await {
+    match bounded(limit, async || launcher.discover(&seat.key.key).await).await {
         Ok(Ok(found)) => Ok(found),
         Ok(Err(error)) => Err(LaunchError::Discover {
             key: seat.label(),

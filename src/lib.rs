@@ -58,6 +58,7 @@
 //! been run. The gate needs a tokio runtime with time enabled.
 
 mod budget;
+mod builder;
 mod catch_panic;
 mod clock;
 mod coordinator;
@@ -65,6 +66,7 @@ mod error;
 mod flight;
 mod gate;
 mod handover;
+mod hashed;
 mod held;
 mod inner;
 mod key;
@@ -75,12 +77,14 @@ mod lock;
 mod lock_wait;
 mod open_ledger;
 mod permit;
+mod snapshot;
 mod sweep;
 mod table;
 
 pub use crate::budget::{
     DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW, DEFAULT_SPAWN_BUDGET_WINDOW, SpawnBudgetConfig, WindowKind,
 };
+pub use crate::builder::SpawnGateBuilder;
 pub use crate::clock::{BootReading, ClockReading, SharedClock, SystemClock};
 pub use crate::coordinator::{
     AttemptId, SpawnBeginError, SpawnBudgetSnapshot, SpawnCoordinator, SpawnOutcome, SpawnPermit,
@@ -88,7 +92,7 @@ pub use crate::coordinator::{
 pub use crate::error::{
     BudgetExhausted, GateError, LaunchError, LockError, SharedError, Stage, TimeoutError,
 };
-pub use crate::gate::{Acquired, FlightSnapshot, KeySnapshot, SpawnGate, SpawnGateBuilder};
+pub use crate::gate::{Acquired, SpawnGate};
 pub use crate::key::{BackendKey, BrokerInstanceKey, GateKey, LockName};
 pub use crate::launcher::{BackendLauncher, BoxError, How, Launched};
 
@@ -102,6 +106,7 @@ pub use crate::lock::{
     inspect_spawn_lock,
 };
 pub use crate::permit::LaunchPermit;
+pub use crate::snapshot::{FlightSnapshot, KeySnapshot};
 
 /// Compiles the README's example.
 #[cfg(doctest)]

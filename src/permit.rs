@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::budget::{Attempt, Settlement};
 use crate::error::{GateError, LaunchError, SharedError, Stage};
 use crate::flight::{Flight, Outcome, Settling};
+use crate::hashed::Hashed;
 use crate::held::Held;
 use crate::inner::Inner;
 use crate::key::{GateKey, key_label};
@@ -15,7 +16,7 @@ use crate::lock::SpawnLockError;
 /// The leader's seat: dropping it before the flight has ended abandons the flight.
 pub(crate) struct Seat<K: GateKey, T> {
     pub(crate) inner: Arc<Inner<K, T>>,
-    pub(crate) key: K,
+    pub(crate) key: Arc<Hashed<K>>,
     pub(crate) flight: Arc<Flight<T>>,
 }
 
@@ -27,7 +28,7 @@ impl<K: GateKey, T> Seat<K, T> {
     }
 
     pub(crate) fn label(&self) -> Arc<str> {
-        key_label(&self.key).into()
+        key_label(&self.key.key).into()
     }
 }
 
@@ -45,8 +46,7 @@ impl<K: GateKey, T> Drop for Seat<K, T> {
             };
             let outcome = if std::thread::panicking() {
                 // Heard by all, so that they do not run into the same panic in turn.
-                let message = "the task that led the launch panicked".into();
-                Outcome::Failed(LaunchError::Panicked { key, message }.into())
+                Outcome::Failed(LaunchError::task_panicked(key).into())
             } else if stage == Stage::Launch {
                 Outcome::Failed(LaunchError::Abandoned { key }.into())
             } else {
@@ -88,7 +88,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
 
     /// Returns the key.
     pub fn key(&self) -> &K {
-        &self.seat.key
+        &self.seat.key.key
     }
 
     /// Returns the attempt's place in its window, from 1.

@@ -1,4 +1,4 @@
-//! The table of keys behind the gate's mutex, and the one transition that a request makes in it.
+//! The table of keys behind one of the gate's mutexes, and the one transition that a request makes in it.
 //!
 //! A slot holds a key's budget and its flight, if one was begun. Invariants: a flight that has ended counts as no flight;
 //! its settlement is applied to the budget, once, by whoever finds it (`Slot::absorb`), so ending a flight needs no mutex;
@@ -11,8 +11,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::budget::{BudgetPolicy, BudgetRefusal, KeyBudget, Settlement, Usage};
-use crate::flight::{Claim, Flight, Settling};
-use crate::key::GateKey;
+use crate::flight::{Claim, Flight, Following, Settling};
+use crate::hashed::{BuildPassOn, Hashed};
+use crate::key::{GateKey, key_label};
 use crate::sweep::{Sweep, retain_live};
 
 /// How long a refusal by the ledger stands before a request looks at the ledger again. So an operator's reset from another
@@ -21,7 +22,7 @@ const LEDGER_SEEN_FOR: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) struct Table<K, T> {
-    slots: HashMap<K, Slot<T>>,
+    slots: HashMap<Arc<Hashed<K>>, Slot<K, T>, BuildPassOn>,
     policy: BudgetPolicy,
     last_attempt: u64,
     sweep: Sweep,
@@ -29,22 +30,25 @@ pub(crate) struct Table<K, T> {
 }
 
 #[derive(Debug)]
-struct Slot<T> {
+struct Slot<K, T> {
+    key: Arc<Hashed<K>>,
     budget: KeyBudget,
     flight: Option<Arc<Flight<T>>>,
     /// When the budget was last taken from the ledger, where the lock keeps one.
     ledger_seen: Option<Instant>,
+    /// The key as it is named in refusals, of which there can be many.
+    label: Option<Arc<str>>,
 }
 
 /// What a request is to do.
 #[derive(Debug)]
-pub(crate) enum Entered<T> {
+pub(crate) enum Entered<K, T> {
     /// Wait for this flight's outcome.
-    Follow(Arc<Flight<T>>),
+    Follow(Arc<Flight<T>>, Following<T>),
     /// Lead this flight, which was just begun.
-    Lead(Arc<Flight<T>>),
-    /// Be refused: no attempt is left.
-    Refused(BudgetRefusal),
+    Lead(Arc<Hashed<K>>, Arc<Flight<T>>),
+    /// Be refused: no attempt is left. The key is named as in messages.
+    Refused(Arc<str>, BudgetRefusal),
     /// Be refused: the gate is closed.
     Closed,
 }
@@ -59,7 +63,7 @@ pub(crate) struct Look<T> {
 impl<K: GateKey, T> Table<K, T> {
     pub(crate) fn new(policy: BudgetPolicy) -> Self {
         Self {
-            slots: HashMap::new(),
+            slots: HashMap::default(),
             policy,
             last_attempt: 0,
             sweep: Sweep::default(),
@@ -69,31 +73,29 @@ impl<K: GateKey, T> Table<K, T> {
 
     /// The one transition: follow a live flight, or charge the budget and lead, or be refused. `can_discover`: if this request
     /// leads, it can look for a running backend.
-    pub(crate) fn enter(&mut self, key: &K, can_discover: bool, now: Instant) -> Entered<T> {
+    pub(crate) fn enter(
+        &mut self,
+        key: &Hashed<K>,
+        can_discover: bool,
+        now: Instant,
+    ) -> Entered<K, T> {
         if self.closed {
             return Entered::Closed;
         }
-        self.forget_idle(now);
-        let id = self.last_attempt + 1;
-        let entered = match self.slots.get_mut(key) {
-            Some(slot) => slot.enter(&self.policy, id, can_discover, now),
+        self.last_attempt += 1;
+        let slot = match self.slots.get_mut(key) {
+            Some(slot) => slot,
             None => {
-                let mut slot = Slot {
-                    budget: KeyBudget::default(),
-                    flight: None,
-                    ledger_seen: None,
-                };
-                let entered = slot.enter(&self.policy, id, can_discover, now);
-                self.slots.insert(key.clone(), slot);
-                entered
+                let key = Arc::new(key.clone());
+                let slot = Slot::new(Arc::clone(&key));
+                self.slots.entry(key).or_insert(slot)
             }
         };
-        self.last_attempt = id;
-        entered
+        slot.enter(&self.policy, self.last_attempt, can_discover, now)
     }
 
     /// Applies the ended flight of `key`, if there is one, and forgets the key if nothing is left to remember.
-    pub(crate) fn absorb(&mut self, key: &K) {
+    pub(crate) fn absorb(&mut self, key: &Hashed<K>) {
         if let Some(slot) = self.slots.get_mut(key) {
             slot.absorb(&self.policy);
             if slot.is_blank() {
@@ -103,7 +105,7 @@ impl<K: GateKey, T> Table<K, T> {
     }
 
     /// Forgets what `key` has used; a flight in progress goes on.
-    pub(crate) fn reset(&mut self, key: &K) {
+    pub(crate) fn reset(&mut self, key: &Hashed<K>) {
         if let Some(slot) = self.slots.get_mut(key) {
             slot.absorb(&self.policy);
             slot.budget.reset();
@@ -114,7 +116,7 @@ impl<K: GateKey, T> Table<K, T> {
     }
 
     /// The usage of `key` and its live flight.
-    pub(crate) fn look(&mut self, key: &K, now: Instant) -> Look<T> {
+    pub(crate) fn look(&mut self, key: &Hashed<K>, now: Instant) -> Look<T> {
         self.absorb(key);
         match self.slots.get(key) {
             Some(slot) => slot.look(&self.policy, now),
@@ -131,7 +133,7 @@ impl<K: GateKey, T> Table<K, T> {
         retain_live(&mut self.slots, |slot| slot.is_live(&policy, now));
         self.slots
             .iter()
-            .map(|(key, slot)| (key.clone(), slot.look(&policy, now)))
+            .map(|(key, slot)| (key.key.clone(), slot.look(&policy, now)))
             .collect()
     }
 
@@ -144,25 +146,40 @@ impl<K: GateKey, T> Table<K, T> {
             .collect()
     }
 
-    fn forget_idle(&mut self, now: Instant) {
+    /// Forgets the keys that are idle, if that is due. Returns whether it was.
+    pub(crate) fn forget_idle(&mut self, now: Instant) -> bool {
         let policy = self.policy;
-        if self.sweep.is_due(policy.config.window, now.into_std()) {
+        let is_due = self.sweep.is_due(policy.config.window, now.into_std());
+        if is_due {
             retain_live(&mut self.slots, |slot| slot.is_live(&policy, now));
         }
+        is_due
     }
 }
 
-impl<T> Slot<T> {
+impl<K: GateKey, T> Slot<K, T> {
+    fn new(key: Arc<Hashed<K>>) -> Self {
+        Self {
+            key,
+            budget: KeyBudget::default(),
+            flight: None,
+            ledger_seen: None,
+            label: None,
+        }
+    }
+
     fn enter(
         &mut self,
         policy: &BudgetPolicy,
         id: u64,
         can_discover: bool,
         now: Instant,
-    ) -> Entered<T> {
-        self.absorb(policy);
+    ) -> Entered<K, T> {
         if let Some(flight) = &self.flight {
-            return Entered::Follow(Arc::clone(flight));
+            if let Some(following) = flight.follow() {
+                return Entered::Follow(Arc::clone(flight), following);
+            }
+            self.absorb(policy);
         }
         let claim = match self.budget.begin(policy, id, now.into_std()) {
             Ok(attempt) => Claim::Launch(attempt),
@@ -171,12 +188,15 @@ impl<T> Slot<T> {
             Err(refusal) if self.is_ledger_stale(now) => Claim::Look(refusal),
             Err(refusal) => {
                 self.budget.note_refused();
-                return Entered::Refused(refusal);
+                let label = self
+                    .label
+                    .get_or_insert_with(|| key_label(&self.key.key).into());
+                return Entered::Refused(Arc::clone(label), refusal);
             }
         };
-        let flight = Arc::new(Flight::new(claim, now));
+        let flight = Arc::new(Flight::new(claim, now, can_discover));
         self.flight = Some(Arc::clone(&flight));
-        Entered::Lead(flight)
+        Entered::Lead(Arc::clone(&self.key), flight)
     }
 
     fn absorb(&mut self, policy: &BudgetPolicy) {

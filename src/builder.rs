@@ -1,0 +1,170 @@
+//! How a gate is built.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::budget::{BudgetPolicy, SpawnBudgetConfig, WindowKind};
+use crate::clock::{SharedClock, SystemClock};
+use crate::gate::SpawnGate;
+use crate::inner::{Inner, Timeouts};
+use crate::key::GateKey;
+use crate::lock::SpawnLock;
+
+impl<K, T> SpawnGate<K, T>
+where
+    K: GateKey,
+    T: Clone + Send + Sync + 'static,
+{
+    /// Starts to build a gate that uses `lock`.
+    pub fn builder(lock: impl SpawnLock<K>) -> SpawnGateBuilder<K, T> {
+        SpawnGateBuilder {
+            yields: PhantomData,
+            lock: Arc::new(lock),
+            policy: BudgetPolicy::default(),
+            lock_timeout: None,
+            discover_timeout: Duration::from_secs(10),
+            launch_timeout: Duration::from_secs(120),
+            follow_timeout: None,
+            drain_timeout: None,
+            clock: Arc::new(SystemClock),
+        }
+    }
+}
+
+/// Builds a [`SpawnGate`]; made by [`SpawnGate::builder`].
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use spawn_gate::{InMemorySpawnLock, SpawnBudgetConfig, SpawnGate};
+///
+/// let gate: SpawnGate<String, u16> = SpawnGate::builder(InMemorySpawnLock::new())
+///     .budget(SpawnBudgetConfig::new(5, Duration::from_secs(60)))
+///     .launch_timeout(Duration::from_secs(20))
+///     .build();
+/// ```
+#[must_use = "a builder does nothing until `build`"]
+pub struct SpawnGateBuilder<K, T> {
+    yields: PhantomData<fn() -> T>,
+    lock: Arc<dyn SpawnLock<K>>,
+    policy: BudgetPolicy,
+    lock_timeout: Option<Duration>,
+    discover_timeout: Duration,
+    launch_timeout: Duration,
+    follow_timeout: Option<Duration>,
+    drain_timeout: Option<Duration>,
+    clock: Arc<dyn SharedClock>,
+}
+
+impl<K, T> SpawnGateBuilder<K, T>
+where
+    K: GateKey,
+    T: Clone + Send + Sync + 'static,
+{
+    /// Sets how many attempts a key has, and in which time. 3 in 30 seconds unless set.
+    pub fn budget(mut self, config: SpawnBudgetConfig) -> Self {
+        self.policy.config = SpawnBudgetConfig::new(config.max_attempts, config.window);
+        self
+    }
+
+    /// Sets how attempts age out. [`WindowKind::Fixed`] unless set.
+    pub fn window_kind(mut self, kind: WindowKind) -> Self {
+        self.policy.kind = kind;
+        self
+    }
+
+    /// Lets a success reset the budget only after this time without another launch of the key, against a backend that
+    /// starts well and dies at once, again and again. Unless set, a success resets the budget at once.
+    ///
+    /// While a success is younger than that, [`SpawnGate::launch`] looks for its backend before it refuses a request for
+    /// want of attempts; [`SpawnGate::acquire`] cannot.
+    pub fn stable_after(mut self, stable_after: Duration) -> Self {
+        self.policy.stable_after = Some(stable_after);
+        self
+    }
+
+    /// Sets how long the leader waits for the spawn lock. Unless set: as long as another process may take to discover and
+    /// launch, and 10 seconds more. It is tried once in any case.
+    pub fn lock_timeout(mut self, limit: Duration) -> Self {
+        self.lock_timeout = Some(bounded(limit));
+        self
+    }
+
+    /// Sets how long [`BackendLauncher::discover`] may take. 10 seconds unless set.
+    pub fn discover_timeout(mut self, limit: Duration) -> Self {
+        self.discover_timeout = bounded(limit);
+        self
+    }
+
+    /// Sets how long [`BackendLauncher::launch`] may take. 120 seconds unless set.
+    ///
+    /// Choose it longer than the slowest start: what is given up as too slow may still come up, beside its successor.
+    pub fn launch_timeout(mut self, limit: Duration) -> Self {
+        self.launch_timeout = bounded(limit);
+        self
+    }
+
+    /// Sets how long a request waits for the outcome of a flight, its own of [`SpawnGate::launch`] included. Unless set: as long as all stages of a flight may take
+    /// together.
+    ///
+    /// The flight goes on when a follower gives up.
+    pub fn follow_timeout(mut self, limit: Duration) -> Self {
+        self.follow_timeout = Some(bounded(limit));
+        self
+    }
+
+    /// Sets how long [`SpawnGate::close`] waits. Unless set: as long as all stages of a flight may take together.
+    pub fn drain_timeout(mut self, limit: Duration) -> Self {
+        self.drain_timeout = Some(bounded(limit));
+        self
+    }
+
+    /// Sets the clock by which windows are measured in a ledger, for tests. [`SystemClock`](crate::SystemClock) unless set.
+    pub fn clock(mut self, clock: impl SharedClock) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Builds the gate.
+    pub fn build(self) -> SpawnGate<K, T> {
+        let launch = self.discover_timeout + self.launch_timeout + MARGIN;
+        let lock = self.lock_timeout.unwrap_or(launch);
+        let stages = lock + launch;
+        let follow = self.follow_timeout.unwrap_or(stages);
+        let timeouts = Timeouts {
+            lock,
+            discover: self.discover_timeout,
+            launch: self.launch_timeout,
+            follow,
+            // By itself a leader's task ends within that time.
+            is_follow_shorter: follow < stages,
+            long: follow / LONG_FRACTION,
+            drain: self.drain_timeout.unwrap_or(stages),
+        };
+        SpawnGate::of(Inner::new(self.lock, self.clock, self.policy, timeouts))
+    }
+}
+
+impl<K, T> fmt::Debug for SpawnGateBuilder<K, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SpawnGateBuilder")
+            .field("lock", &self.lock)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the default of a wait for somebody else's stages has beyond these.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// A flight is long after this part of the time that a request waits: most are over by then, and of those that wait nobody's
+/// deadline is.
+const LONG_FRACTION: u32 = 8;
+
+/// Keeps sums of limits and clocks far from overflow: a year is as good as for ever.
+fn bounded(limit: Duration) -> Duration {
+    limit.min(Duration::from_secs(365 * 24 * 60 * 60))
+}
