@@ -54,6 +54,8 @@ pub struct Line {
     pub median: f64,
     /// The least of all rounds.
     pub minimum: f64,
+    /// The most of all rounds.
+    pub worst: f64,
     /// The median over the rounds of this contender's time to the reference's time in the same round.
     pub ratio: f64,
 }
@@ -111,6 +113,7 @@ pub fn summarize(path: String, reference: &str, samples: Vec<(String, Vec<f64>)>
         name,
         median: median(samples.clone()),
         minimum: samples.iter().copied().fold(f64::INFINITY, f64::min),
+        worst: samples.iter().copied().fold(0.0, f64::max),
         ratio: median(samples.iter().zip(&base).map(|(ours, base)| ours / base)),
     });
     Comparison {

@@ -33,19 +33,27 @@ impl Watchdog {
     }
 }
 
+/// What was seen of one contender.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// The contender.
+    pub name: &'static str,
+    /// How many flights there were.
+    pub flights: u64,
+    /// How many of them began while another one of the same key ran.
+    pub violations: u64,
+    /// How many of one key ran at once, at most.
+    pub most_at_once: u32,
+}
+
 impl Sightings {
-    /// Returns how many flights there were.
-    pub fn flights(&self) -> u64 {
-        self.flights.load(SeqCst)
-    }
-
-    /// Returns how many flights began while another one of the same key ran.
-    pub fn violations(&self) -> u64 {
-        self.violations.load(SeqCst)
-    }
-
-    /// Returns how many flights of one key ran at once, at most.
-    pub fn most_at_once(&self) -> u32 {
-        self.most_at_once.load(SeqCst)
+    /// Returns what was seen of the contender, which is called `name`.
+    pub fn of(&self, name: &'static str) -> Seen {
+        Seen {
+            name,
+            flights: self.flights.load(SeqCst),
+            violations: self.violations.load(SeqCst),
+            most_at_once: self.most_at_once.load(SeqCst),
+        }
     }
 }

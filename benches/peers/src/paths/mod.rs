@@ -3,8 +3,12 @@
 pub mod fan_in;
 pub mod file_lock;
 pub mod leader;
+pub mod memory;
+pub mod notice;
+pub mod processes;
 pub mod random_keys;
 pub mod refusal;
+pub mod stress;
 
 use std::time::{Duration, Instant};
 
@@ -21,9 +25,9 @@ fn one_thread() -> Runtime {
     builder.enable_all().build().expect("a runtime is built")
 }
 
-fn two_threads() -> Runtime {
+fn threads(count: usize) -> Runtime {
     let mut builder = Builder::new_multi_thread();
-    builder.worker_threads(2).enable_all();
+    builder.worker_threads(count).enable_all();
     builder.build().expect("a runtime is built")
 }
 
