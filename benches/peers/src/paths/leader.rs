@@ -86,7 +86,12 @@ async fn spawn_one() {
     black_box(task.await.expect("the task does not panic"));
 }
 
-async fn launch_one(gate: &Gate, key: BackendKey) {
+/// Launches with a launcher that does nothing.
+///
+/// # Panics
+///
+/// If it is refused.
+pub async fn launch_one(gate: &SpawnGate<BackendKey, u64>, key: BackendKey) {
     let launched = gate.launch(key, Trivial).await;
     black_box(launched.expect("nothing fails here").value);
 }
