@@ -1,0 +1,57 @@
+//! The contenders for single flight.
+//!
+//! Those that are caches keep what a flight yields; here it is taken out again by the leader, so that the next caller after
+//! it leads a flight too.
+
+mod by_hand;
+mod caches;
+mod ours;
+mod single_flight;
+
+use std::future::Future;
+
+pub use self::by_hand::{OnceCells, RawWatch, SharedFutures};
+pub use self::caches::{Moka, QuickCache};
+pub use self::ours::Ours;
+pub use self::single_flight::{
+    AsyncSingleflight, Asyncband, RequestCoalescer, RsSingleflight, SingleflightAsync,
+};
+use crate::keys::PeerKey;
+
+/// Lets one of the callers that ask for a key at the same time do the work, and the others share what it yields.
+pub trait Flights<K>: Default + Send + Sync + 'static {
+    /// What it is called in the tables.
+    const NAME: &'static str;
+
+    /// Does `work`, or shares what another caller's work for `key` yields.
+    fn run<F, W>(&self, key: K, work: F) -> impl Future<Output = u64> + Send
+    where
+        F: FnOnce() -> W + Send + 'static,
+        W: Future<Output = u64> + Send + 'static;
+
+    /// Returns how many callers wait for the flight of `key`, if it can tell.
+    fn waiting(&self, key: K) -> impl Future<Output = Option<usize>> + Send {
+        let _ = key;
+        std::future::ready(None)
+    }
+}
+
+/// What is done with each contender.
+pub trait Visitor<K: PeerKey> {
+    /// Does it with this one.
+    fn visit<F: Flights<K>>(&mut self);
+}
+
+/// Visits all contenders.
+pub fn visit_all<K: PeerKey>(visitor: &mut impl Visitor<K>) {
+    visitor.visit::<Ours<K>>();
+    visitor.visit::<Asyncband<K>>();
+    visitor.visit::<QuickCache<K>>();
+    visitor.visit::<SingleflightAsync<K>>();
+    visitor.visit::<RsSingleflight<K>>();
+    visitor.visit::<AsyncSingleflight<K>>();
+    visitor.visit::<RequestCoalescer<K>>();
+    visitor.visit::<Moka<K>>();
+    visitor.visit::<OnceCells<K>>();
+    visitor.visit::<SharedFutures<K>>();
+}

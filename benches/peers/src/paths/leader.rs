@@ -1,0 +1,110 @@
+//! One caller, one key, again and again: what it costs to lead when nobody follows.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use spawn_gate::{
+    Acquired, BackendKey, BackendLauncher, BoxError, InMemorySpawnLock, LaunchPermit, SpawnGate,
+    async_trait,
+};
+use tokio::runtime::Runtime;
+
+use super::{one_thread, repeated, timed};
+use crate::flights::{Flights, RsSingleflight, Visitor, visit_all};
+use crate::keys::PeerKey;
+use crate::measure::{Comparison, Contender, Plan, compare};
+
+const PLAN: Plan = Plan::turns_of_millis(30);
+
+/// Compares a trivial flight, led.
+pub fn leader<K: PeerKey>(path: &str) -> Comparison {
+    let runtime = one_thread();
+    let mut all = All(&runtime, Vec::new());
+    visit_all::<K>(&mut all);
+    compare(path, PLAN, RsSingleflight::<K>::NAME, all.1)
+}
+
+struct All<'a>(&'a Runtime, Vec<Contender<'a>>);
+
+impl<K: PeerKey> Visitor<K> for All<'_> {
+    fn visit<F: Flights<K>>(&mut self) {
+        let (runtime, flights) = (self.0, F::default());
+        let run = move |count| runtime.block_on(lead(&flights, count));
+        self.1.push(Contender::new(F::NAME, run));
+    }
+}
+
+/// Leads `count` trivial flights.
+pub async fn lead<K: PeerKey, F: Flights<K>>(flights: &F, count: u64) -> Duration {
+    let operation = async |key| {
+        black_box(flights.run(key, || async { black_box(1) }).await);
+    };
+    timed(count, || K::nth(7), operation).await
+}
+
+/// Compares `launch` of a launcher that does nothing with its parts: a permit, and a task.
+pub fn launch(path: &str) -> Comparison {
+    let runtime = &one_thread();
+    let gate = &SpawnGate::builder(InMemorySpawnLock::new()).build();
+    let parts = "`acquire` + settle + `tokio::spawn` + join";
+    let contenders = vec![
+        repeated(runtime, "spawn-gate `launch`", key, async |key| {
+            launch_one(gate, key).await;
+        }),
+        repeated(runtime, parts, key, async |key| {
+            acquire_one(gate, key).await;
+            spawn_one().await;
+        }),
+        repeated(runtime, "`acquire` + settle", key, async |key| {
+            acquire_one(gate, key).await;
+        }),
+        repeated(
+            runtime,
+            "`tokio::spawn` + join",
+            || (),
+            async |()| spawn_one().await,
+        ),
+    ];
+    compare(path, PLAN, parts, contenders)
+}
+
+type Gate = SpawnGate<BackendKey, u64>;
+
+fn key() -> BackendKey {
+    BackendKey::nth(7)
+}
+
+async fn acquire_one(gate: &Gate, key: BackendKey) {
+    let Acquired::Led(permit) = gate.acquire(key).await.expect("nothing fails here") else {
+        unreachable!("nobody else asks");
+    };
+    permit.succeed(1).await.expect("the lock is not lost");
+}
+
+async fn spawn_one() {
+    let task = tokio::spawn(async { black_box(1) });
+    black_box(task.await.expect("the task does not panic"));
+}
+
+/// Launches with a launcher that does nothing.
+///
+/// # Panics
+///
+/// If it is refused.
+pub async fn launch_one(gate: &SpawnGate<BackendKey, u64>, key: BackendKey) {
+    let launched = gate.launch(key, Trivial).await;
+    black_box(launched.expect("nothing fails here").value);
+}
+
+struct Trivial;
+
+#[async_trait]
+impl BackendLauncher<BackendKey, u64> for Trivial {
+    async fn discover(&self, _key: &BackendKey) -> Result<Option<u64>, BoxError> {
+        Ok(None)
+    }
+
+    async fn launch(&self, _permit: &LaunchPermit<BackendKey, u64>) -> Result<u64, BoxError> {
+        Ok(black_box(1))
+    }
+}

@@ -1,0 +1,183 @@
+//! Writes down what came out: all figures to the terminal, the medians and ratios into the README.
+
+use std::fmt::Write;
+use std::io;
+use std::thread::available_parallelism;
+
+use crate::measure::{Comparison, Line};
+use crate::paths::memory::Memory;
+use crate::watchdog::Seen;
+
+/// What came out of one run.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// The paths on which all contenders for single flight were compared.
+    pub flights: Vec<Comparison>,
+    /// What was seen of them.
+    pub seen: Vec<Seen>,
+    /// The other paths.
+    pub others: Vec<Comparison>,
+    /// System calls a second of a process that waits for a key, or why they were not counted.
+    pub idle_calls: Option<Result<f64, String>>,
+    /// What keys take.
+    pub memory: Vec<Memory>,
+}
+
+/// Prints all figures.
+pub fn print(findings: &Findings) {
+    for comparison in findings.flights.iter().chain(&findings.others) {
+        let (path, reference) = (&comparison.path, &comparison.reference);
+        println!("\n{path} (ratios to {reference})");
+        println!("    median    minimum      worst    ratio");
+        for line in &comparison.lines {
+            let times = [line.median, line.minimum, line.worst].map(time);
+            let [median, minimum, worst] = times;
+            let (ratio, name) = (line.ratio, &line.name);
+            println!("{median:>10} {minimum:>10} {worst:>10} {ratio:>7.2}x  {name}");
+        }
+    }
+    println!();
+    for seen in &findings.seen {
+        let (name, flights, violations) = (seen.name, seen.flights, seen.violations);
+        let most = seen.most_at_once;
+        println!(
+            "{name}: {violations} of {flights} flights ran beside another, at most {most} at once"
+        );
+    }
+    if let Some(calls) = &findings.idle_calls {
+        println!("{}", idle_line(calls));
+    }
+    for memory in &findings.memory {
+        let (name, in_window, left) = (&memory.name, memory.in_window, memory.left);
+        println!(
+            "{name}: {in_window} bytes a key in its window, {left} bytes left when all are idle"
+        );
+    }
+}
+
+const BEGIN: &str = "<!-- peers:begin -->";
+const END: &str = "<!-- peers:end -->";
+
+/// Writes the tables into the README, between its two markers.
+///
+/// # Errors
+///
+/// If it cannot be read or written, or has no such markers.
+pub fn write_into_readme(findings: &Findings) -> io::Result<()> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+    let readme = std::fs::read_to_string(path)?;
+    let parts = readme.split_once(BEGIN);
+    let parts = parts.and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    let Some((before, after)) = parts else {
+        return Err(io::Error::other(format!("it has no {BEGIN} before {END}")));
+    };
+    let tables = markdown(findings);
+    std::fs::write(path, format!("{before}{BEGIN}\n{tables}{END}{after}"))
+}
+
+fn markdown(findings: &Findings) -> String {
+    let mut text = String::new();
+    let cores = available_parallelism().map_or(0, usize::from);
+    let references = findings.flights.iter();
+    let references =
+        references.map(|comparison| format!("{} ({})", comparison.reference, comparison.path));
+    let references: Vec<String> = references.collect();
+    let _ = writeln!(
+        text,
+        "Medians of one run on {cores} cores; in brackets the ratio, in the same rounds, to {}.\n",
+        references.join(", ")
+    );
+    flights_table(&mut text, findings);
+    others_table(&mut text, findings);
+    memory_table(&mut text, findings);
+    text
+}
+
+fn flights_table(text: &mut String, findings: &Findings) {
+    let paths = findings
+        .flights
+        .iter()
+        .map(|comparison| comparison.path.as_str());
+    row(text, ["", "at once"].into_iter().chain(paths));
+    row(text, (0..findings.flights.len() + 2).map(|_| "---"));
+    let Some(first) = findings.flights.first() else {
+        return;
+    };
+    for name in first.lines.iter().map(|line| line.name.as_str()) {
+        let seen = findings.seen.iter().filter(|seen| seen.name == name);
+        let most = seen.map(|seen| seen.most_at_once).max();
+        let most = most.map_or(String::new(), |most| most.to_string());
+        let times = findings.flights.iter().map(|comparison| {
+            let line = comparison.lines.iter().find(|line| line.name == name);
+            line.map_or(String::new(), cell)
+        });
+        row(text, [name.to_owned(), most].into_iter().chain(times));
+    }
+    text.push('\n');
+}
+
+fn others_table(text: &mut String, findings: &Findings) {
+    row(text, ["", "", "median", "ratio", "worst"]);
+    row(text, ["---"; 5]);
+    for comparison in &findings.others {
+        for line in &comparison.lines {
+            let ratio = format!("{:.2}x", line.ratio);
+            let (median, worst) = (time(line.median), time(line.worst));
+            row(
+                text,
+                [&comparison.path, &line.name, &median, &ratio, &worst],
+            );
+        }
+    }
+    text.push('\n');
+}
+
+fn memory_table(text: &mut String, findings: &Findings) {
+    row(
+        text,
+        [
+            "100,000 keys that failed once",
+            "bytes a key in its window",
+            "bytes left when all are idle",
+        ],
+    );
+    row(text, ["---"; 3]);
+    for memory in &findings.memory {
+        let (in_window, left) = (memory.in_window.to_string(), memory.left.to_string());
+        row(text, [&memory.name, &in_window, &left]);
+    }
+    if let Some(calls) = &findings.idle_calls {
+        let _ = writeln!(text, "\n{}", idle_line(calls));
+    }
+}
+
+fn row<C: AsRef<str>>(text: &mut String, cells: impl IntoIterator<Item = C>) {
+    text.push('|');
+    for cell in cells {
+        let _ = write!(text, " {} |", cell.as_ref());
+    }
+    text.push('\n');
+}
+
+fn cell(line: &Line) -> String {
+    format!("{} ({:.2}x)", time(line.median), line.ratio)
+}
+
+fn idle_line(calls: &Result<f64, String>) -> String {
+    match calls {
+        Ok(calls) => {
+            format!("A process that waits for one key makes {calls:.0} system calls a second.")
+        }
+        Err(reason) => {
+            format!("The system calls of a process that waits were not counted: {reason}.")
+        }
+    }
+}
+
+fn time(nanos: f64) -> String {
+    match nanos {
+        ..1e4 => format!("{nanos:.0} ns"),
+        ..1e6 => format!("{:.1} µs", nanos / 1e3),
+        _ => format!("{:.2} ms", nanos / 1e6),
+    }
+}
