@@ -15,7 +15,7 @@ use crate::held::Held;
 use crate::inner::{Inner, Part};
 use crate::key::{GateKey, key_label};
 use crate::launcher::{BackendLauncher, How, Launched};
-use crate::lead::{earn_permit, lead};
+use crate::lead::{earn_permit, lead, permit_at_once};
 use crate::lock::{FileSpawnLock, SpawnLockError};
 use crate::lock_wait::LockWait;
 use crate::open_ledger;
@@ -133,6 +133,10 @@ where
                 }
                 Part::Lead(shared_key, flight) => {
                     let seat = self.seat(shared_key, Arc::clone(&flight));
+                    let seat = match permit_at_once(seat) {
+                        Ok(permit) => return Ok(Acquired::Led(permit)),
+                        Err(seat) => seat,
+                    };
                     let earning = Box::pin(earn_permit(seat, None));
                     match off_caller(earning, &flight).await {
                         Earned::Permit(permit) => return Ok(Acquired::Led(permit)),

@@ -4,13 +4,14 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::budget::{Attempt, BudgetPolicy, BudgetRefusal, Settlement};
 use crate::clock::SharedClock;
 use crate::flight::{Claim, Settling};
 use crate::lock::{SpawnLease, SpawnLockError};
 use crate::open_ledger::OpenLedger;
+use crate::within::within;
 
 /// A held lock and its ledger. Dropping it releases the lock.
 #[derive(Debug)]
@@ -95,10 +96,9 @@ const LONGEST_CALL: Duration = Duration::from_secs(5);
 pub(crate) async fn answered<V>(
     call: impl Future<Output = Result<V, SpawnLockError>>,
 ) -> Result<V, SpawnLockError> {
-    match timeout(LONGEST_CALL, call).await {
-        Ok(answer) => answer,
-        Err(_) => Err(SpawnLockError::Unresponsive {
+    within(LONGEST_CALL, call)
+        .await
+        .unwrap_or(Err(SpawnLockError::Unresponsive {
             after: LONGEST_CALL,
-        }),
-    }
+        }))
 }

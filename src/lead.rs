@@ -5,20 +5,21 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::Instant;
 
 use crate::budget::{Attempt, Settlement};
 use crate::catch_panic::CatchPanic;
 use crate::error::{
     BudgetExhausted, GateError, LaunchError, LockError, SharedError, Stage, TimeoutError,
 };
-use crate::flight::{Outcome, Settling};
+use crate::flight::{Claim, Outcome, Settling};
 use crate::held::Held;
 use crate::key::{GateKey, key_label};
 use crate::launcher::{BackendLauncher, BoxError};
 use crate::lock::SpawnLockError;
 use crate::lock_wait::LockWait;
 use crate::permit::{LaunchPermit, Seat};
+use crate::within::within;
 
 /// Runs a flight to its end, and returns that. It keeps the time for the flight's followers.
 pub(crate) async fn lead<K, T, L>(seat: Seat<K, T>, launcher: L) -> Outcome<T>
@@ -28,11 +29,11 @@ where
     L: BackendLauncher<K, T>,
 {
     let flight = Arc::clone(&seat.flight);
-    let long_at = flight.began + seat.inner.timeouts.long;
+    let long = seat.inner.timeouts.long;
     let mut leading = pin!(lead_to_end(seat, launcher));
-    match timeout_at(long_at, &mut leading).await {
-        Ok(outcome) => outcome,
-        Err(_) => {
+    match within(long, &mut leading).await {
+        Some(outcome) => outcome,
+        None => {
             flight.tell_long();
             leading.await
         }
@@ -75,6 +76,24 @@ where
             permit.end_failed(error.clone(), error.to_string()).await;
             Outcome::Failed(error)
         }
+    }
+}
+
+/// Turns a seat into a permit if that takes no waiting: the lock is free, and there is neither a ledger to write nor a backend
+/// to look for.
+pub(crate) fn permit_at_once<K: GateKey, T>(
+    seat: Seat<K, T>,
+) -> Result<LaunchPermit<K, T>, Seat<K, T>> {
+    let (Claim::Launch(attempt), false) = (seat.flight.claim, seat.inner.lock.keeps_ledger()) else {
+        return Err(seat);
+    };
+    match seat.inner.lock.try_acquire_now(&seat.key.key) {
+        Some(Ok(lease)) => {
+            seat.flight.advance(Stage::Launch);
+            let held = Held::new(lease, &seat.inner.policy, &seat.inner.clock);
+            Ok(LaunchPermit::new(seat, held, attempt))
+        }
+        _ => Err(seat),
     }
 }
 
@@ -240,10 +259,10 @@ async fn bounded<V>(
     call: impl AsyncFnOnce() -> Result<V, BoxError>,
 ) -> Result<Result<V, BoxError>, Broken> {
     // A launcher can panic before it returns a future, too.
-    match timeout(limit, CatchPanic::new(async { call().await })).await {
-        Ok(Ok(returned)) => Ok(returned),
-        Ok(Err(message)) => Err(Broken::Panicked(message)),
-        Err(_) => Err(Broken::TimedOut),
+    match within(limit, CatchPanic::new(async { call().await })).await {
+        Some(Ok(returned)) => Ok(returned),
+        Some(Err(message)) => Err(Broken::Panicked(message)),
+        None => Err(Broken::TimedOut),
     }
 }
 

@@ -80,6 +80,7 @@ mod permit;
 mod snapshot;
 mod sweep;
 mod table;
+mod within;
 
 pub use crate::budget::{
     DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW, DEFAULT_SPAWN_BUDGET_WINDOW, SpawnBudgetConfig, WindowKind,

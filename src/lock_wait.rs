@@ -65,8 +65,14 @@ impl LockWait {
         let mut pause = FIRST_PAUSE;
         let mut peek_at = Instant::now();
         loop {
-            let a_try = inner.lock.try_acquire(key);
-            match timeout_at(self.deadline + LONGEST_TRY, a_try).await {
+            let tried = match inner.lock.try_acquire_now(key) {
+                Some(tried) => Ok(tried),
+                None => {
+                    let a_try = inner.lock.try_acquire(key);
+                    timeout_at(self.deadline + LONGEST_TRY, a_try).await
+                }
+            };
+            match tried {
                 Ok(Ok(lease)) => return Ok(lease),
                 Ok(Err(SpawnLockError::AlreadyLocked { path })) => {
                     if Instant::now() >= peek_at {

@@ -56,6 +56,13 @@ pub trait SpawnLock<K>: fmt::Debug + Send + Sync + 'static {
     /// If the returned future is dropped, a lock that was taken, or is about to be, must be released by itself.
     async fn try_acquire(&self, key: &K) -> Result<Box<dyn SpawnLease>, SpawnLockError>;
 
+    /// Tries as [`try_acquire`](Self::try_acquire) does, for a lock that can do so without waiting or blocking. `None`, as unless
+    /// implemented: it cannot.
+    fn try_acquire_now(&self, key: &K) -> Option<Result<Box<dyn SpawnLease>, SpawnLockError>> {
+        let _ = key;
+        None
+    }
+
     /// Waits until the lock of `key`, which was found held, may be free; for `pause` if that cannot be told. Coming too early
     /// costs a try, coming late costs time: the gate tries again every second in any case.
     ///
@@ -84,6 +91,10 @@ pub trait SpawnLock<K>: fmt::Debug + Send + Sync + 'static {
 impl<K: Sync, L: SpawnLock<K> + ?Sized> SpawnLock<K> for Arc<L> {
     async fn try_acquire(&self, key: &K) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
         (**self).try_acquire(key).await
+    }
+
+    fn try_acquire_now(&self, key: &K) -> Option<Result<Box<dyn SpawnLease>, SpawnLockError>> {
+        (**self).try_acquire_now(key)
     }
 
     async fn released(&self, key: &K, pause: Duration) {
