@@ -84,6 +84,8 @@ pub(crate) struct BudgetPolicy {
     pub(crate) kind: WindowKind,
     /// A success resets the budget only after this long; `None`: at once.
     pub(crate) stable_after: Option<Duration>,
+    /// The count that decides is a ledger's, which other processes change too.
+    pub(crate) is_in_ledger: bool,
 }
 
 /// One charge against a key's budget.

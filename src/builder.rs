@@ -10,6 +10,7 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::gate::SpawnGate;
 use crate::inner::{Inner, Timeouts};
 use crate::key::GateKey;
+use crate::ledger::MAX_SLIDING_ATTEMPTS;
 use crate::lock::SpawnLock;
 
 impl<K, T> SpawnGate<K, T>
@@ -65,12 +66,17 @@ where
     T: Clone + Send + Sync + 'static,
 {
     /// Sets how many attempts a key has, and in which time. 3 in 30 seconds unless set.
+    ///
+    /// If the lock keeps a ledger, all processes that share it should use the same budget: each counts what is written there by
+    /// its own, so a shorter window in one of them lets all begin anew.
     pub fn budget(mut self, config: SpawnBudgetConfig) -> Self {
         self.policy.config = SpawnBudgetConfig::new(config.max_attempts, config.window);
         self
     }
 
     /// Sets how attempts age out. [`WindowKind::Fixed`] unless set.
+    ///
+    /// If the lock keeps a ledger, a sliding window holds at most 24 attempts, for which that has room; more count as 24.
     pub fn window_kind(mut self, kind: WindowKind) -> Self {
         self.policy.kind = kind;
         self
@@ -129,7 +135,12 @@ where
     }
 
     /// Builds the gate.
-    pub fn build(self) -> SpawnGate<K, T> {
+    pub fn build(mut self) -> SpawnGate<K, T> {
+        self.policy.is_in_ledger = self.lock.keeps_ledger();
+        if self.policy.is_in_ledger && self.policy.kind == WindowKind::Sliding {
+            let max_attempts = &mut self.policy.config.max_attempts;
+            *max_attempts = (*max_attempts).min(MAX_SLIDING_ATTEMPTS);
+        }
         let launch = self.discover_timeout + self.launch_timeout + MARGIN;
         let lock = self.lock_timeout.unwrap_or(launch);
         let stages = lock + launch;

@@ -1,7 +1,7 @@
 //! The clock that all processes of a machine share, and what counts as time passed on it.
 //!
 //! Two clocks are read, because neither can be trusted alone: the wall clock steps when it is set; the time since boot says
-//! nothing across a reboot, and in another time namespace it is off by any amount while the boot id is the same.
+//! nothing across a reboot, and in another time namespace it is off by any amount.
 
 use std::fmt;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -20,9 +20,9 @@ impl TimePoint for Instant {
 
 /// One reading of the machine's clocks.
 ///
-/// Between two readings the shorter of the times that the clocks give counts, as long as a clock has not run backwards; so a
-/// step of one clock can make a budget's window longer by at most one window, and never ends it early. If no clock tells
-/// (after a reboot with the wall clock set back), the window is taken as over.
+/// Between two readings of one boot the time since boot counts, which nobody can set. Otherwise the wall clock does: set forward,
+/// it ends a budget's window early, set back, it makes it longer by at most one window. If it has run backwards between the
+/// readings, the window is taken as over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClockReading {
     /// Time since the Unix epoch by the wall clock.
@@ -34,7 +34,7 @@ pub struct ClockReading {
 /// A reading of the time since boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootReading {
-    /// Which boot: the kernel's random id for it.
+    /// Which boot, and which time namespace of it: only times with the same id can be compared.
     pub id: u128,
     /// Time since that boot.
     pub elapsed: Duration,
@@ -47,18 +47,27 @@ impl ClockReading {
     }
 }
 
+impl ClockReading {
+    /// Both readings' times since the same boot, if they are of one.
+    fn of_one_boot(self, other: Self) -> Option<(Duration, Duration)> {
+        let (one, other) = (self.boot?, other.boot?);
+        (one.id == other.id).then_some((one.elapsed, other.elapsed))
+    }
+
+    /// Whether `self` is not before `other`, to the millisecond, which is as exact as a ledger is.
+    pub(crate) fn is_not_before(self, other: Self) -> bool {
+        let (one, other) = self.of_one_boot(other).unwrap_or((self.unix, other.unix));
+        one.as_millis() >= other.as_millis()
+    }
+}
+
 impl TimePoint for ClockReading {
     fn since(self, earlier: Self) -> Duration {
-        let by_wall = self.unix.checked_sub(earlier.unix);
-        let by_boot = match (self.boot, earlier.boot) {
-            (Some(now), Some(then)) if now.id == then.id => now.elapsed.checked_sub(then.elapsed),
-            _ => None,
-        };
-        match (by_wall, by_boot) {
-            (Some(wall), Some(boot)) => wall.min(boot),
-            (Some(told), None) | (None, Some(told)) => told,
-            (None, None) => Duration::MAX,
-        }
+        let by_boot = self.of_one_boot(earlier);
+        by_boot
+            .and_then(|(now, then)| now.checked_sub(then))
+            .or_else(|| self.unix.checked_sub(earlier.unix))
+            .unwrap_or(Duration::MAX)
     }
 }
 
@@ -93,13 +102,26 @@ fn boot_reading() -> Option<BootReading> {
     static BOOT_ID: OnceLock<Option<u128>> = OnceLock::new();
     let id = (*BOOT_ID.get_or_init(|| {
         let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        u128::from_str_radix(&text.trim().replace('-', ""), 16).ok()
+        let boot = u128::from_str_radix(&text.trim().replace('-', ""), 16).ok()?;
+        Some(boot ^ u128::from(time_namespace()?))
     }))?;
     let elapsed = clock_gettime(ClockId::Boottime);
     Some(BootReading {
         id,
         elapsed: Duration::try_from(elapsed).ok()?,
     })
+}
+
+/// The number of this process's time namespace: zero if the kernel has none, `None` if it does not tell.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn time_namespace() -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+
+    match std::fs::metadata("/proc/self/ns/time") {
+        Ok(namespace) => Some(namespace.ino()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(0),
+        Err(_) => None,
+    }
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -122,23 +144,24 @@ mod tests {
     }
 
     #[test]
-    fn the_shorter_of_the_times_that_the_clocks_give_counts() {
+    fn within_a_boot_the_time_since_boot_counts_and_otherwise_the_wall_clock() {
         let then = reading(1000, Some((1, 50)));
         let cases = [
             ("steady", reading(1010, Some((1, 60))), 10),
             ("wall set forward", reading(9010, Some((1, 60))), 10),
             ("wall set back", reading(500, Some((1, 60))), 10),
+            ("wall set back a little", reading(1004, Some((1, 60))), 10),
             (
-                "other time namespace",
-                reading(1010, Some((1, 100_060))),
+                "reboot, or another namespace",
+                reading(1010, Some((2, 7))),
                 10,
             ),
-            ("its opposite", reading(1010, Some((1, 3))), 10),
-            ("reboot", reading(1010, Some((2, 60))), 10),
             ("no boot clock", reading(1010, None), 10),
         ];
         for (case, now, expected) in cases {
             assert_eq!(now.since(then), Duration::from_secs(expected), "{case}");
+            assert!(now.is_not_before(then), "{case}");
+            assert!(!then.is_not_before(now), "{case}");
         }
         let lost = reading(500, Some((2, 60)));
         assert_eq!(lost.since(then), Duration::MAX, "reboot and wall set back");

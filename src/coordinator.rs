@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::budget::{BudgetPolicy, KeyBudget, Settlement, SpawnBudgetConfig, Usage, WindowKind};
 use crate::key::BackendKey;
-use crate::sweep::{Sweep, retain_live};
+use crate::sweep::Sweep;
 
 /// Decides, for any number of keys, whether an attempt may begin now.
 ///
@@ -89,7 +89,11 @@ impl<K: Clone + Eq + Hash> SpawnCoordinator<K> {
     pub fn try_begin(&mut self, key: K, now: Instant) -> Result<SpawnPermit<K>, SpawnBeginError> {
         if self.sweep.is_due(self.policy.config.window, now) {
             let policy = self.policy;
-            retain_live(&mut self.keys, |budget| !budget.is_idle(&policy, now));
+            self.keys.retain(|_, budget| !budget.is_idle(&policy, now));
+            let (left, capacity) = (self.keys.len(), self.keys.capacity());
+            if let Some(capacity) = self.sweep.swept(left, capacity) {
+                self.keys.shrink_to(capacity);
+            }
         }
         let id = self.last_attempt + 1;
         let budget = self.keys.entry(key.clone()).or_default();

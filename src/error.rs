@@ -30,9 +30,9 @@ pub enum GateError {
     /// The gate was closed. A retry does not help.
     #[error("the gate is closed")]
     Closed,
-    /// The runtime was shut down before the flight had its permit. Nothing was launched or charged. A retry helps on another
-    /// runtime only.
-    #[error("the runtime was shut down before the launch")]
+    /// The runtime on which this request led its flight was shut down. If it was launching by then, or about to, something may
+    /// have been started, and the attempt is charged. A retry helps on another runtime only.
+    #[error("the runtime was shut down during the launch")]
     ShutDown,
 }
 

@@ -1,60 +1,24 @@
-//! A flight: one launch in progress for a key, and the watch channel on which its followers hear the outcome.
+//! A key's slot: its budget, and its flight if one is in progress; and what the leader of that flight does to it.
 //!
-//! All transitions are made under a mutex that is held for single steps, so the first ending wins: nothing that comes late
-//! changes an outcome. The end says what it does to the key's budget; whoever is at the table next applies that (see `table`).
-//! So ending a flight needs nothing but this, and can be done in `Drop`.
-//!
-//! There is a channel once somebody follows. Followers do not set a timer each, as most flights are over long before anybody's
-//! deadline: whoever keeps the flight's time (the leader's task, or one of its own) tells them all when it has become long, and
-//! only then they do.
+//! All transitions are made under the slot's own mutex, which is held for single steps and never while a future waits or code
+//! of the user's runs. So the first ending of a flight wins, nothing that comes late changes an outcome or a budget, and a
+//! flight can be ended in `Drop`. A flight is known by its number, never by its key alone.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant as StdInstant;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
-use tokio::sync::watch::{Receiver, Sender};
 use tokio::time::{Instant, timeout_at};
 
-use crate::budget::{Attempt, BudgetRefusal, KeyBudget, Settlement};
-use crate::error::{GateError, Stage};
+use crate::budget::{Attempt, BudgetPolicy, BudgetRefusal, KeyBudget, Settlement, Usage};
+use crate::error::Stage;
+use crate::hashed::Hashed;
+use crate::key::{GateKey, key_label};
 use crate::lock::LockHolder;
+use crate::outcome::{Followers, Following, Outcome};
 
-/// How a flight ended.
-#[derive(Clone, Debug)]
-pub(crate) enum Outcome<T> {
-    /// The leader launched a backend.
-    Launched(T),
-    /// A backend was running already.
-    Discovered(T),
-    /// There is no backend; all callers share the reason.
-    Failed(GateError),
-    /// The leader went away before it had its permit. Nothing was launched, and a follower takes over.
-    Vacated,
-}
-
-/// What the followers were told.
-#[derive(Debug)]
-enum Told<T> {
-    Nothing,
-    /// The flight takes long: set a timer now.
-    IsLong,
-    Ended(Outcome<T>),
-}
-
-/// What the end of a flight does to its key's budget.
-#[derive(Clone, Debug)]
-pub(crate) enum Settling {
-    /// The attempt settles so, at that time.
-    Attempt(Settlement, StdInstant),
-    /// The ledger was seen at that time: what it counts takes the place of what this process counted.
-    Ledger(KeyBudget, Instant),
-}
-
-impl Settling {
-    pub(crate) fn now(settlement: Settlement) -> Self {
-        Self::Attempt(settlement, Instant::now().into_std())
-    }
-}
+/// How long a refusal by the ledger stands before a request looks at the ledger again. So an operator's reset from another
+/// process is noticed within this time, and a storm of refused requests costs one look in it.
+const LEDGER_SEEN_FOR: Duration = Duration::from_secs(1);
 
 /// What the leader of a flight may do.
 #[derive(Clone, Copy, Debug)]
@@ -66,53 +30,91 @@ pub(crate) enum Claim {
     Look(BudgetRefusal),
 }
 
-/// One launch in progress.
+/// What the end of a flight does to its key's budget.
 #[derive(Debug)]
-pub(crate) struct Flight<T> {
-    pub(crate) claim: Claim,
-    pub(crate) began: Instant,
-    /// No code of the user's runs under it.
+pub(crate) enum Settling {
+    /// The attempt settles so.
+    Attempt(Settlement),
+    /// The ledger was seen at that time: what it counts takes the place of what this process counted.
+    Ledger(Box<KeyBudget>, Instant),
+}
+
+/// What a request is to do.
+#[derive(Debug)]
+pub(crate) enum Entered<K, T> {
+    /// Wait for this flight's outcome.
+    Follow(Flight<K, T>, Following<T>),
+    /// Lead this flight, which was just begun.
+    Lead(Flight<K, T>, Claim),
+    /// Be refused: no attempt is left.
+    Refused(Arc<Slot<K, T>>, BudgetRefusal),
+}
+
+/// All that is known of a key.
+#[derive(Debug)]
+pub(crate) struct Slot<K, T> {
+    pub(crate) key: Hashed<K>,
+    /// The key as it is named in messages, once it was.
+    label: OnceLock<Arc<str>>,
     state: Mutex<State<T>>,
-    /// Whether somebody keeps the time for the followers.
-    is_timed: AtomicBool,
-    /// Whether the caller that asked for a launch waits for the leader's task.
-    asker_waits: AtomicBool,
 }
 
 #[derive(Debug)]
-enum State<T> {
-    Running(Running<T>),
-    Ended(Settling),
+struct State<T> {
+    budget: KeyBudget,
+    /// When the budget was last taken from the ledger, where the lock keeps one.
+    ledger_seen: Option<Instant>,
+    flight: Option<Box<Running<T>>>,
 }
 
 #[derive(Debug)]
 struct Running<T> {
+    number: u64,
+    claim: Claim,
+    /// What is shown of the attempt: in a ledger it has another place than in this process's count.
+    attempt_number: Option<u32>,
+    began: Instant,
     stage: Stage,
     waiting_for: Option<LockHolder>,
     has_lock: bool,
     is_long: bool,
-    /// There once somebody follows.
-    followers: Option<Sender<Told<T>>>,
-    /// One of the channel's receivers is no follower, but keeps the time.
+    /// Whether somebody keeps the time for the followers.
+    is_timed: bool,
+    /// One of the followers is none, but keeps the time.
     has_timekeeper: bool,
+    /// Whether the caller that asked for a launch waits for the leader's task.
+    asker_waits: bool,
+    /// There once somebody follows.
+    followers: Option<Followers<T>>,
 }
 
-impl<T> Flight<T> {
-    /// `is_timed`: the leader's task keeps the time.
-    pub(crate) fn new(claim: Claim, began: Instant, is_timed: bool) -> Self {
+/// What a key has used, and how its flight fares.
+#[derive(Debug)]
+pub(crate) struct Look {
+    pub(crate) usage: Usage,
+    pub(crate) flight: Option<FlightLook>,
+}
+
+/// A flight at one moment.
+#[derive(Debug)]
+pub(crate) struct FlightLook {
+    pub(crate) attempt_number: Option<u32>,
+    pub(crate) began: Instant,
+    pub(crate) stage: Stage,
+    pub(crate) waiting_for: Option<LockHolder>,
+    pub(crate) waiting: usize,
+}
+
+impl<K, T> Slot<K, T> {
+    pub(crate) fn new(key: Hashed<K>) -> Self {
         Self {
-            claim,
-            began,
-            state: Mutex::new(State::Running(Running {
-                stage: Stage::Lock,
-                waiting_for: None,
-                has_lock: false,
-                is_long: false,
-                followers: None,
-                has_timekeeper: false,
-            })),
-            is_timed: AtomicBool::new(is_timed),
-            asker_waits: AtomicBool::new(false),
+            key,
+            label: OnceLock::new(),
+            state: Mutex::new(State {
+                budget: KeyBudget::default(),
+                ledger_seen: None,
+                flight: None,
+            }),
         }
     }
 
@@ -120,149 +122,277 @@ impl<T> Flight<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn while_running<V>(&self, step: impl FnOnce(&mut Running<T>) -> V) -> Option<V> {
-        match &mut *self.state() {
-            State::Running(running) => Some(step(running)),
-            State::Ended(_) => None,
+    /// Forgets what was used; a flight in progress goes on.
+    pub(crate) fn reset(&self) {
+        self.state().budget.reset();
+    }
+
+    pub(crate) fn look(&self, policy: &BudgetPolicy, now: Instant) -> Look {
+        let state = self.state();
+        Look {
+            usage: state.budget.usage(policy, now.into_std()),
+            flight: state.flight.as_deref().map(|running| FlightLook {
+                attempt_number: running.attempt_number,
+                began: running.began,
+                stage: running.stage,
+                waiting_for: running.waiting_for.clone(),
+                waiting: running.waiting(),
+            }),
         }
     }
 
-    /// Moves a running flight to a stage.
+    /// Follows the flight in progress.
+    pub(crate) fn follow(&self) -> Option<Following<T>> {
+        Some(self.state().flight.as_mut()?.follow())
+    }
+
+    /// Whether something would be lost by forgetting this key.
+    pub(crate) fn is_live(&self, policy: &BudgetPolicy, now: Instant) -> bool {
+        let state = self.state();
+        state.flight.is_some() || !state.budget.is_idle(policy, now.into_std())
+    }
+}
+
+impl<K: GateKey, T> Slot<K, T> {
+    /// The key as it is named in messages.
+    pub(crate) fn label(&self) -> Arc<str> {
+        Arc::clone(self.label.get_or_init(|| key_label(&self.key.key).into()))
+    }
+
+    /// The one transition: follow the flight in progress, or charge the budget and lead, or be refused. `can_discover`: if this
+    /// request leads, it can look for a running backend, and does so in a task that keeps the time.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        policy: &BudgetPolicy,
+        number: u64,
+        can_discover: bool,
+        now: Instant,
+    ) -> Entered<K, T> {
+        let state = &mut *self.state();
+        if let Some(running) = &mut state.flight {
+            return Entered::Follow(self.flight(running.number, running.began), running.follow());
+        }
+        let claim = match state.budget.begin(policy, number, now.into_std()) {
+            Ok(attempt) => Claim::Launch(attempt),
+            // The backend of the last success, not yet stable, may be up: refusing it unseen would be wrong.
+            Err(refusal) if can_discover && state.budget.may_be_up() => Claim::Look(refusal),
+            Err(refusal) if policy.is_in_ledger && state.is_ledger_stale(now) => {
+                Claim::Look(refusal)
+            }
+            Err(refusal) => {
+                state.budget.note_refused();
+                return Entered::Refused(Arc::clone(self), refusal);
+            }
+        };
+        state.flight = Some(Box::new(Running {
+            number,
+            claim,
+            attempt_number: match claim {
+                Claim::Launch(attempt) => Some(attempt.number),
+                Claim::Look(_) => None,
+            },
+            began: now,
+            stage: Stage::Lock,
+            waiting_for: None,
+            has_lock: false,
+            is_long: false,
+            is_timed: can_discover,
+            has_timekeeper: false,
+            asker_waits: false,
+            followers: None,
+        }));
+        Entered::Lead(self.flight(number, now), claim)
+    }
+
+    fn flight(self: &Arc<Self>, number: u64, began: Instant) -> Flight<K, T> {
+        Flight {
+            slot: Arc::clone(self),
+            number,
+            began,
+        }
+    }
+}
+
+impl<T> State<T> {
+    /// Whether another process may have reset the budget since this one saw the ledger.
+    fn is_ledger_stale(&self, now: Instant) -> bool {
+        self.ledger_seen
+            .is_none_or(|seen| now.saturating_duration_since(seen) >= LEDGER_SEEN_FOR)
+    }
+
+    fn settle(&mut self, policy: &BudgetPolicy, ended: &Running<T>, settling: Settling) {
+        match (settling, ended.claim) {
+            (Settling::Ledger(budget, at), _) => {
+                self.budget = *budget;
+                self.ledger_seen = Some(at);
+            }
+            (Settling::Attempt(settlement), Claim::Launch(attempt)) => {
+                // The time is asked for only where it counts.
+                let now = match policy.stable_after {
+                    Some(_) => Instant::now(),
+                    None => ended.began,
+                };
+                self.budget
+                    .settle(policy, attempt.id, settlement, now.into_std());
+            }
+            (Settling::Attempt(Settlement::Failed), Claim::Look(_)) => {
+                self.budget.note_refused();
+                self.budget.found_down();
+            }
+            (Settling::Attempt(_), Claim::Look(_)) => {}
+        }
+    }
+}
+
+impl<T> Running<T> {
+    fn follow(&mut self) -> Following<T> {
+        let is_long = self.is_long;
+        self.followers
+            .get_or_insert_with(|| Followers::new(is_long))
+            .add()
+    }
+
+    fn waiting(&self) -> usize {
+        let followers = self.followers.as_ref().map_or(0, Followers::count);
+        followers.saturating_sub(usize::from(self.has_timekeeper)) + usize::from(self.asker_waits)
+    }
+}
+
+/// A flight of a slot's, in progress or ended.
+#[derive(Debug)]
+pub(crate) struct Flight<K, T> {
+    slot: Arc<Slot<K, T>>,
+    number: u64,
+    pub(crate) began: Instant,
+}
+
+impl<K, T> Clone for Flight<K, T> {
+    fn clone(&self) -> Self {
+        Self {
+            slot: Arc::clone(&self.slot),
+            number: self.number,
+            began: self.began,
+        }
+    }
+}
+
+impl<K, T> Flight<K, T> {
+    pub(crate) fn key(&self) -> &K {
+        &self.slot.key.key
+    }
+
+    /// Does a step while the flight is in progress.
+    fn step<V>(&self, step: impl FnOnce(&mut Running<T>) -> V) -> Option<V> {
+        let mut state = self.slot.state();
+        let running = state.flight.as_mut()?;
+        (running.number == self.number).then(|| step(running))
+    }
+
+    /// Moves it to a stage.
     pub(crate) fn advance(&self, to: Stage) {
-        self.while_running(|running| {
+        self.step(|running| {
             running.stage = to;
             running.waiting_for = None;
             running.has_lock &= to != Stage::Lock;
         });
     }
 
+    /// Notes whom the leader waits for.
+    pub(crate) fn note_holder(&self, holder: LockHolder) {
+        self.step(|running| running.waiting_for = Some(holder));
+    }
+
+    /// Notes the attempt's place in its window.
+    pub(crate) fn note_attempt(&self, number: u32) {
+        self.step(|running| running.attempt_number = Some(number));
+    }
+
     /// Notes that the leader holds the lock now.
     pub(crate) fn note_lock_held(&self) {
-        self.while_running(|running| running.has_lock = true);
+        self.step(|running| running.has_lock = true);
     }
 
     /// Whether the leader holds the lock, so that it must not be cut short.
     pub(crate) fn has_lock(&self) -> bool {
-        self.while_running(|running| running.has_lock)
-            .unwrap_or(true)
+        self.step(|running| running.has_lock).unwrap_or(true)
     }
 
-    /// Notes whom the leader waits for.
-    pub(crate) fn note_holder(&self, holder: LockHolder) {
-        self.while_running(|running| running.waiting_for = Some(holder));
+    /// Whom the leader waits for, if it waits for the lock.
+    pub(crate) fn waiting_for(&self) -> Option<LockHolder> {
+        self.step(|running| running.waiting_for.clone())?
     }
 
-    /// Ends a running flight and wakes everybody who follows. Changes nothing if it has ended already.
-    pub(crate) fn end(&self, outcome: Outcome<T>, settling: Settling) {
-        self.end_with(|_| (outcome, settling));
-    }
-
-    fn end_with(&self, ending: impl FnOnce(Stage) -> (Outcome<T>, Settling)) {
-        let mut state = self.state();
-        let State::Running(running) = &mut *state else {
-            return;
-        };
-        let followers = running.followers.take();
-        let (outcome, settling) = ending(running.stage);
-        *state = State::Ended(settling);
-        drop(state);
-        if let Some(followers) = followers {
-            followers.send_replace(Told::Ended(outcome));
-        }
+    /// Ends the flight, settles its attempt, and wakes everybody who follows. Changes nothing if it has ended.
+    pub(crate) fn end(&self, policy: &BudgetPolicy, outcome: Outcome<T>, settling: Settling) {
+        self.end_with(policy, |_| (outcome, settling));
     }
 
     /// Ends a flight whose leader is gone, with what its stage makes of that.
-    pub(crate) fn abandon(&self, ending: impl FnOnce(Stage) -> (Outcome<T>, Settlement)) {
-        self.end_with(|stage| {
-            let (outcome, settlement) = ending(stage);
-            (outcome, Settling::now(settlement))
-        });
-    }
-
-    /// What to do to the key's budget, once the flight has ended.
-    pub(crate) fn settling(&self) -> Option<Settling> {
-        match &*self.state() {
-            State::Running(_) => None,
-            State::Ended(settling) => Some(settling.clone()),
+    pub(crate) fn end_with(
+        &self,
+        policy: &BudgetPolicy,
+        ending: impl FnOnce(Stage) -> (Outcome<T>, Settling),
+    ) {
+        let mut state = self.slot.state();
+        let Some(running) = state
+            .flight
+            .take_if(|running| running.number == self.number)
+        else {
+            return;
+        };
+        let (outcome, settling) = ending(running.stage);
+        state.settle(policy, &running, settling);
+        drop(state);
+        if let Some(followers) = running.followers {
+            followers.tell_outcome(outcome);
         }
     }
 
-    /// Whether the flight ended with an attempt that counts.
-    pub(crate) fn has_failed(&self) -> bool {
-        let settling = self.settling();
-        matches!(settling, Some(Settling::Attempt(Settlement::Failed, _)))
-    }
-
     pub(crate) fn has_ended(&self) -> bool {
-        matches!(&*self.state(), State::Ended(_))
-    }
-
-    /// The stage and whom it waits for, while the flight runs.
-    pub(crate) fn progress(&self) -> Option<(Stage, Option<LockHolder>)> {
-        self.while_running(|running| (running.stage, running.waiting_for.clone()))
-    }
-
-    /// How many callers wait for the outcome.
-    pub(crate) fn waiting(&self) -> usize {
-        let followers = self.while_running(|running| {
-            let receivers = running.followers.as_ref().map_or(0, Sender::receiver_count);
-            receivers.saturating_sub(usize::from(running.has_timekeeper))
-        });
-        followers.unwrap_or(0) + usize::from(self.asker_waits.load(Ordering::Relaxed))
-    }
-
-    /// Follows the flight from now on; `None` if it has ended.
-    pub(crate) fn follow(&self) -> Option<Following<T>> {
-        self.while_running(|running| {
-            let first_told = if running.is_long {
-                Told::IsLong
-            } else {
-                Told::Nothing
-            };
-            let followers = running
-                .followers
-                .get_or_insert_with(|| Sender::new(first_told));
-            Following(followers.subscribe())
-        })
+        self.step(|_| ()).is_none()
     }
 
     /// Tells the followers that the flight takes long.
     pub(crate) fn tell_long(&self) {
-        let followers = self.while_running(|running| {
+        let followers = self.step(|running| {
             running.is_long = true;
             running.has_timekeeper = false;
             running.followers.clone()
         });
         if let Some(Some(followers)) = followers {
-            followers.send_if_modified(|told| {
-                let is_news = matches!(told, Told::Nothing);
-                if is_news {
-                    *told = Told::IsLong;
-                }
-                is_news
-            });
+            followers.tell_long();
         }
     }
 
     /// Counts the caller that asked for the launch among those who wait, until the guard is dropped.
-    pub(crate) fn count_asker(self: &Arc<Self>) -> AskerWaits<T> {
-        self.asker_waits.store(true, Ordering::Relaxed);
-        AskerWaits(Arc::clone(self))
+    pub(crate) fn count_asker(&self) -> AskerWaits<'_, K, T> {
+        self.step(|running| running.asker_waits = true);
+        AskerWaits(self)
     }
 }
 
-impl<T: Send + Sync + 'static> Flight<T> {
-    /// Sees to it that the followers are told when the flight is still running at `long_at`.
-    pub(crate) fn keep_time(self: &Arc<Self>, long_at: Instant) {
-        if self.is_timed.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let Some(mut following) = self.follow() else {
+impl<K: GateKey, T> Flight<K, T> {
+    /// The key as it is named in messages.
+    pub(crate) fn label(&self) -> Arc<str> {
+        self.slot.label()
+    }
+}
+
+impl<K: GateKey, T: Send + Sync + 'static> Flight<K, T> {
+    /// Sees to it that the followers are told when the flight is still in progress at `long_at`.
+    pub(crate) fn keep_time(&self, long_at: Instant) {
+        let following = self.step(|running| {
+            if std::mem::replace(&mut running.is_timed, true) {
+                return None;
+            }
+            running.has_timekeeper = true;
+            Some(running.follow())
+        });
+        let Some(Some(mut following)) = following else {
             return;
         };
-        self.while_running(|running| running.has_timekeeper = true);
         // Also if the task is dropped with its runtime: others may wait on another one.
-        let teller = TellsLong(Arc::clone(self));
+        let teller = TellsLong(self.clone());
         tokio::spawn(async move {
             let _ = timeout_at(long_at, following.ended()).await;
             drop((following, teller));
@@ -270,43 +400,10 @@ impl<T: Send + Sync + 'static> Flight<T> {
     }
 }
 
-/// A follower's end of a flight.
-#[derive(Debug)]
-pub(crate) struct Following<T>(Receiver<Told<T>>);
-
-impl<T> Following<T> {
-    async fn ended(&mut self) {
-        // An error means that the other end is gone, so that there is nothing to wait for either.
-        let _ = self.0.wait_for(|told| matches!(told, Told::Ended(_))).await;
-    }
-}
-
-impl<T: Clone> Following<T> {
-    /// Waits for the outcome. Returns `None` if there is none by `deadline`. `is_timed`: it will be told in time if the flight
-    /// takes long, so it needs no timer until then.
-    pub(crate) async fn outcome(
-        &mut self,
-        deadline: Instant,
-        is_timed: bool,
-    ) -> Option<Outcome<T>> {
-        if is_timed {
-            let told = self.0.wait_for(|told| !matches!(told, Told::Nothing)).await;
-            if let Ok(Told::Ended(outcome)) = told.as_deref() {
-                return Some(outcome.clone());
-            }
-        }
-        timeout_at(deadline, self.ended()).await.ok()?;
-        match &*self.0.borrow() {
-            Told::Ended(outcome) => Some(outcome.clone()),
-            _ => None,
-        }
-    }
-}
-
 /// Says on drop that the flight takes long, unless it has ended.
-struct TellsLong<T>(Arc<Flight<T>>);
+struct TellsLong<K, T>(Flight<K, T>);
 
-impl<T> Drop for TellsLong<T> {
+impl<K, T> Drop for TellsLong<K, T> {
     fn drop(&mut self) {
         self.0.tell_long();
     }
@@ -314,10 +411,10 @@ impl<T> Drop for TellsLong<T> {
 
 /// The caller that asked for a launch, while it waits.
 #[derive(Debug)]
-pub(crate) struct AskerWaits<T>(Arc<Flight<T>>);
+pub(crate) struct AskerWaits<'a, K, T>(&'a Flight<K, T>);
 
-impl<T> Drop for AskerWaits<T> {
+impl<K, T> Drop for AskerWaits<'_, K, T> {
     fn drop(&mut self) {
-        self.0.asker_waits.store(false, Ordering::Relaxed);
+        self.0.step(|running| running.asker_waits = false);
     }
 }

@@ -8,9 +8,8 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{GateError, LaunchError, LockError, Stage, TimeoutError};
-use crate::flight::{Flight, Following, Outcome};
+use crate::flight::{Claim, Flight};
 use crate::handover::{Earned, off_caller};
-use crate::hashed::Hashed;
 use crate::held::Held;
 use crate::inner::{Inner, Part};
 use crate::key::{GateKey, key_label};
@@ -19,6 +18,7 @@ use crate::lead::{earn_permit, lead, permit_at_once};
 use crate::lock::{FileSpawnLock, SpawnLockError};
 use crate::lock_wait::LockWait;
 use crate::open_ledger;
+use crate::outcome::{Following, Outcome};
 use crate::permit::{LaunchPermit, Seat};
 use crate::snapshot::KeySnapshot;
 
@@ -128,12 +128,10 @@ where
         loop {
             let outcome = match self.inner.enter(&key, false).await? {
                 Part::Follow(flight, following) => {
-                    self.follow(&key, &flight, following, &mut follow_until)
-                        .await?
+                    self.follow(&flight, following, &mut follow_until).await?
                 }
-                Part::Lead(shared_key, flight) => {
-                    let seat = self.seat(shared_key, Arc::clone(&flight));
-                    let seat = match permit_at_once(seat) {
+                Part::Lead(flight, claim) => {
+                    let seat = match permit_at_once(self.seat(&flight, claim)) {
                         Ok(permit) => return Ok(Acquired::Led(permit)),
                         Err(seat) => seat,
                     };
@@ -141,7 +139,7 @@ where
                     match off_caller(earning, &flight).await {
                         Earned::Permit(permit) => return Ok(Acquired::Led(permit)),
                         Earned::Ended(outcome) => outcome,
-                        Earned::TaskLost(why) => return Err(task_lost(&key, &flight, &why)),
+                        Earned::TaskLost(why) => return Err(task_lost(&flight, &why)),
                     }
                 }
             };
@@ -189,13 +187,11 @@ where
         loop {
             let outcome = match self.inner.enter(&key, true).await? {
                 Part::Follow(flight, following) => {
-                    self.follow(&key, &flight, following, &mut follow_until)
-                        .await?
+                    self.follow(&flight, following, &mut follow_until).await?
                 }
-                Part::Lead(shared_key, flight) => {
-                    let seat = self.seat(shared_key, Arc::clone(&flight));
-                    let leading = tokio::spawn(lead(seat, launcher));
-                    return self.led(&key, &flight, leading, follow_until).await;
+                Part::Lead(flight, claim) => {
+                    let leading = tokio::spawn(lead(self.seat(&flight, claim), launcher));
+                    return self.led(&flight, leading, follow_until).await;
                 }
             };
             match outcome {
@@ -223,11 +219,11 @@ where
         let key = inner.hashed(key);
         let ledger = inner.peek(&key.key).await;
         let now = Instant::now();
-        let mut look = inner.table(&key).await.look(&key, now);
+        let mut look = inner.table(&key).await.look(&key, &inner.policy, now);
         if let Some(ledger) = ledger {
             look.usage = open_ledger::usage(&ledger, &inner.policy, &*inner.clock);
         }
-        KeySnapshot::new(key.key, &look, now)
+        KeySnapshot::new(key.key, look, now)
     }
 
     /// Returns a snapshot of every key that has an attempt charged or a flight in progress, in no particular order, as far as
@@ -239,12 +235,12 @@ where
     pub async fn snapshots(&self) -> Vec<KeySnapshot<K>> {
         let mut snapshots = Vec::new();
         for table in &self.inner.tables {
-            let mut table = table.lock().await;
+            let table = table.lock().await;
             let now = Instant::now();
-            let looks = table.look_at_all(now);
+            let looks = table.look_at_all(&self.inner.policy, now);
             drop(table);
             let looks = looks.into_iter();
-            snapshots.extend(looks.map(|(key, look)| KeySnapshot::new(key, &look, now)));
+            snapshots.extend(looks.map(|(key, look)| KeySnapshot::new(key, look, now)));
         }
         snapshots
     }
@@ -271,7 +267,7 @@ where
         if !inner.lock.keeps_ledger() {
             return Ok(());
         }
-        let mut wait = LockWait::new(Instant::now() + inner.timeouts.lock);
+        let mut wait = LockWait::new(inner);
         let lease = wait.take(inner, &key.key, |_| {}).await?;
         let mut held = Held::new(lease, &inner.policy, &inner.clock);
         if let Some(ledger) = &mut held.ledger {
@@ -303,11 +299,8 @@ where
         }
         let limit = self.inner.timeouts.drain;
         let deadline = Instant::now() + limit;
-        for flight in flights {
-            let Some(mut following) = flight.follow() else {
-                continue;
-            };
-            if following.outcome(deadline, false).await.is_none() {
+        for mut flight in flights {
+            if flight.outcome(deadline, false).await.is_none() {
                 return Err(TimeoutError {
                     key: None,
                     stage: Stage::Drain,
@@ -319,11 +312,11 @@ where
         Ok(())
     }
 
-    fn seat(&self, key: Arc<Hashed<K>>, flight: Arc<Flight<T>>) -> Seat<K, T> {
+    fn seat(&self, flight: &Flight<K, T>, claim: Claim) -> Seat<K, T> {
         Seat {
             inner: Arc::clone(&self.inner),
-            key,
-            flight,
+            flight: flight.clone(),
+            claim,
         }
     }
 
@@ -335,8 +328,7 @@ where
     /// Waits for a flight's outcome.
     async fn follow(
         &self,
-        key: &Hashed<K>,
-        flight: &Arc<Flight<T>>,
+        flight: &Flight<K, T>,
         mut following: Following<T>,
         until: &mut Option<Instant>,
     ) -> Result<Outcome<T>, GateError> {
@@ -351,19 +343,16 @@ where
                 refusal.first = false;
                 Ok(Outcome::Failed(refusal.into()))
             }
-            Some(Outcome::Vacated) if Instant::now() >= deadline => {
-                Err(self.timed_out(&key.key, flight))
-            }
+            Some(Outcome::Vacated) if Instant::now() >= deadline => Err(self.timed_out(flight)),
             Some(outcome) => Ok(outcome),
-            None => Err(self.timed_out(&key.key, flight)),
+            None => Err(self.timed_out(flight)),
         }
     }
 
     /// Waits for the outcome of the flight that this caller's request leads, in a task of its own.
     async fn led(
         &self,
-        key: &Hashed<K>,
-        flight: &Arc<Flight<T>>,
+        flight: &Flight<K, T>,
         leading: JoinHandle<Outcome<T>>,
         mut until: Option<Instant>,
     ) -> Result<Launched<T>, GateError> {
@@ -371,7 +360,7 @@ where
         let led = if self.inner.timeouts.is_follow_shorter || until.is_some() {
             let deadline = self.follow_until(&mut until);
             let led = timeout_at(deadline, leading).await;
-            led.map_err(|_| self.timed_out(&key.key, flight))?
+            led.map_err(|_| self.timed_out(flight))?
         } else {
             leading.await
         };
@@ -381,17 +370,17 @@ where
             Ok(Outcome::Failed(error)) => return Err(error),
             // Only a seat that was dropped, with its task, is vacated; then there is an error instead.
             Ok(Outcome::Vacated) => return Err(GateError::ShutDown),
-            Err(why) => return Err(task_lost(key, flight, &why)),
+            Err(why) => return Err(task_lost(flight, &why)),
         };
         Ok(Launched { value, how })
     }
 
-    fn timed_out(&self, key: &K, flight: &Flight<T>) -> GateError {
+    fn timed_out(&self, flight: &Flight<K, T>) -> GateError {
         TimeoutError {
-            key: Some(key_label(key).into()),
+            key: Some(flight.label()),
             stage: Stage::Follow,
             after: self.inner.timeouts.follow,
-            waiting_for: flight.progress().and_then(|(_, holder)| holder),
+            waiting_for: flight.waiting_for(),
         }
         .into()
     }
@@ -414,12 +403,9 @@ impl<K, T> fmt::Debug for SpawnGate<K, T> {
 }
 
 /// What a request hears whose flight was led by a task that is gone.
-fn task_lost<K: GateKey, T>(key: &Hashed<K>, flight: &Flight<T>, why: &JoinError) -> GateError {
-    let label = || key_label(&key.key).into();
+fn task_lost<K: GateKey, T>(flight: &Flight<K, T>, why: &JoinError) -> GateError {
     if why.is_panic() {
-        LaunchError::task_panicked(label()).into()
-    } else if flight.has_failed() {
-        LaunchError::Abandoned { key: label() }.into()
+        LaunchError::task_panicked(flight.label()).into()
     } else {
         GateError::ShutDown
     }

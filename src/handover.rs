@@ -10,8 +10,9 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinError;
 use tokio::time::timeout;
 
-use crate::flight::{Flight, Outcome};
+use crate::flight::Flight;
 use crate::key::GateKey;
+use crate::outcome::Outcome;
 use crate::permit::LaunchPermit;
 
 /// A permit that its caller does not come for within this time is given back.
@@ -56,7 +57,7 @@ impl<K: GateKey, T> From<Earning<K, T>> for Earned<K, T> {
 /// dropped it ends there, and if the caller does not poll for long, the permit is given back.
 pub(crate) async fn off_caller<K, T>(
     mut earn_permit: Pin<Box<impl Future<Output = Earning<K, T>> + Send + 'static>>,
-    flight: &Arc<Flight<T>>,
+    flight: &Flight<K, T>,
 ) -> Earned<K, T>
 where
     K: GateKey,
@@ -73,12 +74,7 @@ where
     let (task_end, caller_end) = oneshot::channel::<()>();
     // Made here and not in the task: a runtime that shuts down drops a task which was never polled.
     let counter_end = NotifyOnDrop(Arc::clone(&counter));
-    let task = tokio::spawn(serve(
-        earn_permit,
-        Arc::clone(flight),
-        counter_end,
-        task_end,
-    ));
+    let task = tokio::spawn(serve(earn_permit, flight.clone(), counter_end, task_end));
     counter.is_done.notified().await;
     let earned = counter.swap(Earned::Ended(Outcome::Vacated));
     drop(caller_end);
@@ -94,7 +90,7 @@ where
 
 async fn serve<K: GateKey, T>(
     mut earn_permit: Pin<Box<impl Future<Output = Earning<K, T>>>>,
-    flight: Arc<Flight<T>>,
+    flight: Flight<K, T>,
     counter_end: NotifyOnDrop<K, T>,
     mut caller: oneshot::Sender<()>,
 ) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::budget::{Attempt, BudgetPolicy, BudgetRefusal, Settlement};
+use crate::catch_panic::CatchPanic;
 use crate::clock::SharedClock;
 use crate::flight::{Claim, Settling};
 use crate::lock::{SpawnLease, SpawnLockError};
@@ -80,11 +81,12 @@ impl Held {
     /// Writes the ledger and releases the lock. Returns what is to happen to the budget that this process counts: it follows
     /// the ledger, or settles by itself if there is none.
     pub(crate) async fn release(mut self, settlement: Settlement) -> Settling {
-        // If that fails, what was written before stands: a charge without an outcome, which counts as failed.
-        let _ = self.write_ledger().await;
+        // If that fails, what was written before stands: a charge without an outcome, which counts as failed. It must not take a
+        // launch that succeeded with it.
+        let _ = CatchPanic::new(self.write_ledger()).await;
         match &self.ledger {
-            Some(ledger) => Settling::Ledger(ledger.local_budget(), Instant::now()),
-            None => Settling::now(settlement),
+            Some(ledger) => Settling::Ledger(Box::new(ledger.local_budget()), Instant::now()),
+            None => Settling::Attempt(settlement),
         }
     }
 }

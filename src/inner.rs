@@ -10,12 +10,13 @@ use tokio::time::{Instant, timeout};
 use crate::budget::BudgetPolicy;
 use crate::clock::SharedClock;
 use crate::error::{BudgetExhausted, GateError};
-use crate::flight::{Flight, Following};
+use crate::flight::{Claim, Entered, Flight};
 use crate::hashed::Hashed;
 use crate::key::GateKey;
 use crate::ledger::Ledger;
 use crate::lock::SpawnLock;
-use crate::table::{Entered, Table};
+use crate::outcome::Following;
+use crate::table::Table;
 
 #[derive(Debug)]
 pub(crate) struct Inner<K, T> {
@@ -51,8 +52,8 @@ const LONGEST_PEEK: Duration = Duration::from_secs(1);
 
 /// A caller's part in a flight.
 pub(crate) enum Part<K, T> {
-    Follow(Arc<Flight<T>>, Following<T>),
-    Lead(Arc<Hashed<K>>, Arc<Flight<T>>),
+    Follow(Flight<K, T>, Following<T>),
+    Lead(Flight<K, T>, Claim),
 }
 
 impl<K: GateKey, T> Inner<K, T> {
@@ -63,7 +64,7 @@ impl<K: GateKey, T> Inner<K, T> {
         timeouts: Timeouts,
     ) -> Self {
         Self {
-            tables: std::array::from_fn(|_| Mutex::new(Table::new(policy))),
+            tables: std::array::from_fn(|_| Mutex::default()),
             hasher: RandomState::new(),
             lock,
             clock,
@@ -76,12 +77,8 @@ impl<K: GateKey, T> Inner<K, T> {
         Hashed::new(key, &self.hasher)
     }
 
-    fn table_of(&self, key: &Hashed<K>) -> &Mutex<Table<K, T>> {
-        &self.tables[key.shard(TABLES)]
-    }
-
     pub(crate) async fn table(&self, key: &Hashed<K>) -> MutexGuard<'_, Table<K, T>> {
-        let table = self.table_of(key);
+        let table = &self.tables[key.shard(TABLES)];
         // Most of the time nobody is there, and trying is cheaper than queueing.
         match table.try_lock() {
             Ok(table) => table,
@@ -98,17 +95,19 @@ impl<K: GateKey, T> Inner<K, T> {
         let mut table = self.table(key).await;
         // Read under the mutex, so that the times in the table are in order.
         let now = Instant::now();
-        let is_sweep_due = table.forget_idle(now);
-        let entered = table.enter(key, can_discover, now);
+        let is_sweep_due = table.forget_idle(&self.policy, now);
+        let entered = table.enter(key, &self.policy, can_discover, now);
         drop(table);
         if is_sweep_due {
             self.forget_idle();
         }
         match entered {
-            Entered::Follow(flight, following) => Ok(Part::Follow(flight, following)),
-            Entered::Lead(key, flight) => Ok(Part::Lead(key, flight)),
-            Entered::Refused(key, refusal) => Err(BudgetExhausted::new(key, refusal).into()),
-            Entered::Closed => Err(GateError::Closed),
+            Some(Entered::Follow(flight, following)) => Ok(Part::Follow(flight, following)),
+            Some(Entered::Lead(flight, claim)) => Ok(Part::Lead(flight, claim)),
+            Some(Entered::Refused(slot, refusal)) => {
+                Err(BudgetExhausted::new(slot.label(), refusal).into())
+            }
+            None => Err(GateError::Closed),
         }
     }
 
@@ -116,7 +115,7 @@ impl<K: GateKey, T> Inner<K, T> {
     fn forget_idle(&self) {
         for table in &self.tables {
             if let Ok(mut table) = table.try_lock() {
-                table.forget_idle(Instant::now());
+                table.forget_idle(&self.policy, Instant::now());
             }
         }
     }
@@ -125,13 +124,5 @@ impl<K: GateKey, T> Inner<K, T> {
     pub(crate) async fn peek(&self, key: &K) -> Option<Ledger> {
         let peeked = timeout(LONGEST_PEEK, self.lock.peek(key)).await;
         peeked.ok().flatten()
-    }
-
-    /// Settles the ended flight of `key` now rather than at the next request or sweep, if nobody is at the table. Nothing
-    /// depends on it but memory.
-    pub(crate) fn absorb(&self, key: &Hashed<K>) {
-        if let Ok(mut table) = self.table_of(key).try_lock() {
-            table.absorb(key);
-        }
     }
 }

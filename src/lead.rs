@@ -7,17 +7,19 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::budget::{Attempt, Settlement};
+use crate::budget::{Attempt, BudgetRefusal, Settlement};
 use crate::catch_panic::CatchPanic;
 use crate::error::{
     BudgetExhausted, GateError, LaunchError, LockError, SharedError, Stage, TimeoutError,
 };
-use crate::flight::{Claim, Outcome, Settling};
+use crate::flight::{Claim, Settling};
 use crate::held::Held;
-use crate::key::{GateKey, key_label};
+use crate::key::GateKey;
 use crate::launcher::{BackendLauncher, BoxError};
 use crate::lock::SpawnLockError;
 use crate::lock_wait::LockWait;
+use crate::open_ledger;
+use crate::outcome::Outcome;
 use crate::permit::{LaunchPermit, Seat};
 use crate::within::within;
 
@@ -28,7 +30,7 @@ where
     T: Clone + Send + Sync + 'static,
     L: BackendLauncher<K, T>,
 {
-    let flight = Arc::clone(&seat.flight);
+    let flight = seat.flight.clone();
     let long = seat.inner.timeouts.long;
     let mut leading = pin!(lead_to_end(seat, launcher));
     match within(long, &mut leading).await {
@@ -47,20 +49,21 @@ where
     L: BackendLauncher<K, T>,
 {
     let limit = seat.inner.timeouts.launch;
+    let flight = seat.flight.clone();
     let permit = match earn_permit(seat, Some(&launcher)).await {
         Ok(permit) => permit,
         Err(outcome) => return outcome,
     };
     match bounded(limit, async || launcher.launch(&permit).await).await {
         Ok(Ok(value)) => {
-            let (key, kept) = (permit.key().clone(), value.clone());
+            let kept = value.clone();
             match permit.succeed(value).await {
                 Ok(()) => Outcome::Launched(kept),
                 Err(error) => {
                     // Apart, since all can be told meanwhile. However it goes, there is nobody to be told.
                     tokio::spawn(async move {
                         let discard = async || {
-                            launcher.discard(&key, kept).await;
+                            launcher.discard(flight.key(), kept).await;
                             Ok(())
                         };
                         let _ = bounded(limit, discard).await;
@@ -71,8 +74,7 @@ where
         }
         Ok(Err(error)) => Outcome::Failed(permit.fail(error).await),
         Err(broken) => {
-            let label = key_label(permit.key()).into();
-            let error = broken.into_error(label, Stage::Launch, limit);
+            let error = broken.into_error(flight.label(), Stage::Launch, limit);
             permit.end_failed(error.clone(), error.to_string()).await;
             Outcome::Failed(error)
         }
@@ -84,10 +86,10 @@ where
 pub(crate) fn permit_at_once<K: GateKey, T>(
     seat: Seat<K, T>,
 ) -> Result<LaunchPermit<K, T>, Seat<K, T>> {
-    let (Claim::Launch(attempt), false) = (seat.flight.claim, seat.inner.lock.keeps_ledger()) else {
+    let (Claim::Launch(attempt), false) = (seat.claim, seat.inner.lock.keeps_ledger()) else {
         return Err(seat);
     };
-    match seat.inner.lock.try_acquire_now(&seat.key.key) {
+    match seat.inner.lock.try_acquire_now(seat.flight.key()) {
         Some(Ok(lease)) => {
             seat.flight.advance(Stage::Launch);
             let held = Held::new(lease, &seat.inner.policy, &seat.inner.clock);
@@ -103,6 +105,12 @@ pub(crate) async fn earn_permit<K: GateKey, T: Clone + 'static>(
     seat: Seat<K, T>,
     launcher: Option<&dyn BackendLauncher<K, T>>,
 ) -> Result<LaunchPermit<K, T>, Outcome<T>> {
+    if let Some((refusal, settling)) = confirmed_refusal(&seat, launcher.is_some()).await {
+        let refused = BudgetExhausted::new(seat.flight.label(), refusal);
+        let outcome = Outcome::Failed(refused.into());
+        seat.end(outcome.clone(), settling);
+        return Err(outcome);
+    }
     match prepare(&seat, launcher).await {
         Ok((held, attempt)) => {
             seat.flight.advance(Stage::Launch);
@@ -112,13 +120,41 @@ pub(crate) async fn earn_permit<K: GateKey, T: Clone + 'static>(
             let settlement = ending.settlement();
             let settling = match held {
                 Some(held) => held.leave(settlement).await,
-                None => Settling::now(settlement),
+                None => Settling::Attempt(settlement),
             };
             let outcome = ending.into_outcome();
             seat.end(outcome.clone(), settling);
             Err(outcome)
         }
     }
+}
+
+/// Asks the ledger whether a refusal still stands, without waiting for the lock. `None` if it does not, if that cannot be told,
+/// or if somebody seems to be launching just now, or a backend to be up that can be looked for.
+async fn confirmed_refusal<K: GateKey, T>(
+    seat: &Seat<K, T>,
+    can_discover: bool,
+) -> Option<(BudgetRefusal, Settling)> {
+    let inner = &*seat.inner;
+    let Claim::Look(BudgetRefusal { first, .. }) = seat.claim else {
+        return None;
+    };
+    if !inner.policy.is_in_ledger {
+        return None;
+    }
+    let ledger = inner.peek(seat.flight.key()).await?;
+    if ledger.holder().is_some() || (can_discover && ledger.budget.may_be_up()) {
+        return None;
+    }
+    let retry_after = open_ledger::usage(&ledger, &inner.policy, &*inner.clock).retry_after?;
+    let mut budget = open_ledger::local_budget(&ledger, &inner.policy, &*inner.clock);
+    budget.note_refused();
+    let refusal = BudgetRefusal {
+        retry_after,
+        remaining: 0,
+        first,
+    };
+    Some((refusal, Settling::Ledger(Box::new(budget), Instant::now())))
 }
 
 /// How a flight ends before it has its permit.
@@ -153,11 +189,11 @@ async fn prepare<K: GateKey, T: 'static>(
     launcher: Option<&dyn BackendLauncher<K, T>>,
 ) -> Result<(Held, Attempt), (Ending<T>, Option<Held>)> {
     let inner = &*seat.inner;
-    let mut wait = LockWait::new(Instant::now() + inner.timeouts.lock);
-    let (mut held, attempt) = loop {
+    let mut wait = LockWait::new(inner);
+    loop {
         seat.flight.advance(Stage::Lock);
         let taken = wait
-            .take(inner, &seat.key.key, |holder| {
+            .take(inner, seat.flight.key(), |holder| {
                 seat.flight.note_holder(holder)
             })
             .await;
@@ -167,15 +203,12 @@ async fn prepare<K: GateKey, T: 'static>(
         };
         seat.flight.note_lock_held();
         match prepare_held(seat, launcher, &wait, &mut held).await {
-            Ok(attempt) => break (held, attempt),
+            Ok(attempt) => return Ok((held, attempt)),
+            // What was charged in a file that is gone, went with it.
             Err(Stop::LockLost(error)) if wait.may_retry_after(&error) => {}
             Err(Stop::LockLost(error)) => return Err((lock_failed(seat, error), Some(held))),
             Err(Stop::Ending(ending)) => return Err((ending, Some(held))),
         }
-    };
-    match held.write_ledger().await {
-        Ok(()) => Ok((held, attempt)),
-        Err(error) => Err((lock_failed(seat, error), Some(held))),
     }
 }
 
@@ -191,7 +224,7 @@ impl<T> From<Ending<T>> for Stop<T> {
     }
 }
 
-/// Takes the steps from the lock to the charge, which is not yet written.
+/// Takes the steps from the lock to the written charge.
 async fn prepare_held<K: GateKey, T: 'static>(
     seat: &Seat<K, T>,
     launcher: Option<&dyn BackendLauncher<K, T>>,
@@ -204,31 +237,36 @@ async fn prepare_held<K: GateKey, T: 'static>(
     };
     if let Some((launch, message)) = failure {
         let error = LaunchError::FailedElsewhere {
-            key: seat.label(),
+            key: seat.flight.label(),
             launch,
             message: message.into(),
         };
         return Err(Ending::Failed(error.into()).into());
     }
     if let Some(launcher) = launcher {
-        // From here on whoever waits can see who is at work.
-        let written = held.write_ledger().await;
-        written.map_err(|error| lock_failed(seat, error))?;
+        // From here on whoever waits can see who is at work. That is for people only, so it may fail.
+        let _ = held.write_ledger().await;
         if let Some(value) = discover(seat, launcher).await.map_err(Ending::Failed)? {
             return Err(Ending::Discovered(value).into());
         }
     }
-    held.verify().await.map_err(Stop::LockLost)?;
-    held.charge(seat.flight.claim, launcher.is_some())
+    let attempt = held
+        .charge(seat.claim, launcher.is_some())
         .map_err(|mut refusal| {
             if held.ledger.is_none() {
                 // It was made when the flight was begun.
                 let waited = seat.flight.began.elapsed();
                 refusal.retry_after = refusal.retry_after.saturating_sub(waited);
             }
-            let error = BudgetExhausted::new(seat.label(), refusal);
-            Ending::Refused(error.into()).into()
-        })
+            let error = BudgetExhausted::new(seat.flight.label(), refusal);
+            Ending::Refused(error.into())
+        })?;
+    seat.flight.note_attempt(attempt.number);
+    let written = held.write_ledger().await;
+    written.map_err(|error| lock_failed(seat, error))?;
+    // Last of all: what follows is the launch.
+    held.verify().await.map_err(Stop::LockLost)?;
+    Ok(attempt)
 }
 
 /// Looks for a running backend, for as long as that may take.
@@ -238,19 +276,19 @@ async fn discover<K: GateKey, T: 'static>(
 ) -> Result<Option<T>, GateError> {
     seat.flight.advance(Stage::Discover);
     let limit = seat.inner.timeouts.discover;
-    match bounded(limit, async || launcher.discover(&seat.key.key).await).await {
+    match bounded(limit, async || launcher.discover(seat.flight.key()).await).await {
         Ok(Ok(found)) => Ok(found),
         Ok(Err(error)) => Err(LaunchError::Discover {
-            key: seat.label(),
+            key: seat.flight.label(),
             source: SharedError::new(error),
         }
         .into()),
-        Err(broken) => Err(broken.into_error(seat.label(), Stage::Discover, limit)),
+        Err(broken) => Err(broken.into_error(seat.flight.label(), Stage::Discover, limit)),
     }
 }
 
 fn lock_failed<K: GateKey, T>(seat: &Seat<K, T>, error: SpawnLockError) -> Ending<T> {
-    Ending::Failed(LockError::new(seat.label(), error).into())
+    Ending::Failed(LockError::new(seat.flight.label(), error).into())
 }
 
 /// Runs a call of the launcher, for as long as it may take.

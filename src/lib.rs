@@ -76,6 +76,7 @@ mod ledger;
 mod lock;
 mod lock_wait;
 mod open_ledger;
+mod outcome;
 mod permit;
 mod snapshot;
 mod sweep;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
+use crate::clock::ClockReading;
 use crate::error::{GateError, LockError, Stage, TimeoutError};
 use crate::inner::Inner;
 use crate::key::{GateKey, key_label};
@@ -32,16 +33,19 @@ pub(crate) struct LockWait {
     deadline: Instant,
     swaps: u32,
     holder: Option<LockHolder>,
-    /// Launches with a higher number ended while this waited; `None` if it did not have to wait.
+    /// When this wait began, by the clock that all share; `None` without a ledger.
+    began: Option<ClockReading>,
+    /// Launches with a higher number ended while this waited; `None` if it did not have to wait, or that is not known.
     pub(crate) ended_before: Option<u64>,
 }
 
 impl LockWait {
-    pub(crate) fn new(deadline: Instant) -> Self {
+    pub(crate) fn new<K, T>(inner: &Inner<K, T>) -> Self {
         Self {
-            deadline,
+            deadline: Instant::now() + inner.timeouts.lock,
             swaps: 0,
             holder: None,
+            began: inner.policy.is_in_ledger.then(|| inner.clock.now()),
             ended_before: None,
         }
     }
@@ -101,13 +105,15 @@ impl LockWait {
     /// Reads in the ledger who holds the lock and, the first time, which launch was the last to end before this wait.
     async fn peek<K: GateKey, T>(&mut self, inner: &Inner<K, T>, key: &K, path: PathBuf) {
         // Whatever there is to know, it is only for people and to save an attempt.
-        let ledger = inner.peek(key).await.unwrap_or_default();
+        let (Some(ledger), Some(began)) = (inner.peek(key).await, self.began) else {
+            return;
+        };
         self.holder = ledger.holder().map(|holder| LockHolder::new(path, holder));
-        let last = ledger.last_outcome().map_or(0, |last| last.launch);
-        // Without a holder in it, the ledger was settled already by the one who held the lock at this wait's first try.
-        let settled_meanwhile = self.holder.is_none();
-        self.ended_before
-            .get_or_insert(last.saturating_sub(u64::from(settled_meanwhile)));
+        // One that ended since this wait began, did so while this waited, also if it was before this look.
+        let ended_before = ledger.last_outcome().map_or(0, |last| {
+            last.launch - u64::from(last.at.is_not_before(began) && last.launch > 0)
+        });
+        self.ended_before.get_or_insert(ended_before);
     }
 
     fn timed_out<K: GateKey, T>(&self, inner: &Inner<K, T>, key: &K) -> GateError {

@@ -4,11 +4,9 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::budget::{
-    Attempt, BudgetPolicy, BudgetRefusal, KeyBudget, Settlement, Usage, WindowKind,
-};
+use crate::budget::{Attempt, BudgetPolicy, BudgetRefusal, KeyBudget, Settlement, Usage};
 use crate::clock::{SharedClock, TimePoint};
-use crate::ledger::{LastOutcome, Ledger, LedgerHolder, MAX_SLIDING_ATTEMPTS};
+use crate::ledger::{LastOutcome, Ledger, LedgerHolder};
 use crate::lock::{LedgerReading, SpawnLease};
 
 /// The id of the ledger's attempt: there is one at most, that of the leader that holds the lock.
@@ -21,19 +19,24 @@ pub(crate) struct OpenLedger {
     clock: Arc<dyn SharedClock>,
 }
 
-/// The policy as far as a ledger has room for it.
-fn ledger_policy(policy: &BudgetPolicy) -> BudgetPolicy {
-    let mut policy = *policy;
-    if policy.kind == WindowKind::Sliding {
-        let max_attempts = &mut policy.config.max_attempts;
-        *max_attempts = (*max_attempts).min(MAX_SLIDING_ATTEMPTS);
-    }
-    policy
-}
-
 /// What a ledger that was only peeked at says is used.
 pub(crate) fn usage(ledger: &Ledger, policy: &BudgetPolicy, clock: &dyn SharedClock) -> Usage {
-    ledger.budget.usage(&ledger_policy(policy), clock.now())
+    ledger.budget.usage(policy, clock.now())
+}
+
+/// What a ledger counts, by this process's clock.
+pub(crate) fn local_budget(
+    ledger: &Ledger,
+    policy: &BudgetPolicy,
+    clock: &dyn SharedClock,
+) -> KeyBudget {
+    let shared_now = clock.now();
+    let mut budget = ledger.budget.clone();
+    budget.forget_aged(policy, shared_now);
+    let now = Instant::now().into_std();
+    // A time before the start of this process's clock (boot, on some platforms) counts as now: that attempt ages out
+    // later here, and the ledger is looked at before that matters.
+    budget.by_clock(|at| now.checked_sub(shared_now.since(at)).unwrap_or(now))
 }
 
 impl OpenLedger {
@@ -43,22 +46,25 @@ impl OpenLedger {
         policy: &BudgetPolicy,
         clock: &Arc<dyn SharedClock>,
     ) -> Option<Self> {
-        let policy = ledger_policy(policy);
         let mut ledger = match lease.ledger() {
             LedgerReading::NotKept => return None,
             LedgerReading::Found(ledger) => ledger,
             LedgerReading::Unreadable => {
                 // Never an unlimited budget: what was counted is lost, so all of it counts as used.
                 let mut ledger = Box::<Ledger>::default();
-                ledger.budget.use_up(&policy, clock.now());
+                ledger.budget.use_up(policy, clock.now());
                 ledger
             }
         };
         ledger.launch = lease.fencing_token();
+        if ledger.holder.is_some() {
+            // Whoever that was died, or dropped its permit: the backend of the last success was not proved stable.
+            ledger.budget.found_down();
+        }
         ledger.holder = Some(LedgerHolder::this_process(clock.now()));
         Some(Self {
             ledger,
-            policy,
+            policy: *policy,
             clock: Arc::clone(clock),
         })
     }
@@ -83,9 +89,9 @@ impl OpenLedger {
         let charged = budget.begin(&self.policy, ATTEMPT, now);
         if charged.is_err() {
             budget.note_refused();
-            if has_looked {
-                budget.found_down();
-            }
+        }
+        if has_looked {
+            budget.found_down();
         }
         charged
     }
@@ -125,12 +131,6 @@ impl OpenLedger {
 
     /// What the ledger counts, by this process's clock.
     pub(crate) fn local_budget(&self) -> KeyBudget {
-        let shared_now = self.clock.now();
-        let mut budget = self.ledger.budget.clone();
-        budget.forget_aged(&self.policy, shared_now);
-        let now = Instant::now().into_std();
-        // A time before the start of this process's clock (boot, on some platforms) counts as now: that attempt ages out
-        // later here, and the ledger is looked at before that matters.
-        budget.by_clock(|at| now.checked_sub(shared_now.since(at)).unwrap_or(now))
+        local_budget(&self.ledger, &self.policy, &*self.clock)
     }
 }

@@ -6,29 +6,24 @@ use std::sync::Arc;
 
 use crate::budget::{Attempt, Settlement};
 use crate::error::{GateError, LaunchError, SharedError, Stage};
-use crate::flight::{Flight, Outcome, Settling};
-use crate::hashed::Hashed;
+use crate::flight::{Claim, Flight, Settling};
 use crate::held::Held;
 use crate::inner::Inner;
-use crate::key::{GateKey, key_label};
+use crate::key::GateKey;
 use crate::lock::SpawnLockError;
+use crate::outcome::Outcome;
 
 /// The leader's seat: dropping it before the flight has ended abandons the flight.
 pub(crate) struct Seat<K: GateKey, T> {
     pub(crate) inner: Arc<Inner<K, T>>,
-    pub(crate) key: Arc<Hashed<K>>,
-    pub(crate) flight: Arc<Flight<T>>,
+    pub(crate) flight: Flight<K, T>,
+    pub(crate) claim: Claim,
 }
 
 impl<K: GateKey, T> Seat<K, T> {
-    /// Ends the flight and settles it in the table.
+    /// Ends the flight and settles its attempt.
     pub(crate) fn end(self, outcome: Outcome<T>, settling: Settling) {
-        self.flight.end(outcome, settling);
-        self.inner.absorb(&self.key);
-    }
-
-    pub(crate) fn label(&self) -> Arc<str> {
-        key_label(&self.key.key).into()
+        self.flight.end(&self.inner.policy, outcome, settling);
     }
 }
 
@@ -38,8 +33,9 @@ impl<K: GateKey, T> Drop for Seat<K, T> {
             return;
         }
         // Named outside of the flight's own lock, and guarded: the key's code is the user's.
-        let key = catch_unwind(AssertUnwindSafe(|| self.label())).unwrap_or_else(|_| "?".into());
-        self.flight.abandon(|stage| {
+        let key =
+            catch_unwind(AssertUnwindSafe(|| self.flight.label())).unwrap_or_else(|_| "?".into());
+        self.flight.end_with(&self.inner.policy, |stage| {
             let settlement = match stage {
                 Stage::Launch => Settlement::Failed,
                 _ => Settlement::Refund,
@@ -52,7 +48,7 @@ impl<K: GateKey, T> Drop for Seat<K, T> {
             } else {
                 Outcome::Vacated
             };
-            (outcome, settlement)
+            (outcome, Settling::Attempt(settlement))
         });
     }
 }
@@ -68,6 +64,10 @@ impl<K: GateKey, T> Drop for Seat<K, T> {
 /// Dropping a permit, or the future of one of the methods that settle it before it has told the followers, ends the flight as
 /// [`LaunchError::Abandoned`]: the followers hear that at once, the lock is released, and the attempt stays charged, since
 /// something may have been started.
+///
+/// # Panics
+///
+/// The methods that settle it panic outside of a tokio runtime with time enabled; dropping it does not.
 #[must_use = "dropping a permit abandons the launch and leaves its attempt charged; settle it"]
 pub struct LaunchPermit<K: GateKey, T> {
     // The order is that of dropping: the lock is free before anybody is woken to ask for it again.
@@ -88,7 +88,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
 
     /// Returns the key.
     pub fn key(&self) -> &K {
-        &self.seat.key.key
+        self.seat.flight.key()
     }
 
     /// Returns the attempt's place in its window, from 1.
@@ -138,7 +138,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     pub async fn succeed(mut self, value: T) -> Result<(), GateError> {
         if let Err(lost) = self.held.verify().await {
             let error = GateError::from(LaunchError::LockLost {
-                key: self.seat.label(),
+                key: self.seat.flight.label(),
                 source: Arc::new(lost),
             });
             // What is written now would go to a file that nobody reads any more, or that is not ours.
@@ -168,7 +168,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
         let source = SharedError::new(error);
         let message = source.to_string();
         let error = GateError::from(LaunchError::Failed {
-            key: self.seat.label(),
+            key: self.seat.flight.label(),
             attempt: self.attempt.number,
             source,
         });

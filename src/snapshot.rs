@@ -6,9 +6,8 @@ use tokio::time::Instant;
 
 use crate::coordinator::SpawnBudgetSnapshot;
 use crate::error::Stage;
-use crate::flight::Claim;
+use crate::flight::Look;
 use crate::lock::LockHolder;
-use crate::table::Look;
 
 /// A key's budget and flight, at one moment.
 #[derive(Clone, Debug)]
@@ -37,22 +36,16 @@ pub struct FlightSnapshot {
 }
 
 impl<K> KeySnapshot<K> {
-    pub(crate) fn new<T>(key: K, look: &Look<T>, now: Instant) -> Self {
+    pub(crate) fn new(key: K, look: Look, now: Instant) -> Self {
         let mut budget = SpawnBudgetSnapshot::new(key, look.usage);
-        let flight = look.flight.as_ref().and_then(|flight| {
-            let (stage, waiting_for) = flight.progress()?;
-            Some(FlightSnapshot {
-                stage,
-                age: now.saturating_duration_since(flight.began),
-                attempt_number: match flight.claim {
-                    Claim::Launch(attempt) => Some(attempt.number),
-                    Claim::Look(_) => None,
-                },
-                waiting: flight.waiting(),
-                waiting_for,
-            })
+        budget.in_flight = look.flight.is_some();
+        let flight = look.flight.map(|flight| FlightSnapshot {
+            stage: flight.stage,
+            age: now.saturating_duration_since(flight.began),
+            attempt_number: flight.attempt_number,
+            waiting: flight.waiting,
+            waiting_for: flight.waiting_for,
         });
-        budget.in_flight = flight.is_some();
         Self { budget, flight }
     }
 }

@@ -232,18 +232,19 @@ async fn the_gate_keeps_no_key_that_is_idle() {
         gate.launch(key(number), launcher.clone()).await.unwrap();
         lead(&gate, key(number)).await.succeed(7).await.unwrap();
     }
-    // Forgotten at once, by itself: only the test's own is left.
-    assert_eq!(Arc::strong_count(&clones), 1);
+    // A few are kept for a while in case that they are asked for again.
+    let kept = Arc::strong_count(&clones) - 1;
+    assert!(kept < 10_000 / 4, "{kept}");
     assert!(gate.snapshots().await.is_empty());
 
-    // Failures are forgotten after their window, when anybody asks for anything.
+    // All are forgotten after their window, when anybody asks for anything.
     for number in 0..1000 {
         fail(&gate, key(number)).await;
     }
-    assert_eq!(Arc::strong_count(&clones), 1 + 1000);
+    assert_eq!(gate.snapshots().await.len(), 1000);
     advance(WINDOW).await;
     gate.launch(key(0), launcher).await.unwrap();
-    assert_eq!(Arc::strong_count(&clones), 1);
+    assert_eq!(Arc::strong_count(&clones), 1 + 1);
 }
 
 // Refusals.

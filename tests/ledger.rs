@@ -306,6 +306,8 @@ async fn a_failure_from_before_the_wait_is_not_shared() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
     fail_once(&gate(directory.path(), &clock)).await;
+    // To the millisecond, as the ledger tells it.
+    clock.advance(Duration::from_millis(1));
     // Holds the lock without launching, so that the next one has to wait.
     let holder = gate(directory.path(), &clock);
     let held = permit(&holder).await;
@@ -434,7 +436,11 @@ async fn two_time_namespaces_that_take_turns_share_one_budget() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
     let shifted = StepClock::new();
-    shifted.set(|now| now.boot.as_mut().unwrap().elapsed += Duration::from_secs(100_000));
+    shifted.set(|now| {
+        let boot = now.boot.as_mut().unwrap();
+        boot.elapsed += Duration::from_secs(100_000);
+        boot.id += 1;
+    });
     fail_once(&gate(directory.path(), &clock)).await;
     fail_once(&gate(directory.path(), &shifted)).await;
     fail_once(&gate(directory.path(), &clock)).await;

@@ -1,8 +1,8 @@
 //! The spawn lock over a directory of lock files: where blocking calls leave the runtime's threads.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -158,10 +158,21 @@ struct FileLease {
     /// Shared with a write that is under way: the lock is not released before it is done.
     guard: Arc<SpawnLockGuard>,
     ledger: LedgerReading,
-    /// The number of the newest record in the file.
-    sequence: u64,
+    /// What reached the file. Held while a write is made, so that two do not mix: one that took too long to be waited for can
+    /// still be under way when the next is made.
+    written: Arc<Mutex<Written>>,
+    /// How many writes were begun.
+    writes: u64,
     launch: u64,
     filesystem: Filesystem,
+}
+
+#[derive(Debug)]
+struct Written {
+    /// The number of the newest record in the file.
+    sequence: u64,
+    /// Which write that was.
+    newest: u64,
 }
 
 impl FileLease {
@@ -184,7 +195,11 @@ impl FileLease {
         Ok(Self {
             guard: Arc::new(guard),
             ledger,
-            sequence,
+            written: Arc::new(Mutex::new(Written {
+                sequence,
+                newest: 0,
+            })),
+            writes: 0,
             launch,
             filesystem,
         })
@@ -247,16 +262,24 @@ impl SpawnLease for FileLease {
     }
 
     async fn write_ledger(&mut self, ledger: &Ledger) -> Result<(), SpawnLockError> {
-        let newest = self.sequence;
+        self.writes += 1;
+        let this = self.writes;
+        let written = Arc::clone(&self.written);
         let guard = Arc::clone(&self.guard);
         let ledger = ledger.clone();
         let path = self.guard.path().to_path_buf();
         off_thread(path, move |path| {
-            record::write(path, guard.file(), newest, &ledger)
+            let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
+            if written.newest > this {
+                // This one comes late: a newer one must not be undone.
+                return Ok(());
+            }
+            // A write that fails is made again in the same slot: the other one holds the last good record.
+            record::write(path, guard.file(), written.sequence, &ledger)?;
+            written.sequence = written.sequence.saturating_add(1);
+            written.newest = this;
+            Ok(())
         })
-        .await?;
-        // A write that failed is made again in the same slot: the other one holds the last good record.
-        self.sequence = newest.saturating_add(1);
-        Ok(())
+        .await
     }
 }

@@ -95,7 +95,8 @@ pub(super) fn read(path: &Path, file: &File) -> Result<(LedgerReading, u64), Spa
     let mut slots = [0; SLOTS_LEN];
     let len = read_slots(file, &mut slots).map_err(|source| ledger_error(path, source))?;
     match Reading::of(&slots[..len]) {
-        Reading::Empty => Ok((LedgerReading::Found(Box::default()), 0)),
+        Reading::Empty if is_new(path, file)? => Ok((LedgerReading::Found(Box::default()), 0)),
+        Reading::Empty => Ok((LedgerReading::Unreadable, 0)),
         Reading::Found { ledger, sequence } => Ok((LedgerReading::Found(ledger), sequence)),
         Reading::Unreadable => Ok((LedgerReading::Unreadable, 0)),
         Reading::Newer { version } => Err(SpawnLockError::LedgerVersion {
@@ -104,6 +105,13 @@ pub(super) fn read(path: &Path, file: &File) -> Result<(LedgerReading, u64), Spa
             supported: VERSION,
         }),
     }
+}
+
+/// Whether nothing was ever written to the file, rather than something too short for a ledger.
+fn is_new(path: &Path, file: &File) -> Result<bool, SpawnLockError> {
+    let metadata = file.metadata();
+    let metadata = metadata.map_err(|source| ledger_error(path, source))?;
+    Ok(metadata.len() == 0)
 }
 
 fn read_slots(file: &File, slots: &mut [u8]) -> io::Result<usize> {

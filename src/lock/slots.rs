@@ -40,7 +40,7 @@ const LAST_LINE: &str = "end\n";
 /// What the two slots hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Reading {
-    /// Nothing was ever written.
+    /// There are no bytes.
     Empty,
     /// The newest good record, and its sequence number.
     Found { ledger: Box<Ledger>, sequence: u64 },

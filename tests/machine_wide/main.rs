@@ -6,11 +6,13 @@ mod caller;
 mod journal;
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use spawn_gate::{
-    FileSpawnLock, LedgerReading, LockReport, acquire_spawn_lock, inspect_spawn_lock,
+    FileSpawnLock, LedgerReading, LockReport, SpawnLockError, acquire_spawn_lock,
+    inspect_spawn_lock,
 };
 
 use caller::{Caller, KEY, Mode};
@@ -62,6 +64,19 @@ fn a_launcher_that_always_fails_is_tried_max_attempts_times_by_all_processes_tog
     assert_eq!(journal.lines("launch").len(), 3);
 }
 
+/// A child that a killed process was just starting has its descriptors, the lock's too, until it executes its program.
+fn wait_until_free(path: &Path) {
+    loop {
+        match acquire_spawn_lock(path) {
+            Ok(_) => return,
+            Err(SpawnLockError::AlreadyLocked { .. }) => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
 /// At least 200 rounds are asked for.
 const ROUNDS: usize = 200;
 
@@ -88,7 +103,7 @@ fn whoever_is_killed_at_whatever_moment_at_most_one_backend_lives_and_lock_and_l
             journal.text()
         );
         let path = FileSpawnLock::new(directory.path()).unwrap().path_of(&KEY);
-        drop(acquire_spawn_lock(&path).unwrap_or_else(|error| panic!("round {round}: {error}")));
+        wait_until_free(&path);
         let LedgerReading::Found(ledger) = report(directory.path()).ledger else {
             panic!("round {round}: the ledger cannot be read");
         };
