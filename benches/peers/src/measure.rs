@@ -43,6 +43,14 @@ impl Plan {
             turn: Duration::from_millis(millis),
         }
     }
+
+    /// More rounds, for what takes several threads: other programs disturb that more.
+    pub const fn more_turns_of_millis(millis: u64) -> Self {
+        Self {
+            rounds: 15,
+            ..Self::turns_of_millis(millis)
+        }
+    }
 }
 
 /// What one contender took.
