@@ -44,7 +44,7 @@ impl Plan {
         }
     }
 
-    /// More rounds, for what takes several threads: other programs disturb that more.
+    /// More rounds, for what other programs disturb more: it takes several threads, or much of the cache.
     pub const fn more_turns_of_millis(millis: u64) -> Self {
         Self {
             rounds: 15,

@@ -18,7 +18,7 @@ use crate::keys::PeerKey;
 use crate::measure::{Comparison, Contender, Plan, compare};
 
 /// Less than elsewhere, since most of the time goes into bringing the followers to where they wait.
-const PLAN: Plan = Plan::turns_of_millis(15);
+const PLAN: Plan = Plan::more_turns_of_millis(15);
 
 /// Compares the time for each of `followers`.
 pub fn fan_in(path: &str, followers: usize) -> Comparison {
