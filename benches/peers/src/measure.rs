@@ -43,6 +43,14 @@ impl Plan {
             turn: Duration::from_millis(millis),
         }
     }
+
+    /// More rounds, for what other programs disturb more: it takes several threads, or much of the cache.
+    pub const fn more_turns_of_millis(millis: u64) -> Self {
+        Self {
+            rounds: 15,
+            ..Self::turns_of_millis(millis)
+        }
+    }
 }
 
 /// What one contender took.

@@ -78,19 +78,25 @@ pub fn write_into_readme(findings: &Findings) -> io::Result<()> {
 fn markdown(findings: &Findings) -> String {
     let mut text = String::new();
     let cores = available_parallelism().map_or(0, usize::from);
-    let references = findings.flights.iter();
-    let references =
-        references.map(|comparison| format!("{} ({})", comparison.reference, comparison.path));
-    let references: Vec<String> = references.collect();
     let _ = writeln!(
         text,
         "Medians of one run on {cores} cores; in brackets the ratio, in the same rounds, to {}.\n",
-        references.join(", ")
+        references(&findings.flights)
     );
     flights_table(&mut text, findings);
     others_table(&mut text, findings);
     memory_table(&mut text, findings);
     text
+}
+
+/// Returns the references, each with the paths that it is one of.
+fn references(comparisons: &[Comparison]) -> String {
+    let groups = comparisons.chunk_by(|one, next| one.reference == next.reference);
+    let groups = groups.map(|group| {
+        let paths: Vec<&str> = group.iter().map(|of_group| &*of_group.path).collect();
+        format!("{} ({})", group[0].reference, paths.join("; "))
+    });
+    groups.collect::<Vec<_>>().join(", ")
 }
 
 fn flights_table(text: &mut String, findings: &Findings) {
@@ -120,13 +126,12 @@ fn others_table(text: &mut String, findings: &Findings) {
     row(text, ["", "", "median", "ratio", "worst"]);
     row(text, ["---"; 5]);
     for comparison in &findings.others {
+        let mut path = &*comparison.path;
         for line in &comparison.lines {
             let ratio = format!("{:.2}x", line.ratio);
             let (median, worst) = (time(line.median), time(line.worst));
-            row(
-                text,
-                [&comparison.path, &line.name, &median, &ratio, &worst],
-            );
+            row(text, [path, &line.name, &median, &ratio, &worst]);
+            path = "";
         }
     }
     text.push('\n');

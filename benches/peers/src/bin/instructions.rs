@@ -4,17 +4,14 @@
 //! difference of the repetitions is free of what happens once. With an operation and a number, it repeats that.
 
 use std::process::{Command, ExitCode};
-use std::sync::{Arc, LazyLock};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
 
 use peers::flights::{
     Asyncband, Flights, Ours, QuickCache, RawWatch, RsSingleflight, SingleflightAsync,
 };
 use peers::keys::PeerKey;
 use peers::paths::{fan_in, file_lock, leader, refusal};
-use spawn_gate::{
-    BackendKey, BootReading, ClockReading, FileSpawnLock, InMemorySpawnLock, SharedClock, SpawnGate,
-};
+use spawn_gate::{BackendKey, FileSpawnLock, InMemorySpawnLock, SpawnGate};
 use tokio::runtime::{Builder, Runtime};
 
 /// How often an operation is repeated in the shorter run; in the longer one, twice as often.
@@ -137,28 +134,10 @@ fn ledger_permit(runtime: &Runtime, repetitions: u64) {
 fn permit(runtime: &Runtime, repetitions: u64, adapt: fn(FileSpawnLock) -> FileSpawnLock) {
     let directory = tempfile::tempdir().expect("a temporary directory is made");
     let lock = FileSpawnLock::new(directory.path()).expect("it serves");
-    let gate = SpawnGate::builder(adapt(lock)).clock(StdClock).build();
+    let gate = SpawnGate::builder(adapt(lock)).build();
     runtime.block_on(async {
         for _ in 0..repetitions {
             file_lock::take_permit(&gate, key()).await;
         }
     });
-}
-
-/// The same clocks by way of the standard library: the system's own is read past the C library, which valgrind does not bear.
-#[derive(Debug)]
-struct StdClock;
-
-impl SharedClock for StdClock {
-    fn now(&self) -> ClockReading {
-        static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-        ClockReading {
-            unix: since_epoch.unwrap_or_default(),
-            boot: Some(BootReading {
-                id: 1,
-                elapsed: BEGAN.elapsed(),
-            }),
-        }
-    }
 }

@@ -4,7 +4,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use spawn_gate::BackendKey;
 use tokio::runtime::Runtime;
@@ -12,12 +12,13 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::yield_now;
 
 use super::one_thread;
+use crate::clock::thread_nanos;
 use crate::flights::{Flights, RawWatch, Visitor, visit_all};
 use crate::keys::PeerKey;
 use crate::measure::{Comparison, Contender, Plan, compare};
 
 /// Less than elsewhere, since most of the time goes into bringing the followers to where they wait.
-const PLAN: Plan = Plan::turns_of_millis(15);
+const PLAN: Plan = Plan::more_turns_of_millis(15);
 
 /// Compares the time for each of `followers`.
 pub fn fan_in(path: &str, followers: usize) -> Comparison {
@@ -58,8 +59,8 @@ struct Shot {
     polls: AtomicUsize,
     waits: AtomicUsize,
     back: AtomicUsize,
-    settled_at: OnceLock<Instant>,
-    last_back_at: OnceLock<Instant>,
+    settled_at: OnceLock<u64>,
+    last_back_at: OnceLock<u64>,
     all_back: Notify,
 }
 
@@ -78,7 +79,7 @@ pub async fn shot<K: PeerKey, F: Flights<K>>(flights: &Arc<F>, followers: usize)
             started.send(()).expect("the shot waits for it");
             may_settle.await.expect("the shot lets it settle");
             shot.settled_at
-                .set(Instant::now())
+                .set(thread_nanos())
                 .expect("it settles once");
             1
         };
@@ -102,7 +103,7 @@ pub async fn shot<K: PeerKey, F: Flights<K>>(flights: &Arc<F>, followers: usize)
     let (Some(last_back_at), Some(settled_at)) = stamps else {
         unreachable!("all are back");
     };
-    last_back_at.duration_since(*settled_at)
+    Duration::from_nanos(last_back_at - settled_at)
 }
 
 async fn follow<K: PeerKey, F: Flights<K>>(flights: &F, shot: &Shot, followers: usize) {
@@ -118,7 +119,7 @@ async fn follow<K: PeerKey, F: Flights<K>>(flights: &F, shot: &Shot, followers: 
     });
     assert_eq!(value.await, 1);
     if count_up(&shot.back) == followers {
-        let first = shot.last_back_at.set(Instant::now());
+        let first = shot.last_back_at.set(thread_nanos());
         first.expect("one follower is the last");
         shot.all_back.notify_one();
     }

@@ -12,10 +12,11 @@ use spawn_gate::{Acquired, BackendKey, FileSpawnLock, SpawnGate};
 use tokio::task::spawn_blocking;
 
 use super::{one_thread, repeated};
+use crate::clock::nanos;
 use crate::keys::PeerKey;
 use crate::measure::{Comparison, Plan, compare};
 
-const PLAN: Plan = Plan::turns_of_millis(40);
+const PLAN: Plan = Plan::more_turns_of_millis(40);
 const FLOOR: &str = "`spawn_blocking` + raw system calls";
 
 /// Compares a permit.
@@ -37,23 +38,26 @@ pub fn file_lock(path: &str) -> Comparison {
     let contenders = vec![
         repeated(
             runtime,
+            nanos,
             "spawn-gate, without ledger",
             || BackendKey::nth(7),
             permit_of(plain),
         ),
         repeated(
             runtime,
+            nanos,
             "spawn-gate, with ledger",
             || BackendKey::nth(7),
             permit_of(with_ledger),
         ),
-        repeated(runtime, FLOOR, at("hop.lock"), async |path| {
+        repeated(runtime, nanos, FLOOR, at("hop.lock"), async |path| {
             // The lock is given back on this thread: that needs no wait.
             let locked = spawn_blocking(move || raw_lock(&path)).await;
             raw_unlock(locked.expect("it does not panic"));
         }),
         repeated(
             runtime,
+            nanos,
             "running-process `acquire_spawn_lock` in `spawn_blocking`",
             at("reference.lock"),
             async |path| {
@@ -63,6 +67,7 @@ pub fn file_lock(path: &str) -> Comparison {
         ),
         repeated(
             runtime,
+            nanos,
             "async-fd-lock",
             at("async-fd.lock"),
             async |path| {
@@ -72,11 +77,18 @@ pub fn file_lock(path: &str) -> Comparison {
                 drop(file.try_lock_write().await.expect("it is free"));
             },
         ),
-        repeated(runtime, "raw system calls", at("raw.lock"), async |path| {
-            raw_unlock(raw_lock(&path));
-        }),
         repeated(
             runtime,
+            nanos,
+            "raw system calls",
+            at("raw.lock"),
+            async |path| {
+                raw_unlock(raw_lock(&path));
+            },
+        ),
+        repeated(
+            runtime,
+            nanos,
             "`spawn_blocking` + join",
             at("none"),
             async |path| {

@@ -10,6 +10,7 @@ use spawn_gate::{
 use tokio::runtime::Runtime;
 
 use super::{one_thread, repeated, timed};
+use crate::clock::thread_nanos;
 use crate::flights::{Flights, RsSingleflight, Visitor, visit_all};
 use crate::keys::PeerKey;
 use crate::measure::{Comparison, Contender, Plan, compare};
@@ -39,7 +40,7 @@ pub async fn lead<K: PeerKey, F: Flights<K>>(flights: &F, count: u64) -> Duratio
     let operation = async |key| {
         black_box(flights.run(key, || async { black_box(1) }).await);
     };
-    timed(count, || K::nth(7), operation).await
+    timed(thread_nanos, count, || K::nth(7), operation).await
 }
 
 /// Compares `launch` of a launcher that does nothing with its parts: a permit, and a task.
@@ -48,18 +49,31 @@ pub fn launch(path: &str) -> Comparison {
     let gate = &SpawnGate::builder(InMemorySpawnLock::new()).build();
     let parts = "`acquire` + settle + `tokio::spawn` + join";
     let contenders = vec![
-        repeated(runtime, "spawn-gate `launch`", key, async |key| {
-            launch_one(gate, key).await;
-        }),
-        repeated(runtime, parts, key, async |key| {
+        repeated(
+            runtime,
+            thread_nanos,
+            "spawn-gate `launch`",
+            key,
+            async |key| {
+                launch_one(gate, key).await;
+            },
+        ),
+        repeated(runtime, thread_nanos, parts, key, async |key| {
             acquire_one(gate, key).await;
             spawn_one().await;
         }),
-        repeated(runtime, "`acquire` + settle", key, async |key| {
-            acquire_one(gate, key).await;
-        }),
         repeated(
             runtime,
+            thread_nanos,
+            "`acquire` + settle",
+            key,
+            async |key| {
+                acquire_one(gate, key).await;
+            },
+        ),
+        repeated(
+            runtime,
+            thread_nanos,
             "`tokio::spawn` + join",
             || (),
             async |()| spawn_one().await,

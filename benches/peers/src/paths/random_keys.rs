@@ -15,7 +15,7 @@ use crate::watchdog::{Seen, Sightings, Watchdog};
 
 const TASKS: u64 = 64;
 const KEYS: usize = 100_000;
-const PLAN: Plan = Plan::turns_of_millis(50);
+const PLAN: Plan = Plan::more_turns_of_millis(50);
 
 /// Compares a trivial flight for a random key, and tells what was seen of each contender.
 pub fn random_keys<K: PeerKey>(path: &str) -> (Comparison, Vec<Seen>) {

@@ -11,6 +11,7 @@ use spawn_gate::{
 };
 
 use super::{one_thread, repeated};
+use crate::clock::thread_nanos;
 use crate::keys::{PeerKey, VERSION, service};
 use crate::measure::{Comparison, Plan, compare};
 
@@ -27,11 +28,18 @@ pub fn refusal(path: &str) -> Comparison {
     let ours = &used_up_coordinator();
     let theirs = &used_up_reference();
     let contenders = vec![
-        repeated(runtime, "spawn-gate `acquire`", ours_key, async |key| {
-            assert!(black_box(gate.acquire(key).await).is_err());
-        }),
         repeated(
             runtime,
+            thread_nanos,
+            "spawn-gate `acquire`",
+            ours_key,
+            async |key| {
+                assert!(black_box(gate.acquire(key).await).is_err());
+            },
+        ),
+        repeated(
+            runtime,
+            thread_nanos,
             "spawn-gate coordinator in a std mutex",
             ours_key,
             async |key| {
@@ -43,14 +51,20 @@ pub fn refusal(path: &str) -> Comparison {
                 ));
             },
         ),
-        repeated(runtime, REFERENCE, reference_key, async |key| {
-            let mut theirs = theirs.lock().unwrap_or_else(PoisonError::into_inner);
-            let refused = theirs.try_begin(key, Instant::now());
-            assert!(matches!(
-                refused,
-                Err(reference::SpawnBeginError::BudgetExhausted { .. })
-            ));
-        }),
+        repeated(
+            runtime,
+            thread_nanos,
+            REFERENCE,
+            reference_key,
+            async |key| {
+                let mut theirs = theirs.lock().unwrap_or_else(PoisonError::into_inner);
+                let refused = theirs.try_begin(key, Instant::now());
+                assert!(matches!(
+                    refused,
+                    Err(reference::SpawnBeginError::BudgetExhausted { .. })
+                ));
+            },
+        ),
     ];
     compare(path, PLAN, REFERENCE, contenders)
 }

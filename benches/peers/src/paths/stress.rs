@@ -13,7 +13,7 @@ use crate::watchdog::{Seen, Sightings, Watchdog};
 
 const CALLERS: usize = 1_000;
 const CALLS_OF_EACH: usize = 20;
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 21;
 
 /// Others get their turn so many times while a flight runs.
 const YIELDS: usize = 30;
