@@ -136,7 +136,7 @@ where
                         Err(seat) => seat,
                     };
                     let earning = Box::pin(earn_permit(seat, None));
-                    match off_caller(earning, &flight).await {
+                    match Box::pin(off_caller(earning, &flight)).await {
                         Earned::Permit(permit) => return Ok(Acquired::Led(permit)),
                         Earned::Ended(outcome) => outcome,
                         Earned::TaskLost(why) => return Err(task_lost(&flight, &why)),
@@ -359,7 +359,7 @@ where
         let _waits = flight.count_asker();
         let led = if self.inner.timeouts.is_follow_shorter || until.is_some() {
             let deadline = self.follow_until(&mut until);
-            let led = timeout_at(deadline, leading).await;
+            let led = Box::pin(timeout_at(deadline, leading)).await;
             led.map_err(|_| self.timed_out(flight))?
         } else {
             leading.await

@@ -39,7 +39,10 @@ impl Held {
 
     /// Checks that the lock is still held.
     pub(crate) async fn verify(&self) -> Result<(), SpawnLockError> {
-        answered(self.lease.verify()).await
+        match self.lease.verify_now() {
+            Some(verified) => verified,
+            None => Box::pin(answered(self.lease.verify())).await,
+        }
     }
 
     /// Charges the ledger's budget if there is one; else the attempt was charged when the flight was begun. `has_looked`: no
@@ -67,6 +70,14 @@ impl Held {
         match &self.ledger {
             Some(ledger) => answered(self.lease.write_ledger(ledger.to_write())).await,
             None => Ok(()),
+        }
+    }
+
+    /// As [`release`](Self::release), at once, if there is no ledger to write.
+    pub(crate) fn release_now(self, settlement: Settlement) -> Result<Settling, Self> {
+        match self.ledger {
+            Some(_) => Err(self),
+            None => Ok(Settling::Attempt(settlement)),
         }
     }
 

@@ -1,7 +1,6 @@
 //! What a leader does: take the lock, read the ledger, look for a running backend, charge, launch, settle. Each step has its
 //! deadline, and whatever happens, also if a future here is dropped, the flight ends and says how.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +31,8 @@ where
 {
     let flight = seat.flight.clone();
     let long = seat.inner.timeouts.long;
-    let mut leading = pin!(lead_to_end(seat, launcher));
+    // Boxed, since the task is moved a few times before it runs.
+    let mut leading = Box::pin(lead_to_end(seat, launcher));
     match within(long, &mut leading).await {
         Some(outcome) => outcome,
         None => {

@@ -99,7 +99,8 @@ impl<T: Clone> Following<T> {
                 return Some(outcome.clone());
             }
         }
-        timeout_at(deadline, self.ended()).await.ok()?;
+        // Boxed, so that the many who need no timer do not keep room for one.
+        Box::pin(timeout_at(deadline, self.ended())).await.ok()?;
         match &*self.0.borrow() {
             Told::Ended(outcome) => Some(outcome.clone()),
             _ => None,

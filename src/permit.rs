@@ -143,7 +143,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
             });
             // What is written now would go to a file that nobody reads any more, or that is not ours.
             self.held.ledger = None;
-            self.end_failed(error.clone(), String::new()).await;
+            Box::pin(self.end_failed(error.clone(), String::new())).await;
             return Err(error);
         }
         if let Some(ledger) = &mut self.held.ledger {
@@ -214,7 +214,10 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     /// free and the ledger settled.
     async fn end(self, outcome: Outcome<T>, settlement: Settlement) {
         let Self { held, seat, .. } = self;
-        let settling = held.release(settlement).await;
+        let settling = match held.release_now(settlement) {
+            Ok(settling) => settling,
+            Err(held) => Box::pin(held.release(settlement)).await,
+        };
         seat.end(outcome, settling);
     }
 }

@@ -14,6 +14,7 @@ pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Option<F::O
     let at_once = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx)));
     match at_once.await {
         Poll::Ready(output) => Some(output),
-        Poll::Pending => timeout(limit, future).await.ok(),
+        // Boxed, so that those who need no timer do not keep room for one.
+        Poll::Pending => Box::pin(timeout(limit, future)).await.ok(),
     }
 }

@@ -247,13 +247,18 @@ impl SpawnLease for FileLease {
     }
 
     async fn verify(&self) -> Result<(), SpawnLockError> {
+        if let Some(verified) = self.verify_now() {
+            return verified;
+        }
+        let guard = Arc::clone(&self.guard);
+        off_thread(guard.path().to_path_buf(), move |_| guard.verify()).await
+    }
+
+    fn verify_now(&self) -> Option<Result<(), SpawnLockError>> {
         match self.filesystem {
             // One `lstat`: too short to leave the thread for.
-            Filesystem::Local => self.guard.verify(),
-            Filesystem::Any => {
-                let guard = Arc::clone(&self.guard);
-                off_thread(guard.path().to_path_buf(), move |_| guard.verify()).await
-            }
+            Filesystem::Local => Some(self.guard.verify()),
+            Filesystem::Any => None,
         }
     }
 

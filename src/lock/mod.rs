@@ -136,6 +136,12 @@ pub trait SpawnLease: fmt::Debug + Send + Sync + 'static {
     /// [`SpawnLockError::DeletedOrRecreated`], or what a lock service has for a lease that ran out.
     async fn verify(&self) -> Result<(), SpawnLockError>;
 
+    /// Checks as [`verify`](Self::verify) does, for a lock that can do so without waiting or blocking. `None`, as unless
+    /// implemented: it cannot.
+    fn verify_now(&self) -> Option<Result<(), SpawnLockError>> {
+        None
+    }
+
     /// Returns what the ledger said when the lock was taken.
     fn ledger(&self) -> LedgerReading {
         LedgerReading::NotKept
