@@ -229,7 +229,7 @@ pub struct TimeoutError {
     /// How long the stage was given.
     pub after: Duration,
     /// Who holds the spawn lock, if the stage waited for it and the holder is known.
-    pub waiting_for: Option<LockHolder>,
+    pub waiting_for: Option<Arc<LockHolder>>,
 }
 
 impl fmt::Display for TimeoutError {

@@ -75,7 +75,7 @@ struct Running<T> {
     attempt_number: Option<u32>,
     began: Instant,
     stage: Stage,
-    waiting_for: Option<LockHolder>,
+    waiting_for: Option<Arc<LockHolder>>,
     has_lock: bool,
     is_long: bool,
     /// Whether somebody keeps the time for the followers.
@@ -135,7 +135,7 @@ impl<K, T> Slot<K, T> {
                 attempt_number: running.attempt_number,
                 began: running.began,
                 stage: running.stage,
-                waiting_for: running.waiting_for.clone(),
+                waiting_for: running.waiting_for.as_deref().cloned(),
                 waiting: running.waiting(),
             }),
         }
@@ -277,6 +277,10 @@ impl<K, T> Clone for Flight<K, T> {
 }
 
 impl<K, T> Flight<K, T> {
+    pub(crate) fn hashed_key(&self) -> &Hashed<K> {
+        &self.slot.key
+    }
+
     pub(crate) fn key(&self) -> &K {
         &self.slot.key.key
     }
@@ -298,7 +302,7 @@ impl<K, T> Flight<K, T> {
     }
 
     /// Notes whom the leader waits for.
-    pub(crate) fn note_holder(&self, holder: LockHolder) {
+    pub(crate) fn note_holder(&self, holder: Arc<LockHolder>) {
         self.step(|running| running.waiting_for = Some(holder));
     }
 
@@ -318,7 +322,7 @@ impl<K, T> Flight<K, T> {
     }
 
     /// Whom the leader waits for, if it waits for the lock.
-    pub(crate) fn waiting_for(&self) -> Option<LockHolder> {
+    pub(crate) fn waiting_for(&self) -> Option<Arc<LockHolder>> {
         self.step(|running| running.waiting_for.clone())?
     }
 

@@ -8,8 +8,9 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{GateError, LaunchError, LockError, Stage, TimeoutError};
-use crate::flight::{Claim, Flight};
+use crate::flight::Flight;
 use crate::handover::{Earned, off_caller};
+use crate::hashed::Hashed;
 use crate::held::Held;
 use crate::inner::{Inner, Part};
 use crate::key::{GateKey, key_label};
@@ -123,19 +124,20 @@ where
     ///
     /// Outside of a tokio runtime with time enabled.
     pub async fn acquire(&self, key: K) -> Result<Acquired<K, T>, GateError> {
-        let key = self.inner.hashed(key);
+        let mut asked = Asked::With(self.inner.hashed(key));
         let mut follow_until = None;
         loop {
-            let outcome = match self.inner.enter(&key, false).await? {
+            let outcome = match self.inner.enter(asked.key(), false).await? {
                 Part::Follow(flight, following) => {
-                    self.follow(&flight, following, &mut follow_until).await?
+                    let flight = asked.after(flight);
+                    self.follow(flight, following, &mut follow_until).await?
                 }
                 Part::Lead(flight, claim) => {
-                    let seat = match permit_at_once(self.seat(&flight, claim)) {
+                    let seat = match permit_at_once(self.seat(&flight), claim) {
                         Ok(permit) => return Ok(Acquired::Led(permit)),
                         Err(seat) => seat,
                     };
-                    let earning = Box::pin(earn_permit(seat, None));
+                    let earning = Box::pin(earn_permit(seat, claim, None));
                     match Box::pin(off_caller(earning, &flight)).await {
                         Earned::Permit(permit) => return Ok(Acquired::Led(permit)),
                         Earned::Ended(outcome) => outcome,
@@ -182,15 +184,16 @@ where
         key: K,
         launcher: impl BackendLauncher<K, T>,
     ) -> Result<Launched<T>, GateError> {
-        let key = self.inner.hashed(key);
+        let mut asked = Asked::With(self.inner.hashed(key));
         let mut follow_until = None;
         loop {
-            let outcome = match self.inner.enter(&key, true).await? {
+            let outcome = match self.inner.enter(asked.key(), true).await? {
                 Part::Follow(flight, following) => {
-                    self.follow(&flight, following, &mut follow_until).await?
+                    let flight = asked.after(flight);
+                    self.follow(flight, following, &mut follow_until).await?
                 }
                 Part::Lead(flight, claim) => {
-                    let leading = tokio::spawn(lead(self.seat(&flight, claim), launcher));
+                    let leading = tokio::spawn(lead(self.seat(&flight), claim, launcher));
                     return self.led(&flight, leading, follow_until).await;
                 }
             };
@@ -312,11 +315,10 @@ where
         Ok(())
     }
 
-    fn seat(&self, flight: &Flight<K, T>, claim: Claim) -> Seat<K, T> {
+    fn seat(&self, flight: &Flight<K, T>) -> Seat<K, T> {
         Seat {
             inner: Arc::clone(&self.inner),
             flight: flight.clone(),
-            claim,
         }
     }
 
@@ -399,6 +401,29 @@ impl<K, T> fmt::Debug for SpawnGate<K, T> {
         f.debug_struct("SpawnGate")
             .field("lock", &self.inner.lock)
             .finish_non_exhaustive()
+    }
+}
+
+/// What a request names its backend by. Once it follows a flight, that has the key, and its own copy is not kept.
+enum Asked<K, T> {
+    With(Hashed<K>),
+    After(Flight<K, T>),
+}
+
+impl<K, T> Asked<K, T> {
+    fn key(&self) -> &Hashed<K> {
+        match self {
+            Self::With(key) => key,
+            Self::After(flight) => flight.hashed_key(),
+        }
+    }
+
+    fn after(&mut self, flight: Flight<K, T>) -> &Flight<K, T> {
+        *self = Self::After(flight);
+        match self {
+            Self::After(flight) => flight,
+            Self::With(_) => unreachable!("it was just set"),
+        }
     }
 }
 

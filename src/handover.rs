@@ -7,13 +7,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
-use tokio::task::JoinError;
-use tokio::time::timeout;
+use tokio::task::{JoinError, yield_now};
 
 use crate::flight::Flight;
 use crate::key::GateKey;
 use crate::outcome::Outcome;
 use crate::permit::LaunchPermit;
+use crate::within::within;
 
 /// A permit that its caller does not come for within this time is given back.
 const UNCLAIMED_FOR: Duration = Duration::from_secs(2);
@@ -105,8 +105,10 @@ async fn serve<K: GateKey, T>(
     let earned = earned.await;
     counter.swap(earned.into());
     counter.is_done.notify_one();
+    // Most callers come at once, and then no timer is needed.
+    yield_now().await;
     // Over when the caller has taken it, or is gone, or does not come.
-    let _ = timeout(UNCLAIMED_FOR, caller.closed()).await;
+    let _ = within(UNCLAIMED_FOR, caller.closed()).await;
     let unclaimed = counter.swap(Earned::Ended(Outcome::Vacated));
     if let Some(Earned::Permit(permit)) = unclaimed {
         permit.refund().await;

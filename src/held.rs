@@ -18,7 +18,7 @@ use crate::within::within;
 #[derive(Debug)]
 pub(crate) struct Held {
     lease: Box<dyn SpawnLease>,
-    pub(crate) ledger: Option<OpenLedger>,
+    pub(crate) ledger: Option<Box<OpenLedger>>,
 }
 
 impl Held {
@@ -28,7 +28,7 @@ impl Held {
         clock: &Arc<dyn SharedClock>,
     ) -> Self {
         Self {
-            ledger: OpenLedger::new(&*lease, policy, clock),
+            ledger: OpenLedger::new(&*lease, policy, clock).map(Box::new),
             lease,
         }
     }

@@ -23,7 +23,7 @@ use crate::permit::{LaunchPermit, Seat};
 use crate::within::within;
 
 /// Runs a flight to its end, and returns that. It keeps the time for the flight's followers.
-pub(crate) async fn lead<K, T, L>(seat: Seat<K, T>, launcher: L) -> Outcome<T>
+pub(crate) async fn lead<K, T, L>(seat: Seat<K, T>, claim: Claim, launcher: L) -> Outcome<T>
 where
     K: GateKey,
     T: Clone + Send + Sync + 'static,
@@ -32,7 +32,7 @@ where
     let flight = seat.flight.clone();
     let long = seat.inner.timeouts.long;
     // Boxed, since the task is moved a few times before it runs.
-    let mut leading = Box::pin(lead_to_end(seat, launcher));
+    let mut leading = Box::pin(lead_to_end(seat, claim, launcher));
     match within(long, &mut leading).await {
         Some(outcome) => outcome,
         None => {
@@ -42,7 +42,7 @@ where
     }
 }
 
-async fn lead_to_end<K, T, L>(seat: Seat<K, T>, launcher: L) -> Outcome<T>
+async fn lead_to_end<K, T, L>(seat: Seat<K, T>, claim: Claim, launcher: L) -> Outcome<T>
 where
     K: GateKey,
     T: Clone + Send + Sync + 'static,
@@ -50,7 +50,7 @@ where
 {
     let limit = seat.inner.timeouts.launch;
     let flight = seat.flight.clone();
-    let permit = match earn_permit(seat, Some(&launcher)).await {
+    let permit = match earn_permit(seat, claim, Some(&launcher)).await {
         Ok(permit) => permit,
         Err(outcome) => return outcome,
     };
@@ -85,8 +85,9 @@ where
 /// to look for.
 pub(crate) fn permit_at_once<K: GateKey, T>(
     seat: Seat<K, T>,
+    claim: Claim,
 ) -> Result<LaunchPermit<K, T>, Seat<K, T>> {
-    let (Claim::Launch(attempt), false) = (seat.claim, seat.inner.lock.keeps_ledger()) else {
+    let (Claim::Launch(attempt), false) = (claim, seat.inner.lock.keeps_ledger()) else {
         return Err(seat);
     };
     match seat.inner.lock.try_acquire_now(seat.flight.key()) {
@@ -103,15 +104,16 @@ pub(crate) fn permit_at_once<K: GateKey, T>(
 /// outcome says why. Without a launcher it is not known whether a backend runs.
 pub(crate) async fn earn_permit<K: GateKey, T: Clone + 'static>(
     seat: Seat<K, T>,
+    claim: Claim,
     launcher: Option<&dyn BackendLauncher<K, T>>,
 ) -> Result<LaunchPermit<K, T>, Outcome<T>> {
-    if let Some((refusal, settling)) = confirmed_refusal(&seat, launcher.is_some()).await {
+    if let Some((refusal, settling)) = confirmed_refusal(&seat, claim, launcher.is_some()).await {
         let refused = BudgetExhausted::new(seat.flight.label(), refusal);
         let outcome = Outcome::Failed(refused.into());
         seat.end(outcome.clone(), settling);
         return Err(outcome);
     }
-    match prepare(&seat, launcher).await {
+    match prepare(&seat, claim, launcher).await {
         Ok((held, attempt)) => {
             seat.flight.advance(Stage::Launch);
             Ok(LaunchPermit::new(seat, held, attempt))
@@ -133,10 +135,11 @@ pub(crate) async fn earn_permit<K: GateKey, T: Clone + 'static>(
 /// or if somebody seems to be launching just now, or a backend to be up that can be looked for.
 async fn confirmed_refusal<K: GateKey, T>(
     seat: &Seat<K, T>,
+    claim: Claim,
     can_discover: bool,
 ) -> Option<(BudgetRefusal, Settling)> {
     let inner = &*seat.inner;
-    let Claim::Look(BudgetRefusal { first, .. }) = seat.claim else {
+    let Claim::Look(BudgetRefusal { first, .. }) = claim else {
         return None;
     };
     if !inner.policy.is_in_ledger {
@@ -186,6 +189,7 @@ impl<T> Ending<T> {
 /// Takes all steps up to the permit.
 async fn prepare<K: GateKey, T: 'static>(
     seat: &Seat<K, T>,
+    claim: Claim,
     launcher: Option<&dyn BackendLauncher<K, T>>,
 ) -> Result<(Held, Attempt), (Ending<T>, Option<Held>)> {
     let inner = &*seat.inner;
@@ -202,7 +206,7 @@ async fn prepare<K: GateKey, T: 'static>(
             Err(error) => return Err((Ending::Failed(error), None)),
         };
         seat.flight.note_lock_held();
-        match prepare_held(seat, launcher, &wait, &mut held).await {
+        match prepare_held(seat, claim, launcher, &wait, &mut held).await {
             Ok(attempt) => return Ok((held, attempt)),
             // What was charged in a file that is gone, went with it.
             Err(Stop::LockLost(error)) if wait.may_retry_after(&error) => {}
@@ -227,6 +231,7 @@ impl<T> From<Ending<T>> for Stop<T> {
 /// Takes the steps from the lock to the written charge.
 async fn prepare_held<K: GateKey, T: 'static>(
     seat: &Seat<K, T>,
+    claim: Claim,
     launcher: Option<&dyn BackendLauncher<K, T>>,
     wait: &LockWait,
     held: &mut Held,
@@ -251,7 +256,7 @@ async fn prepare_held<K: GateKey, T: 'static>(
         }
     }
     let attempt = held
-        .charge(seat.claim, launcher.is_some())
+        .charge(claim, launcher.is_some())
         .map_err(|mut refusal| {
             if held.ledger.is_none() {
                 // It was made when the flight was begun.

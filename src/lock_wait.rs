@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
@@ -32,7 +33,7 @@ const LONGEST_TRY: Duration = Duration::from_secs(1);
 pub(crate) struct LockWait {
     deadline: Instant,
     swaps: u32,
-    holder: Option<LockHolder>,
+    holder: Option<Arc<LockHolder>>,
     /// When this wait began, by the clock that all share; `None` without a ledger.
     began: Option<ClockReading>,
     /// Launches with a higher number ended while this waited; `None` if it did not have to wait, or that is not known.
@@ -64,7 +65,7 @@ impl LockWait {
         &mut self,
         inner: &Inner<K, T>,
         key: &K,
-        note_holder: impl Fn(LockHolder),
+        note_holder: impl Fn(Arc<LockHolder>),
     ) -> Result<Box<dyn SpawnLease>, GateError> {
         let mut pause = FIRST_PAUSE;
         let mut peek_at = Instant::now();
@@ -108,7 +109,8 @@ impl LockWait {
         let (Some(ledger), Some(began)) = (inner.peek(key).await, self.began) else {
             return;
         };
-        self.holder = ledger.holder().map(|holder| LockHolder::new(path, holder));
+        let holder = ledger.holder();
+        self.holder = holder.map(|holder| Arc::new(LockHolder::new(path, holder)));
         // One that ended since this wait began, did so while this waited, also if it was before this look.
         let ended_before = ledger.last_outcome().map_or(0, |last| {
             last.launch - u64::from(last.at.is_not_before(began) && last.launch > 0)

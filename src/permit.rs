@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::budget::{Attempt, Settlement};
 use crate::error::{GateError, LaunchError, SharedError, Stage};
-use crate::flight::{Claim, Flight, Settling};
+use crate::flight::{Flight, Settling};
 use crate::held::Held;
 use crate::inner::Inner;
 use crate::key::GateKey;
@@ -17,7 +17,6 @@ use crate::outcome::Outcome;
 pub(crate) struct Seat<K: GateKey, T> {
     pub(crate) inner: Arc<Inner<K, T>>,
     pub(crate) flight: Flight<K, T>,
-    pub(crate) claim: Claim,
 }
 
 impl<K: GateKey, T> Seat<K, T> {

@@ -545,7 +545,7 @@ async fn a_waiter_that_gives_up_names_the_lock_its_holder_and_since_when() {
         (Some(KEY), Stage::Lock, limit)
     );
     assert!(holder.is_some());
-    assert_eq!(*waiting_for, holder);
+    assert_eq!(waiting_for.as_deref(), holder.as_ref());
     assert_eq!(began.elapsed(), limit);
     let text = error.to_string();
     assert!(text.contains(&locks.path_of(&KEY).display().to_string()));
