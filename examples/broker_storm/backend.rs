@@ -5,10 +5,11 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
+use spawn_gate::BoxError;
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
-use crate::protocol::{BackendId, Connection, Error, listen};
+use crate::protocol::{BackendId, Connection, listen};
 use crate::role;
 
 /// In its directory, a backend appends a line here when it starts: the count of launches that does not come from the gate.
@@ -22,7 +23,7 @@ pub(crate) const BROKEN: &str = "broken";
 
 const START_UP: Duration = Duration::from_millis(150);
 
-pub(crate) async fn run(directory: &Path, service: &str, launch: u64) -> Result<(), Error> {
+pub(crate) async fn run(directory: &Path, service: &str, launch: u64) -> Result<(), BoxError> {
     let id = BackendId {
         service: service.to_owned(),
         pid: std::process::id(),
@@ -40,7 +41,7 @@ pub(crate) async fn run(directory: &Path, service: &str, launch: u64) -> Result<
     }
 }
 
-async fn serve(directory: &Path, id: BackendId) -> Result<(), Error> {
+async fn serve(directory: &Path, id: BackendId) -> Result<(), BoxError> {
     while directory.join(HOLD).exists() {
         sleep(Duration::from_millis(5)).await;
     }

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spawn_gate::{
-    BackendKey, BrokerInstanceKey, DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW, FileSpawnLock, GateError,
-    LaunchError, SpawnBudgetConfig, SpawnGate, SpawnLockError,
+    BackendKey, BoxError, BrokerInstanceKey, DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW, FileSpawnLock,
+    GateError, LaunchError, SpawnBudgetConfig, SpawnGate, SpawnLockError,
 };
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::launcher::{Endpoint, Launcher};
-use crate::protocol::{Connection, Error, Hello, Refusal, Reply, listen};
+use crate::protocol::{Connection, Hello, Refusal, Reply, listen};
 use crate::role;
 
 /// How long a client may take to say what it wants.
@@ -30,7 +30,7 @@ struct Broker {
 }
 
 /// Serves until the parent process is gone. Brokers that are given the same directory share their backends.
-pub(crate) async fn run(directory: &Path, window: Duration) -> Result<(), Error> {
+pub(crate) async fn run(directory: &Path, window: Duration) -> Result<(), BoxError> {
     let locks = FileSpawnLock::new(directory.join("locks"))?;
     let broker = Arc::new(Broker {
         gate: SpawnGate::builder(locks)

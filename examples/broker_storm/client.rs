@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use spawn_gate::BoxError;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::protocol::{BackendId, Connection, Error, Hello, Refusal, Reply, ping};
+use crate::protocol::{BackendId, Connection, Hello, Refusal, Reply, ping};
 use crate::role;
 
 pub(crate) const VERSION: &str = "1.0";
@@ -27,7 +28,7 @@ pub(crate) async fn ask(
     broker: SocketAddr,
     service: &str,
     mut asked: impl FnMut(),
-) -> Result<Answer, Error> {
+) -> Result<Answer, BoxError> {
     let request = async {
         loop {
             let mut connection = Connection::open(broker).await?;
@@ -62,7 +63,7 @@ pub(crate) async fn run(
     brokers: &[SocketAddr],
     services: &[String],
     count: usize,
-) -> Result<(), Error> {
+) -> Result<(), BoxError> {
     let mut clients = JoinSet::new();
     let each = brokers.iter().cycle().zip(services.iter().cycle());
     for (&broker, service) in each.take(count) {

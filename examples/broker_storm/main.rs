@@ -24,10 +24,10 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use spawn_gate::BoxError;
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use crate::protocol::Error;
 use crate::report::{Check, Report};
 use crate::stage::Stage;
 
@@ -51,7 +51,7 @@ async fn main() -> ExitCode {
     })
 }
 
-async fn play_role(args: &[&str]) -> Result<(), Error> {
+async fn play_role(args: &[&str]) -> Result<(), BoxError> {
     role::leave_ctrl_c_to_the_director();
     match args {
         ["broker", directory, window] => {
@@ -73,7 +73,7 @@ async fn play_role(args: &[&str]) -> Result<(), Error> {
 type Chapters = Arc<Mutex<Vec<(&'static str, Vec<Check>)>>>;
 
 /// Plays all scenarios. However that ends, all processes are ended and all files removed after it.
-async fn direct() -> Result<ExitCode, Error> {
+async fn direct() -> Result<ExitCode, BoxError> {
     // First of all: from here on Ctrl-C no longer ends this process there and then.
     let interrupted = interruption()?;
     let report = Arc::new(Report::new());

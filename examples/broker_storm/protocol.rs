@@ -11,10 +11,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use spawn_gate::BoxError;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-
-pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Longer lines are cut off, so that nobody can fill the memory of who listens.
 const LONGEST_LINE: u64 = 8 * 1024;
@@ -80,9 +79,9 @@ impl Display for Hello {
 }
 
 impl FromStr for Hello {
-    type Err = Error;
+    type Err = BoxError;
 
-    fn from_str(line: &str) -> Result<Self, Error> {
+    fn from_str(line: &str) -> Result<Self, BoxError> {
         match line.split(' ').collect::<Vec<_>>()[..] {
             ["hello", service, version] => Ok(Self {
                 service: service.to_owned(),
@@ -126,9 +125,9 @@ impl Display for Refusal {
 }
 
 impl FromStr for Reply {
-    type Err = Error;
+    type Err = BoxError;
 
-    fn from_str(line: &str) -> Result<Self, Error> {
+    fn from_str(line: &str) -> Result<Self, BoxError> {
         if let Some(address) = line.strip_prefix("negotiated ") {
             return Ok(Self::Negotiated(address.parse()?));
         }
@@ -161,9 +160,9 @@ impl Display for BackendId {
 }
 
 impl FromStr for BackendId {
-    type Err = Error;
+    type Err = BoxError;
 
-    fn from_str(line: &str) -> Result<Self, Error> {
+    fn from_str(line: &str) -> Result<Self, BoxError> {
         match line.split(' ').collect::<Vec<_>>()[..] {
             [service, pid, launch] => Ok(Self {
                 service: service.to_owned(),

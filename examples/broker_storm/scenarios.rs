@@ -4,11 +4,11 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
-use spawn_gate::{FileSpawnLock, acquire_spawn_lock};
+use spawn_gate::{BoxError, FileSpawnLock, acquire_spawn_lock};
 
 use crate::broker::backend_key;
 use crate::client::{Answer, VERSION};
-use crate::protocol::{BackendId, Connection, Error, Refusal};
+use crate::protocol::{BackendId, Connection, Refusal};
 use crate::report::Check;
 use crate::scene::{Broker, Scene, Tally};
 use crate::stage::Stage;
@@ -43,10 +43,10 @@ pub(crate) async fn play(stage: &Arc<Stage>, index: usize) -> Vec<Check> {
     };
     played
         .await
-        .unwrap_or_else(|error: Error| vec![Check::same("plays to its end", error)])
+        .unwrap_or_else(|error: BoxError| vec![Check::same("plays to its end", error)])
 }
 
-async fn cold_start(scene: &Scene) -> Result<Vec<Check>, Error> {
+async fn cold_start(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.hold_backends()?;
     let broker = scene.broker(LONG).await?;
     let clients = scene.clients((5, 60), &[&broker], &["search"]).await?;
@@ -62,7 +62,7 @@ async fn cold_start(scene: &Scene) -> Result<Vec<Check>, Error> {
     ])
 }
 
-async fn three_services(scene: &Scene) -> Result<Vec<Check>, Error> {
+async fn three_services(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     let services = ["search", "mail", "thumbnails"];
     scene.hold_backends()?;
     let broker = scene.broker(LONG).await?;
@@ -91,7 +91,7 @@ async fn three_services(scene: &Scene) -> Result<Vec<Check>, Error> {
     ])
 }
 
-async fn always_fails(scene: &Scene) -> Result<Vec<Check>, Error> {
+async fn always_fails(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.break_backends()?;
     let broker = scene.broker(Duration::from_secs(4)).await?;
     let clients = scene.clients((2, 30), &[&broker], &["search"]).await?;
@@ -149,7 +149,7 @@ async fn always_fails(scene: &Scene) -> Result<Vec<Check>, Error> {
     ])
 }
 
-async fn hang_ups(scene: &Scene) -> Result<Vec<Check>, Error> {
+async fn hang_ups(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.hold_backends()?;
     let broker = scene.broker(LONG).await?;
     let clients = scene.clients((3, 20), &[&broker], &["search"]).await?;
@@ -186,7 +186,7 @@ async fn hang_ups(scene: &Scene) -> Result<Vec<Check>, Error> {
     ])
 }
 
-async fn longer_than_window(scene: &Scene) -> Result<Vec<Check>, Error> {
+async fn longer_than_window(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     let window = Duration::from_secs(1);
     scene.hold_backends()?;
     let broker = scene.broker(window).await?;
@@ -206,7 +206,7 @@ async fn longer_than_window(scene: &Scene) -> Result<Vec<Check>, Error> {
     ])
 }
 
-async fn lock_file_replaced(scene: &Scene) -> Result<Vec<Check>, Error> {
+async fn lock_file_replaced(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.hold_backends()?;
     let broker = scene.broker(LONG).await?;
     let clients = scene.clients((1, 20), &[&broker], &["search"]).await?;
@@ -242,7 +242,7 @@ async fn lock_file_replaced(scene: &Scene) -> Result<Vec<Check>, Error> {
     ])
 }
 
-async fn two_brokers(scene: &Scene) -> Result<Vec<Check>, Error> {
+async fn two_brokers(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.hold_backends()?;
     let (one, other) = (scene.broker(LONG).await?, scene.broker(LONG).await?);
     let clients = scene.clients((4, 50), &[&one, &other], &["search"]).await?;
@@ -276,7 +276,7 @@ async fn two_brokers(scene: &Scene) -> Result<Vec<Check>, Error> {
 }
 
 /// Makes the running backend of `search` crash, and waits until it is gone.
-async fn crash(scene: &Scene, broker: &Broker) -> Result<(), Error> {
+async fn crash(scene: &Scene, broker: &Broker) -> Result<(), BoxError> {
     let Answer::Backend(_, address) = scene.ask(broker, "search").await? else {
         return Err("there is no backend to crash".into());
     };
@@ -286,7 +286,7 @@ async fn crash(scene: &Scene, broker: &Broker) -> Result<(), Error> {
     Ok(())
 }
 
-fn refusal(answer: Answer) -> Result<Refusal, Error> {
+fn refusal(answer: Answer) -> Result<Refusal, BoxError> {
     match answer {
         Answer::Refused(refusal) => Ok(refusal),
         Answer::Backend(backend, _) => Err(format!("not refused, but got {backend}").into()),

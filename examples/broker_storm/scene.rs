@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use spawn_gate::BoxError;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::backend::{BROKEN, HOLD, JOURNAL};
 use crate::client::{Answer, ask};
-use crate::protocol::{BackendId, Error, Refusal, Reply};
+use crate::protocol::{BackendId, Refusal, Reply};
 use crate::stage::{Lifeline, Stage};
 
 /// No single wait of a scenario is longer.
@@ -77,7 +78,7 @@ impl Scene {
     }
 
     /// All backends that were started, by their own account.
-    pub(crate) fn started(&self) -> Result<Vec<BackendId>, Error> {
+    pub(crate) fn started(&self) -> Result<Vec<BackendId>, BoxError> {
         match fs::read_to_string(self.directory.join(JOURNAL)) {
             Ok(text) => text.lines().map(str::parse).collect(),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
@@ -86,20 +87,20 @@ impl Scene {
     }
 
     /// The backends of one service that were started.
-    pub(crate) fn started_of(&self, service: &str) -> Result<Vec<BackendId>, Error> {
+    pub(crate) fn started_of(&self, service: &str) -> Result<Vec<BackendId>, BoxError> {
         let mut started = self.started()?;
         started.retain(|backend| backend.service == service);
         Ok(started)
     }
 
     /// Waits until `count` backends were started. They may have yet to become ready.
-    pub(crate) async fn backends_started(&self, count: usize) -> Result<(), Error> {
+    pub(crate) async fn backends_started(&self, count: usize) -> Result<(), BoxError> {
         self.wait_until("a backend to start", || Ok(self.started()?.len() >= count))
             .await
     }
 
     /// Waits until a launched backend can be found by other brokers.
-    pub(crate) async fn backend_published(&self) -> Result<(), Error> {
+    pub(crate) async fn backend_published(&self) -> Result<(), BoxError> {
         self.wait_until("a backend to be published", || {
             for entry in fs::read_dir(&self.directory)? {
                 if entry?.path().extension().is_some_and(|it| it == "endpoint") {
@@ -114,8 +115,8 @@ impl Scene {
     async fn wait_until(
         &self,
         what: &str,
-        mut done: impl FnMut() -> Result<bool, Error>,
-    ) -> Result<(), Error> {
+        mut done: impl FnMut() -> Result<bool, BoxError>,
+    ) -> Result<(), BoxError> {
         let polling = async {
             while !done()? {
                 self.stage.report.progress(|| format!("waiting for {what}"));
@@ -138,7 +139,7 @@ impl Scene {
     }
 
     /// Starts a broker process whose budgets have this window.
-    pub(crate) async fn broker(&self, window: Duration) -> Result<Broker, Error> {
+    pub(crate) async fn broker(&self, window: Duration) -> Result<Broker, BoxError> {
         let (sender, mut lines) = mpsc::unbounded_channel();
         let args = [self.directory_arg()?, window.as_millis().to_string()];
         let lifeline = self.stage.start("broker", args, sender).await?;
@@ -159,7 +160,7 @@ impl Scene {
         (processes, clients_each): (usize, usize),
         brokers: &[&Broker],
         services: &[&str],
-    ) -> Result<Clients, Error> {
+    ) -> Result<Clients, BoxError> {
         let brokers: Vec<_> = brokers.iter().map(|it| it.address.to_string()).collect();
         let args = [
             brokers.join(","),
@@ -193,11 +194,11 @@ impl Scene {
     }
 
     /// Asks as one more client.
-    pub(crate) async fn ask(&self, broker: &Broker, service: &str) -> Result<Answer, Error> {
+    pub(crate) async fn ask(&self, broker: &Broker, service: &str) -> Result<Answer, BoxError> {
         within("an answer", ask(broker.address, service, || {})).await
     }
 
-    fn directory_arg(&self) -> Result<String, Error> {
+    fn directory_arg(&self) -> Result<String, BoxError> {
         let text = self.directory.to_str();
         Ok(text
             .ok_or("the temporary directory's path is not UTF-8")?
@@ -207,7 +208,7 @@ impl Scene {
 
 impl Clients {
     /// Waits until all clients are done.
-    pub(crate) async fn finish(mut self, scene: &Scene) -> Result<Tally, Error> {
+    pub(crate) async fn finish(mut self, scene: &Scene) -> Result<Tally, BoxError> {
         within("all clients to be done", async {
             while self.next(scene).await? {}
             Ok(self.tally)
@@ -216,13 +217,13 @@ impl Clients {
     }
 
     /// Ends the client processes where they are, and waits until they are gone.
-    pub(crate) async fn hang_up(mut self, scene: &Scene) -> Result<Tally, Error> {
+    pub(crate) async fn hang_up(mut self, scene: &Scene) -> Result<Tally, BoxError> {
         self.lifelines.clear();
         self.finish(scene).await
     }
 
     /// Counts what a client says next. Returns false when all have ended.
-    async fn next(&mut self, scene: &Scene) -> Result<bool, Error> {
+    async fn next(&mut self, scene: &Scene) -> Result<bool, BoxError> {
         let Some(line) = self.lines.recv().await else {
             return Ok(false);
         };
@@ -247,7 +248,10 @@ impl Clients {
     }
 }
 
-async fn within<T>(what: &str, future: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+async fn within<T>(
+    what: &str,
+    future: impl Future<Output = Result<T, BoxError>>,
+) -> Result<T, BoxError> {
     match timeout(WAIT_LIMIT, future).await {
         Ok(done) => done,
         Err(_) => Err(format!("waited {WAIT_LIMIT:?} for {what}").into()),

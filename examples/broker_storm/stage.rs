@@ -7,13 +7,13 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use spawn_gate::BoxError;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::protocol::Error;
 use crate::report::{Check, Report};
 
 /// How long processes may take to end once they are asked to.
@@ -51,7 +51,7 @@ impl Stage {
         role: &'static str,
         args: impl IntoIterator<Item = S>,
         lines: mpsc::UnboundedSender<String>,
-    ) -> Result<Lifeline, Error> {
+    ) -> Result<Lifeline, BoxError> {
         let mut child = Command::new(std::env::current_exe()?)
             .arg(role)
             .args(args)
