@@ -3,12 +3,13 @@
 //!
 //! This program plays all the parts: it starts itself again as `broker`, `clients` and `backend`. The part to copy for a
 //! broker of your own is `broker.rs` and `launcher.rs`; `protocol.rs`, `client.rs` and `backend.rs` are what they talk to. The
-//! rest directs and judges: `scenarios.rs` on top of `scene.rs`, `stage.rs` and `report.rs`.
+//! rest directs and judges: `scenarios` on top of `scene.rs`, `cast.rs`, `stage.rs` and `report.rs`.
 //!
 //! The exit status is 0 if all was as expected, 1 if not, 130 after Ctrl-C.
 
 mod backend;
 mod broker;
+mod cast;
 mod client;
 mod launcher;
 mod protocol;
@@ -115,15 +116,16 @@ async fn direct() -> Result<ExitCode, BoxError> {
 }
 
 async fn play_all(stage: Arc<Stage>, chapters: Chapters) {
-    for (index, title) in scenarios::TITLES.into_iter().enumerate() {
-        let mut checks = scenarios::play(&stage, index).await;
+    for (index, scenario) in scenarios::ALL.iter().enumerate() {
+        let directory = format!("scenario-{}", index + 1);
+        let mut checks = scenario.play(&stage, &directory).await;
         // Its brokers and clients were let go with the scenario.
         let settled = stage.settle().await;
         if !settled.holds() {
             checks.push(settled);
         }
         let mut chapters = chapters.lock().unwrap_or_else(PoisonError::into_inner);
-        chapters.push((title, checks));
+        chapters.push((scenario.title, checks));
     }
 }
 

@@ -1,52 +1,17 @@
-//! The scenarios: each drives real processes, then holds what it expected against what the backends' journal says.
+//! The scenarios with one broker.
 
-use std::fmt::Display;
-use std::sync::Arc;
 use std::time::Duration;
 
 use spawn_gate::{BoxError, FileSpawnLock, acquire_spawn_lock};
 
+use super::LONG;
+use super::verdict::{all_answered, from_backend, launch_numbers, processes, refusal, with_code};
 use crate::broker::backend_key;
-use crate::client::{Answer, VERSION};
-use crate::protocol::{BackendId, Connection, Refusal};
+use crate::client::VERSION;
 use crate::report::Check;
-use crate::scene::{Broker, Scene, Tally};
-use crate::stage::Stage;
+use crate::scene::Scene;
 
-/// A budget window that no scenario sees the end of.
-const LONG: Duration = Duration::from_secs(30);
-
-pub(crate) const TITLES: [&str; 7] = [
-    "1 cold start, 300 clients",
-    "2 three services at once",
-    "3 a backend that always fails",
-    "4 clients hang up in mid-launch",
-    "5 launch longer than its window",
-    "6 lock file is replaced",
-    "7 two brokers, one directory",
-];
-
-/// Plays one scenario. One that cannot be played to its end differs from what was expected, too.
-pub(crate) async fn play(stage: &Arc<Stage>, index: usize) -> Vec<Check> {
-    stage.report.heading(TITLES[index]);
-    let played = async {
-        let scene = &Scene::new(Arc::clone(stage), &format!("scenario-{}", index + 1))?;
-        match index {
-            0 => cold_start(scene).await,
-            1 => three_services(scene).await,
-            2 => always_fails(scene).await,
-            3 => hang_ups(scene).await,
-            4 => longer_than_window(scene).await,
-            5 => lock_file_replaced(scene).await,
-            _ => two_brokers(scene).await,
-        }
-    };
-    played
-        .await
-        .unwrap_or_else(|error: BoxError| vec![Check::same("plays to its end", error)])
-}
-
-async fn cold_start(scene: &Scene) -> Result<Vec<Check>, BoxError> {
+pub(super) async fn cold_start(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.hold_backends()?;
     let broker = scene.broker(LONG).await?;
     let clients = scene.clients((5, 60), &[&broker], &["search"]).await?;
@@ -62,7 +27,7 @@ async fn cold_start(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     ])
 }
 
-async fn three_services(scene: &Scene) -> Result<Vec<Check>, BoxError> {
+pub(super) async fn three_services(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     let services = ["search", "mail", "thumbnails"];
     scene.hold_backends()?;
     let broker = scene.broker(LONG).await?;
@@ -91,7 +56,7 @@ async fn three_services(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     ])
 }
 
-async fn always_fails(scene: &Scene) -> Result<Vec<Check>, BoxError> {
+pub(super) async fn always_fails(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.break_backends()?;
     let broker = scene.broker(Duration::from_secs(4)).await?;
     let clients = scene.clients((2, 30), &[&broker], &["search"]).await?;
@@ -149,7 +114,7 @@ async fn always_fails(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     ])
 }
 
-async fn hang_ups(scene: &Scene) -> Result<Vec<Check>, BoxError> {
+pub(super) async fn hang_ups(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.hold_backends()?;
     let broker = scene.broker(LONG).await?;
     let clients = scene.clients((3, 20), &[&broker], &["search"]).await?;
@@ -186,7 +151,7 @@ async fn hang_ups(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     ])
 }
 
-async fn longer_than_window(scene: &Scene) -> Result<Vec<Check>, BoxError> {
+pub(super) async fn longer_than_window(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     let window = Duration::from_secs(1);
     scene.hold_backends()?;
     let broker = scene.broker(window).await?;
@@ -206,7 +171,7 @@ async fn longer_than_window(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     ])
 }
 
-async fn lock_file_replaced(scene: &Scene) -> Result<Vec<Check>, BoxError> {
+pub(super) async fn lock_file_replaced(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.hold_backends()?;
     let broker = scene.broker(LONG).await?;
     let clients = scene.clients((1, 20), &[&broker], &["search"]).await?;
@@ -240,89 +205,4 @@ async fn lock_file_replaced(scene: &Scene) -> Result<Vec<Check>, BoxError> {
         Check::same(processes(2), processes(started.len())),
         from_backend("a later client gets the second", &answer, started.get(1)),
     ])
-}
-
-async fn two_brokers(scene: &Scene) -> Result<Vec<Check>, BoxError> {
-    scene.hold_backends()?;
-    let (one, other) = (scene.broker(LONG).await?, scene.broker(LONG).await?);
-    let clients = scene.clients((4, 50), &[&one, &other], &["search"]).await?;
-    scene.backends_started(1).await?;
-    scene.say("200 clients wait, 100 at each broker");
-    scene.release_backends()?;
-    let tally = clients.finish(scene).await?;
-    let started = scene.started()?;
-    scene.say("all have their answer");
-
-    crash(scene, &one).await?;
-    scene.say("the backend crashed, its endpoint file is still there");
-    let answers = [
-        scene.ask(&other, "search").await?,
-        scene.ask(&one, "search").await?,
-    ];
-    let restarted = scene.started()?;
-    Ok(vec![
-        Check::same(processes(1), processes(started.len())),
-        all_answered(200, &tally, &started),
-        Check::same(
-            "1 process more after its crash",
-            format_args!(
-                "{} more after its crash",
-                processes(restarted.len() - started.len())
-            ),
-        ),
-        from_backend("both brokers give it out", &answers[0], restarted.get(1)),
-        from_backend("both brokers give it out", &answers[1], restarted.get(1)),
-    ])
-}
-
-/// Makes the running backend of `search` crash, and waits until it is gone.
-async fn crash(scene: &Scene, broker: &Broker) -> Result<(), BoxError> {
-    let Answer::Backend(_, address) = scene.ask(broker, "search").await? else {
-        return Err("there is no backend to crash".into());
-    };
-    let mut backend = Connection::open(address).await?;
-    backend.say("crash").await?;
-    backend.hung_up().await;
-    Ok(())
-}
-
-fn refusal(answer: Answer) -> Result<Refusal, BoxError> {
-    match answer {
-        Answer::Refused(refusal) => Ok(refusal),
-        Answer::Backend(backend, _) => Err(format!("not refused, but got {backend}").into()),
-    }
-}
-
-fn with_code(refusals: &[Refusal], code: &str) -> usize {
-    refusals.iter().filter(|it| it.code == code).count()
-}
-
-fn processes(count: usize) -> String {
-    match count {
-        1 => "1 process".to_owned(),
-        _ => format!("{count} processes"),
-    }
-}
-
-fn launch_numbers(started: &[BackendId]) -> String {
-    let numbers: Vec<_> = started.iter().map(|it| it.launch.to_string()).collect();
-    numbers.join(" < ")
-}
-
-/// Every client has an answer, and from one of these backends.
-fn all_answered(clients: usize, tally: &Tally, backends: &[BackendId]) -> Check {
-    let known = tally.answers.iter().filter(|it| backends.contains(it));
-    let expected = format!("{clients} answers from it");
-    Check::same(&expected, format_args!("{} answers from it", known.count()))
-}
-
-/// The answer is from this backend.
-fn from_backend(expected: impl Display, answer: &Answer, backend: Option<&BackendId>) -> Check {
-    let expected = expected.to_string();
-    let seen = match answer {
-        Answer::Backend(id, _) if Some(id) == backend => expected.clone(),
-        Answer::Backend(id, _) => format!("an answer from {id}"),
-        Answer::Refused(refusal) => refusal.to_string(),
-    };
-    Check::same(expected, seen)
 }
