@@ -21,6 +21,9 @@ pub(crate) const HOLD: &str = "hold";
 /// If this file is there, backends fail to start.
 pub(crate) const BROKEN: &str = "broken";
 
+/// What a backend says then.
+pub(crate) const BROKEN_SAYS: &str = "its index is broken";
+
 const START_UP: Duration = Duration::from_millis(150);
 
 pub(crate) async fn run(directory: &Path, service: &str, launch: u64) -> Result<(), BoxError> {
@@ -47,11 +50,11 @@ async fn serve(directory: &Path, id: BackendId) -> Result<(), BoxError> {
     }
     sleep(START_UP).await;
     if directory.join(BROKEN).exists() {
-        println!("{} cannot start: its index is broken", id.service);
+        role::say(format_args!("{} cannot start: {BROKEN_SAYS}", id.service));
         std::process::exit(3);
     }
     let listener = listen()?;
-    println!("ready {}", listener.local_addr()?);
+    role::say(format_args!("ready {}", listener.local_addr()?));
     loop {
         // As in the broker: what makes `accept` fail passes.
         match listener.accept().await {

@@ -5,15 +5,21 @@ use std::time::Duration;
 
 use spawn_gate::BoxError;
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use crate::client::{Answer, ask};
+use crate::operator;
 use crate::protocol::{BackendId, Refusal, Reply};
-use crate::scene::{Scene, within};
+use crate::scene::{POLL, Scene, within};
 use crate::stage::Lifeline;
+
+/// How long a broker waits for another one's launch: longer than any may take.
+const PATIENT: Duration = Duration::from_secs(40);
 
 /// A broker process.
 pub(crate) struct Broker {
-    pub(crate) address: SocketAddr,
+    address: SocketAddr,
+    pid: u32,
     _lifeline: Lifeline,
 }
 
@@ -28,6 +34,8 @@ pub(crate) struct Clients {
 pub(crate) struct Tally {
     pub(crate) asked: usize,
     pub(crate) answers: Vec<BackendId>,
+    /// The failure that each client heard first, before it asked again.
+    pub(crate) failures: Vec<Refusal>,
     pub(crate) refusals: Vec<Refusal>,
 }
 
@@ -35,27 +43,43 @@ impl Scene {
     /// Starts a broker process whose budgets have this window.
     pub(crate) async fn broker(&self, window: Duration) -> Result<Broker, BoxError> {
         let (sender, mut lines) = mpsc::unbounded_channel();
-        let args = [self.directory_arg()?, window.as_millis().to_string()];
+        let args = [
+            self.directory_arg()?,
+            window.as_millis().to_string(),
+            PATIENT.as_millis().to_string(),
+        ];
         let lifeline = self.stage.start("broker", args, sender).await?;
-        let line = within("the broker", async {
-            lines.recv().await.ok_or_else(|| "the broker ended".into())
-        })
-        .await?;
+        let line = next_line("the broker", &mut lines).await?;
         let address = line.strip_prefix("listening ").unwrap_or(&line);
         Ok(Broker {
             address: address.parse()?,
+            pid: lifeline.pid,
             _lifeline: lifeline,
         })
     }
 
+    /// Starts as many of them.
+    pub(crate) async fn brokers(
+        &self,
+        count: usize,
+        window: Duration,
+    ) -> Result<Vec<Broker>, BoxError> {
+        let mut brokers = Vec::new();
+        for _ in 0..count {
+            brokers.push(self.broker(window).await?);
+        }
+        Ok(brokers)
+    }
+
     /// Starts client processes, each with as many clients, spread over the brokers and services.
-    pub(crate) async fn clients(
+    pub(crate) async fn clients<'a>(
         &self,
         (processes, clients_each): (usize, usize),
-        brokers: &[&Broker],
+        brokers: impl IntoIterator<Item = &'a Broker>,
         services: &[&str],
     ) -> Result<Clients, BoxError> {
-        let brokers: Vec<_> = brokers.iter().map(|it| it.address.to_string()).collect();
+        let brokers = brokers.into_iter().map(|it| it.address.to_string());
+        let brokers: Vec<_> = brokers.collect();
         let args = [
             brokers.join(","),
             services.join(","),
@@ -92,6 +116,37 @@ impl Scene {
         within("an answer", ask(broker.address, service, || {})).await
     }
 
+    /// Resets a backend's budget as an operator.
+    pub(crate) async fn reset(&self, broker: &Broker, service: &str) -> Result<(), BoxError> {
+        within("a reset", operator::reset(broker.address, service)).await
+    }
+
+    /// Waits until so many clients at these brokers wait for the launch of another one.
+    pub(crate) async fn clients_wait_for(
+        &self,
+        launching: &Broker,
+        clients: usize,
+        brokers: &[Broker],
+        service: &str,
+    ) -> Result<(), BoxError> {
+        let all_wait = async {
+            loop {
+                let mut waiting = 0;
+                for broker in brokers {
+                    let status = operator::status(broker.address, service).await?;
+                    if status.holder == Some(launching.pid) {
+                        waiting += status.waiting;
+                    }
+                }
+                if waiting == clients {
+                    return Ok(());
+                }
+                sleep(POLL).await;
+            }
+        };
+        within("clients to wait for another broker", all_wait).await
+    }
+
     fn directory_arg(&self) -> Result<String, BoxError> {
         let text = self.directory.to_str();
         Ok(text
@@ -126,6 +181,10 @@ impl Clients {
             tally.asked += 1;
         } else if let Some(backend) = line.strip_prefix("answered ") {
             tally.answers.push(backend.parse()?);
+        } else if let Some(Ok(Reply::Refused(failure))) =
+            line.strip_prefix("failed ").map(str::parse)
+        {
+            tally.failures.push(failure);
         } else if let Ok(Reply::Refused(refusal)) = line.parse() {
             tally.refusals.push(refusal);
         } else {
@@ -140,4 +199,15 @@ impl Clients {
         });
         Ok(true)
     }
+}
+
+async fn next_line(
+    what: &str,
+    lines: &mut mpsc::UnboundedReceiver<String>,
+) -> Result<String, BoxError> {
+    within(what, async {
+        let line = lines.recv().await;
+        line.ok_or_else(|| format!("waited for {what}, but its process has ended").into())
+    })
+    .await
 }

@@ -1,9 +1,9 @@
-//! The library's main job, with real processes and sockets: brokers, clients by the hundred, and backends that are slow,
-//! broken or gone. Run it with `cargo run --release --example broker_storm`.
+//! The library's main job, with real processes and sockets: brokers that share their backends, clients by the hundred, and
+//! backends that are slow, broken or gone. Run it with `cargo run --release --example broker_storm`.
 //!
-//! This program plays all the parts: it starts itself again as `broker`, `clients` and `backend`. The part to copy for a
-//! broker of your own is `broker.rs` and `launcher.rs`; `protocol.rs`, `client.rs` and `backend.rs` are what they talk to. The
-//! rest directs and judges: `scenarios` on top of `scene.rs`, `cast.rs`, `stage.rs` and `report.rs`.
+//! This program plays all the parts: it starts itself again as `broker`, `clients` and `backend`. The part to copy
+//! for a broker of your own is `broker.rs` and `launcher.rs`; `protocol.rs`, `client.rs`, `operator.rs` and `backend.rs` are
+//! what they talk to. The rest directs and judges: `scenarios` on top of `scene.rs`, `cast.rs`, `stage.rs` and `report.rs`.
 //!
 //! The exit status is 0 if all was as expected, 1 if not, 130 after Ctrl-C.
 
@@ -12,6 +12,7 @@ mod broker;
 mod cast;
 mod client;
 mod launcher;
+mod operator;
 mod protocol;
 mod report;
 mod role;
@@ -55,9 +56,10 @@ async fn main() -> ExitCode {
 async fn play_role(args: &[&str]) -> Result<(), BoxError> {
     role::leave_ctrl_c_to_the_director();
     match args {
-        ["broker", directory, window] => {
+        ["broker", directory, window, lock_timeout] => {
             let window = Duration::from_millis(window.parse()?);
-            broker::run(Path::new(directory), window).await
+            let lock_timeout = Duration::from_millis(lock_timeout.parse()?);
+            broker::run(Path::new(directory), window, lock_timeout).await
         }
         ["backend", directory, service, launch] => {
             backend::run(Path::new(directory), service, launch.parse()?).await

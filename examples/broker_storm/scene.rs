@@ -16,7 +16,7 @@ use crate::stage::Stage;
 /// No single wait of a scenario is longer.
 const WAIT_LIMIT: Duration = Duration::from_secs(10);
 
-const POLL: Duration = Duration::from_millis(10);
+pub(crate) const POLL: Duration = Duration::from_millis(10);
 
 pub(crate) struct Scene {
     pub(crate) stage: Arc<Stage>,

@@ -27,7 +27,11 @@ pub(crate) struct Stage {
 }
 
 /// A process runs as long as this is kept.
-pub(crate) struct Lifeline(#[expect(dead_code, reason = "kept open, never written to")] ChildStdin);
+pub(crate) struct Lifeline {
+    pub(crate) pid: u32,
+    #[expect(dead_code, reason = "kept open, never written to")]
+    stdin: ChildStdin,
+}
 
 impl Stage {
     pub(crate) fn new(directory: &Path, report: Arc<Report>) -> Self {
@@ -60,10 +64,13 @@ impl Stage {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
-        let lifeline = child.stdin.take().ok_or("no pipe to the process")?;
+        let lifeline = Lifeline {
+            pid: child.id().ok_or("the process is gone already")?,
+            stdin: child.stdin.take().ok_or("no pipe to the process")?,
+        };
         let watching = watch(role, child, lines, Arc::clone(&self.report));
         self.processes.lock().await.spawn(watching);
-        Ok(Lifeline(lifeline))
+        Ok(lifeline)
     }
 
     /// Waits until all processes are gone, whose lifelines were dropped before. Those that stay are killed.

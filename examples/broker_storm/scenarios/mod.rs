@@ -38,11 +38,11 @@ pub(crate) const ALL: &[Scenario] = &[
         play: |scene| Box::pin(one_broker::always_fails(scene)),
     },
     Scenario {
-        title: "4 clients hang up in mid-launch",
+        title: "4 clients hang up mid-launch",
         play: |scene| Box::pin(one_broker::hang_ups(scene)),
     },
     Scenario {
-        title: "5 launch longer than its window",
+        title: "5 launch outlasts its window",
         play: |scene| Box::pin(one_broker::longer_than_window(scene)),
     },
     Scenario {
@@ -50,8 +50,16 @@ pub(crate) const ALL: &[Scenario] = &[
         play: |scene| Box::pin(one_broker::lock_file_replaced(scene)),
     },
     Scenario {
-        title: "7 two brokers, one directory",
-        play: |scene| Box::pin(brokers::two_brokers(scene)),
+        title: "7 four brokers, one cold start",
+        play: |scene| Box::pin(brokers::cold_start(scene)),
+    },
+    Scenario {
+        title: "8 four brokers, always fails",
+        play: |scene| Box::pin(brokers::always_fails(scene)),
+    },
+    Scenario {
+        title: "9 an operator resets",
+        play: |scene| Box::pin(brokers::operator_resets(scene)),
     },
 ];
 

@@ -14,7 +14,7 @@ use crate::scene::Scene;
 pub(super) async fn cold_start(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.hold_backends()?;
     let broker = scene.broker(LONG).await?;
-    let clients = scene.clients((5, 60), &[&broker], &["search"]).await?;
+    let clients = scene.clients((5, 60), [&broker], &["search"]).await?;
     scene.backends_started(1).await?;
     scene.say("300 clients in 5 processes wait while the backend starts");
     scene.release_backends()?;
@@ -31,7 +31,7 @@ pub(super) async fn three_services(scene: &Scene) -> Result<Vec<Check>, BoxError
     let services = ["search", "mail", "thumbnails"];
     scene.hold_backends()?;
     let broker = scene.broker(LONG).await?;
-    let clients = scene.clients((3, 40), &[&broker], &services).await?;
+    let clients = scene.clients((3, 40), [&broker], &services).await?;
     // None of them is let through yet: this returns only if no launch waits for another service's.
     scene.backends_started(3).await?;
     scene.say("120 clients wait, 3 backends start side by side");
@@ -59,7 +59,7 @@ pub(super) async fn three_services(scene: &Scene) -> Result<Vec<Check>, BoxError
 pub(super) async fn always_fails(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.break_backends()?;
     let broker = scene.broker(Duration::from_secs(4)).await?;
-    let clients = scene.clients((2, 30), &[&broker], &["search"]).await?;
+    let clients = scene.clients((2, 30), [&broker], &["search"]).await?;
     let storm = clients.finish(scene).await?;
     let started = scene.started()?;
     let attempts = started.len();
@@ -117,7 +117,7 @@ pub(super) async fn always_fails(scene: &Scene) -> Result<Vec<Check>, BoxError> 
 pub(super) async fn hang_ups(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.hold_backends()?;
     let broker = scene.broker(LONG).await?;
-    let clients = scene.clients((3, 20), &[&broker], &["search"]).await?;
+    let clients = scene.clients((3, 20), [&broker], &["search"]).await?;
     scene.backends_started(1).await?;
     clients.hang_up(scene).await?;
     scene.say("60 clients have hung up while the backend starts");
@@ -130,7 +130,7 @@ pub(super) async fn hang_ups(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     // What was charged shows in what is left: the same with a launch that fails, then attempts until the budget is used up.
     scene.break_backends()?;
     scene.hold_backends()?;
-    let clients = scene.clients((3, 20), &[&broker], &["mail"]).await?;
+    let clients = scene.clients((3, 20), [&broker], &["mail"]).await?;
     scene.backends_started(2).await?;
     clients.hang_up(scene).await?;
     scene.release_backends()?;
@@ -155,11 +155,11 @@ pub(super) async fn longer_than_window(scene: &Scene) -> Result<Vec<Check>, BoxE
     let window = Duration::from_secs(1);
     scene.hold_backends()?;
     let broker = scene.broker(window).await?;
-    let early = scene.clients((1, 40), &[&broker], &["search"]).await?;
+    let early = scene.clients((1, 40), [&broker], &["search"]).await?;
     scene.backends_started(1).await?;
     scene.say("40 clients wait while the backend starts");
     scene.let_pass(window * 3 / 2, "the window is over").await;
-    let late = scene.clients((1, 40), &[&broker], &["search"]).await?;
+    let late = scene.clients((1, 40), [&broker], &["search"]).await?;
     scene.say("the window of 1 s is over, 40 more ask while it still starts");
     scene.release_backends()?;
     let mut tally = early.finish(scene).await?;
@@ -174,7 +174,7 @@ pub(super) async fn longer_than_window(scene: &Scene) -> Result<Vec<Check>, BoxE
 pub(super) async fn lock_file_replaced(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.hold_backends()?;
     let broker = scene.broker(LONG).await?;
-    let clients = scene.clients((1, 20), &[&broker], &["search"]).await?;
+    let clients = scene.clients((1, 20), [&broker], &["search"]).await?;
     scene.backends_started(1).await?;
     let locks = FileSpawnLock::new(scene.directory.join("locks"))?;
     let lock_file = locks.path_of(&backend_key("search", VERSION));
