@@ -9,18 +9,18 @@ use tokio::time::sleep;
 
 use crate::client::{Answer, ask};
 use crate::operator;
-use crate::protocol::{BackendId, Refusal, Reply};
+use crate::protocol::{BackendId, Refusal, Reply, Status};
 use crate::scene::{POLL, Scene, within};
 use crate::stage::Lifeline;
 
-/// How long a broker waits for another one's launch: longer than any may take.
+/// How long a broker waits for another one's launch unless a scenario is about that: longer than any may take.
 const PATIENT: Duration = Duration::from_secs(40);
 
 /// A broker process.
 pub(crate) struct Broker {
     address: SocketAddr,
-    pid: u32,
-    _lifeline: Lifeline,
+    lifeline: Lifeline,
+    lines: mpsc::UnboundedReceiver<String>,
 }
 
 /// Client processes, and what is known of their clients.
@@ -42,20 +42,7 @@ pub(crate) struct Tally {
 impl Scene {
     /// Starts a broker process whose budgets have this window.
     pub(crate) async fn broker(&self, window: Duration) -> Result<Broker, BoxError> {
-        let (sender, mut lines) = mpsc::unbounded_channel();
-        let args = [
-            self.directory_arg()?,
-            window.as_millis().to_string(),
-            PATIENT.as_millis().to_string(),
-        ];
-        let lifeline = self.stage.start("broker", args, sender).await?;
-        let line = next_line("the broker", &mut lines).await?;
-        let address = line.strip_prefix("listening ").unwrap_or(&line);
-        Ok(Broker {
-            address: address.parse()?,
-            pid: lifeline.pid,
-            _lifeline: lifeline,
-        })
+        self.impatient_broker(window, PATIENT).await
     }
 
     /// Starts as many of them.
@@ -69,6 +56,38 @@ impl Scene {
             brokers.push(self.broker(window).await?);
         }
         Ok(brokers)
+    }
+
+    /// Starts a broker process that waits only so long for another one's launch.
+    pub(crate) async fn impatient_broker(
+        &self,
+        window: Duration,
+        lock_timeout: Duration,
+    ) -> Result<Broker, BoxError> {
+        let (sender, mut lines) = mpsc::unbounded_channel();
+        let args = [
+            self.directory_arg()?,
+            window.as_millis().to_string(),
+            lock_timeout.as_millis().to_string(),
+        ];
+        let lifeline = self.stage.start("broker", args, sender).await?;
+        let line = next_line("the broker", &mut lines).await?;
+        let address = line.strip_prefix("listening ").unwrap_or(&line);
+        Ok(Broker {
+            address: address.parse()?,
+            lifeline,
+            lines,
+        })
+    }
+
+    /// Stops a broker until what this returns is dropped.
+    #[cfg(unix)]
+    pub(crate) async fn stop(&self, broker: &Broker) -> Result<Lifeline, BoxError> {
+        let (sender, mut lines) = mpsc::unbounded_channel();
+        let args = [broker.pid().to_string()];
+        let stopper = self.stage.start("stopper", args, sender).await?;
+        next_line("the broker to stop", &mut lines).await?;
+        Ok(stopper)
     }
 
     /// Starts client processes, each with as many clients, spread over the brokers and services.
@@ -116,25 +135,31 @@ impl Scene {
         within("an answer", ask(broker.address, service, || {})).await
     }
 
+    /// Asks as an operator how a backend stands.
+    pub(crate) async fn status(&self, broker: &Broker, service: &str) -> Result<Status, BoxError> {
+        within("a status", operator::status(broker.address, service)).await
+    }
+
     /// Resets a backend's budget as an operator.
     pub(crate) async fn reset(&self, broker: &Broker, service: &str) -> Result<(), BoxError> {
         within("a reset", operator::reset(broker.address, service)).await
     }
 
     /// Waits until so many clients at these brokers wait for the launch of another one.
-    pub(crate) async fn clients_wait_for(
+    pub(crate) async fn clients_wait_for<'a>(
         &self,
         launching: &Broker,
         clients: usize,
-        brokers: &[Broker],
+        brokers: impl IntoIterator<Item = &'a Broker>,
         service: &str,
     ) -> Result<(), BoxError> {
+        let brokers: Vec<_> = brokers.into_iter().collect();
         let all_wait = async {
             loop {
                 let mut waiting = 0;
-                for broker in brokers {
-                    let status = operator::status(broker.address, service).await?;
-                    if status.holder == Some(launching.pid) {
+                for broker in &brokers {
+                    let status = self.status(broker, service).await?;
+                    if status.holder == Some(launching.pid()) {
                         waiting += status.waiting;
                     }
                 }
@@ -152,6 +177,22 @@ impl Scene {
         Ok(text
             .ok_or("the temporary directory's path is not UTF-8")?
             .to_owned())
+    }
+}
+
+impl Broker {
+    pub(crate) fn pid(&self) -> u32 {
+        self.lifeline.pid
+    }
+
+    /// Kills it, and waits until it is gone, and the backends that it launched.
+    pub(crate) async fn kill(mut self) -> Result<(), BoxError> {
+        self.lifeline.kill();
+        within("the broker to be gone", async {
+            while self.lines.recv().await.is_some() {}
+            Ok(())
+        })
+        .await
     }
 }
 

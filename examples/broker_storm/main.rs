@@ -1,7 +1,8 @@
 //! The library's main job, with real processes and sockets: brokers that share their backends, clients by the hundred, and
-//! backends that are slow, broken or gone. Run it with `cargo run --release --example broker_storm`.
+//! backends that are slow, broken or gone; brokers that are killed or stopped in the middle of a launch. Run it with
+//! `cargo run --release --example broker_storm`.
 //!
-//! This program plays all the parts: it starts itself again as `broker`, `clients` and `backend`. The part to copy
+//! This program plays all the parts: it starts itself again as `broker`, `clients`, `backend` and `stopper`. The part to copy
 //! for a broker of your own is `broker.rs` and `launcher.rs`; `protocol.rs`, `client.rs`, `operator.rs` and `backend.rs` are
 //! what they talk to. The rest directs and judges: `scenarios` on top of `scene.rs`, `cast.rs`, `stage.rs` and `report.rs`.
 //!
@@ -19,6 +20,8 @@ mod role;
 mod scenarios;
 mod scene;
 mod stage;
+#[cfg(unix)]
+mod stopper;
 
 use std::io;
 use std::path::Path;
@@ -69,6 +72,8 @@ async fn play_role(args: &[&str]) -> Result<(), BoxError> {
             let services: Vec<_> = services.split(',').map(str::to_owned).collect();
             client::run(&brokers?, &services, count.parse()?).await
         }
+        #[cfg(unix)]
+        ["stopper", pid] => stopper::run(pid.parse()?).await,
         _ => Err(format!("no such role: {args:?}; start it without arguments").into()),
     }
 }

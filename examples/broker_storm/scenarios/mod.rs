@@ -1,7 +1,10 @@
 //! The scenarios: each drives real processes, then holds what it expected against what the backends' journal says.
 
 mod brokers;
+mod killed_broker;
 mod one_broker;
+#[cfg(unix)]
+mod stopped_broker;
 mod verdict;
 
 use std::pin::Pin;
@@ -60,6 +63,15 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario {
         title: "9 an operator resets",
         play: |scene| Box::pin(brokers::operator_resets(scene)),
+    },
+    Scenario {
+        title: "10 launching broker is killed",
+        play: |scene| Box::pin(killed_broker::killed(scene)),
+    },
+    #[cfg(unix)]
+    Scenario {
+        title: "11 launching broker is stopped",
+        play: |scene| Box::pin(stopped_broker::stopped(scene)),
     },
 ];
 
