@@ -5,10 +5,11 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
+use spawn_gate::BoxError;
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
-use crate::protocol::{BackendId, Connection, Error, listen};
+use crate::protocol::{BackendId, Connection, listen};
 use crate::role;
 
 /// In its directory, a backend appends a line here when it starts: the count of launches that does not come from the gate.
@@ -20,9 +21,12 @@ pub(crate) const HOLD: &str = "hold";
 /// If this file is there, backends fail to start.
 pub(crate) const BROKEN: &str = "broken";
 
+/// What a backend says then.
+pub(crate) const BROKEN_SAYS: &str = "its index is broken";
+
 const START_UP: Duration = Duration::from_millis(150);
 
-pub(crate) async fn run(directory: &Path, service: &str, launch: u64) -> Result<(), Error> {
+pub(crate) async fn run(directory: &Path, service: &str, launch: u64) -> Result<(), BoxError> {
     let id = BackendId {
         service: service.to_owned(),
         pid: std::process::id(),
@@ -40,17 +44,17 @@ pub(crate) async fn run(directory: &Path, service: &str, launch: u64) -> Result<
     }
 }
 
-async fn serve(directory: &Path, id: BackendId) -> Result<(), Error> {
+async fn serve(directory: &Path, id: BackendId) -> Result<(), BoxError> {
     while directory.join(HOLD).exists() {
         sleep(Duration::from_millis(5)).await;
     }
     sleep(START_UP).await;
     if directory.join(BROKEN).exists() {
-        println!("{} cannot start: its index is broken", id.service);
+        role::say(format_args!("{} cannot start: {BROKEN_SAYS}", id.service));
         std::process::exit(3);
     }
     let listener = listen()?;
-    println!("ready {}", listener.local_addr()?);
+    role::say(format_args!("ready {}", listener.local_addr()?));
     loop {
         // As in the broker: what makes `accept` fail passes.
         match listener.accept().await {

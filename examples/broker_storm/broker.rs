@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spawn_gate::{
-    BackendKey, BrokerInstanceKey, DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW, FileSpawnLock, GateError,
-    LaunchError, SpawnBudgetConfig, SpawnGate, SpawnLockError,
+    BackendKey, BoxError, BrokerInstanceKey, DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW, FileSpawnLock,
+    GateError, LaunchError, SpawnBudgetConfig, SpawnGate, SpawnLockError,
 };
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::launcher::{Endpoint, Launcher};
-use crate::protocol::{Connection, Error, Hello, Refusal, Reply, listen};
+use crate::protocol::{Connection, Refusal, Reply, Request, Status, What, listen};
 use crate::role;
 
 /// How long a client may take to say what it wants.
@@ -30,7 +30,11 @@ struct Broker {
 }
 
 /// Serves until the parent process is gone. Brokers that are given the same directory share their backends.
-pub(crate) async fn run(directory: &Path, window: Duration) -> Result<(), Error> {
+pub(crate) async fn run(
+    directory: &Path,
+    window: Duration,
+    lock_timeout: Duration,
+) -> Result<(), BoxError> {
     let locks = FileSpawnLock::new(directory.join("locks"))?;
     let broker = Arc::new(Broker {
         gate: SpawnGate::builder(locks)
@@ -40,12 +44,14 @@ pub(crate) async fn run(directory: &Path, window: Duration) -> Result<(), Error>
             ))
             // Longer than the slowest start: what is given up as too slow may still come up.
             .launch_timeout(Duration::from_secs(20))
+            // How long to wait for another broker's launch. Whoever is to outlast it waits longer than a launch may take.
+            .lock_timeout(lock_timeout)
             .drain_timeout(Duration::from_secs(1))
             .build(),
         launcher: Arc::new(Launcher::new(directory)),
     });
     let listener = listen()?;
-    println!("listening {}", listener.local_addr()?);
+    role::say(format_args!("listening {}", listener.local_addr()?));
 
     let parent_gone = role::parent_gone();
     tokio::pin!(parent_gone);
@@ -78,8 +84,8 @@ impl Broker {
             return;
         };
         let reply = match line.parse() {
-            Ok(hello) => tokio::select! {
-                reply = self.backend_for(hello) => reply,
+            Ok(request) => tokio::select! {
+                reply = self.reply_to(request) => reply,
                 // Nobody waits for the reply any more. Dropping the request is safe: a launch that it began goes on.
                 () = client.hung_up() => return,
             },
@@ -89,24 +95,47 @@ impl Broker {
         let _ = client.say(reply).await;
     }
 
-    async fn backend_for(&self, hello: Hello) -> Reply {
-        let key = backend_key(&hello.service, &hello.version);
+    async fn reply_to(&self, request: Request) -> Reply {
+        let key = backend_key(&request.service, &request.version);
+        match request.what {
+            What::Hello => self.backend_for(key).await,
+            What::Status => self.status_of(key).await,
+            What::Reset => match self.gate.reset(&key).await {
+                Ok(()) => Reply::Done,
+                Err(error) => refused_by_gate(&error),
+            },
+        }
+    }
+
+    async fn backend_for(&self, key: BackendKey) -> Reply {
         // The gate does not remember what it launched: it is asked only when there is no backend that works.
         if let Some(endpoint) = self.launcher.running_backend(&key) {
             return Reply::Negotiated(endpoint.address);
         }
         match self.gate.launch(key, Arc::clone(&self.launcher)).await {
             Ok(launched) => Reply::Negotiated(launched.value.address),
-            Err(error) => {
-                let retry_after = match error.retry_after() {
-                    Some(known) => known,
-                    None if error.retry_helps() => RETRY_SOON,
-                    None => RETRY_LATE,
-                };
-                refused(code(&error), retry_after, with_sources(&error))
-            }
+            Err(error) => refused_by_gate(&error),
         }
     }
+
+    async fn status_of(&self, key: BackendKey) -> Reply {
+        let snapshot = self.gate.snapshot(key).await;
+        let flight = snapshot.flight.as_ref();
+        Reply::Status(Status {
+            used: snapshot.budget.attempts_used,
+            waiting: flight.map_or(0, |flight| flight.waiting),
+            holder: flight.and_then(|flight| Some(flight.waiting_for.as_ref()?.pid)),
+        })
+    }
+}
+
+fn refused_by_gate(error: &GateError) -> Reply {
+    let retry_after = match error.retry_after() {
+        Some(known) => known,
+        None if error.retry_helps() => RETRY_SOON,
+        None => RETRY_LATE,
+    };
+    refused(code(error), retry_after, with_sources(error))
 }
 
 fn refused(code: &str, retry_after: Duration, reason: String) -> Reply {

@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use spawn_gate::BoxError;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::protocol::{BackendId, Connection, Error, Hello, Refusal, Reply, ping};
+use crate::protocol::{BackendId, Connection, Refusal, Reply, Request, What, ping};
 use crate::role;
 
 pub(crate) const VERSION: &str = "1.0";
@@ -27,11 +28,12 @@ pub(crate) async fn ask(
     broker: SocketAddr,
     service: &str,
     mut asked: impl FnMut(),
-) -> Result<Answer, Error> {
+) -> Result<Answer, BoxError> {
     let request = async {
         loop {
             let mut connection = Connection::open(broker).await?;
-            let hello = Hello {
+            let hello = Request {
+                what: What::Hello,
                 service: service.to_owned(),
                 version: VERSION.to_owned(),
             };
@@ -40,6 +42,7 @@ pub(crate) async fn ask(
             let address = match connection.hear().await?.parse()? {
                 Reply::Refused(refusal) => return Ok(Answer::Refused(refusal)),
                 Reply::Negotiated(address) => address,
+                other => return Err(format!("asked for a backend, heard {other}").into()),
             };
             match ping(address).await {
                 Ok(pong) => {
@@ -62,7 +65,7 @@ pub(crate) async fn run(
     brokers: &[SocketAddr],
     services: &[String],
     count: usize,
-) -> Result<(), Error> {
+) -> Result<(), BoxError> {
     let mut clients = JoinSet::new();
     let each = brokers.iter().cycle().zip(services.iter().cycle());
     for (&broker, service) in each.take(count) {
@@ -76,19 +79,24 @@ pub(crate) async fn run(
 }
 
 async fn one(broker: SocketAddr, service: String) {
-    let mut first = true;
+    let mut first_request = true;
     let mut asked = || {
-        if std::mem::take(&mut first) {
-            println!("asked");
+        if std::mem::take(&mut first_request) {
+            role::say("asked");
         }
     };
+    let mut first_failure = true;
     loop {
         match ask(broker, &service, &mut asked).await {
-            Ok(Answer::Backend(id, _)) => return println!("answered {id}"),
+            Ok(Answer::Backend(id, _)) => return role::say(format_args!("answered {id}")),
             // Clients are impatient. The storm that comes of it is what the budget is there for.
-            Ok(Answer::Refused(refusal)) if refusal.code == "launch-failed" => {}
-            Ok(Answer::Refused(refusal)) => return println!("{refusal}"),
-            Err(error) => return println!("error {error}"),
+            Ok(Answer::Refused(refusal)) if refusal.code == "launch-failed" => {
+                if std::mem::take(&mut first_failure) {
+                    role::say(format_args!("failed {refusal}"));
+                }
+            }
+            Ok(Answer::Refused(refusal)) => return role::say(refusal),
+            Err(error) => return role::say(format_args!("error {error}")),
         }
     }
 }

@@ -8,14 +8,13 @@ use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use spawn_gate::{BackendKey, BackendLauncher, LaunchPermit, LockName};
+use spawn_gate::{BackendKey, BackendLauncher, BoxError, LaunchPermit, LockName, async_trait};
 use tokio::fs;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::protocol::{BackendId, Error, ping};
+use crate::protocol::{BackendId, ping};
 
 /// How long a backend may take to end by itself.
 const END_LIMIT: Duration = Duration::from_secs(2);
@@ -37,7 +36,7 @@ pub(crate) struct Launcher {
 impl BackendLauncher<BackendKey, Endpoint> for Launcher {
     /// Reads the endpoint file of the last launch. The file outlives a backend that died, and the port can be in use by
     /// another program by now, so what counts is that the very process named in the file answers.
-    async fn discover(&self, key: &BackendKey) -> Result<Option<Endpoint>, Error> {
+    async fn discover(&self, key: &BackendKey) -> Result<Option<Endpoint>, BoxError> {
         let text = match fs::read_to_string(self.endpoint_file(key)).await {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -62,7 +61,10 @@ impl BackendLauncher<BackendKey, Endpoint> for Launcher {
     }
 
     /// Starts the backend and waits until it says where it listens.
-    async fn launch(&self, permit: &LaunchPermit<BackendKey, Endpoint>) -> Result<Endpoint, Error> {
+    async fn launch(
+        &self,
+        permit: &LaunchPermit<BackendKey, Endpoint>,
+    ) -> Result<Endpoint, BoxError> {
         let (key, launch) = (permit.key(), permit.fencing_token());
         let mut child = Command::new(std::env::current_exe()?)
             .arg("backend")
@@ -132,7 +134,7 @@ impl Launcher {
     }
 
     /// Lets other brokers find the backend. They read the old file or the new one, never half of it.
-    async fn publish(&self, key: &BackendKey, endpoint: &Endpoint) -> Result<(), Error> {
+    async fn publish(&self, key: &BackendKey, endpoint: &Endpoint) -> Result<(), BoxError> {
         let file = self.endpoint_file(key);
         let unfinished = file.with_extension(format!("{}.new", endpoint.backend.launch));
         fs::write(

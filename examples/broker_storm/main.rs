@@ -1,22 +1,27 @@
-//! The library's main job, with real processes and sockets: brokers, clients by the hundred, and backends that are slow,
-//! broken or gone. Run it with `cargo run --release --example broker_storm`.
+//! The library's main job, with real processes and sockets: brokers that share their backends, clients by the hundred, and
+//! backends that are slow, broken or gone; brokers that are killed or stopped in the middle of a launch. Run it with
+//! `cargo run --release --example broker_storm`.
 //!
-//! This program plays all the parts: it starts itself again as `broker`, `clients` and `backend`. The part to copy for a
-//! broker of your own is `broker.rs` and `launcher.rs`; `protocol.rs`, `client.rs` and `backend.rs` are what they talk to. The
-//! rest directs and judges: `scenarios.rs` on top of `scene.rs`, `stage.rs` and `report.rs`.
+//! This program plays all the parts: it starts itself again as `broker`, `clients`, `backend` and `stopper`. The part to copy
+//! for a broker of your own is `broker.rs` and `launcher.rs`; `protocol.rs`, `client.rs`, `operator.rs` and `backend.rs` are
+//! what they talk to. The rest directs and judges: `scenarios` on top of `scene.rs`, `cast.rs`, `stage.rs` and `report.rs`.
 //!
 //! The exit status is 0 if all was as expected, 1 if not, 130 after Ctrl-C.
 
 mod backend;
 mod broker;
+mod cast;
 mod client;
 mod launcher;
+mod operator;
 mod protocol;
 mod report;
 mod role;
 mod scenarios;
 mod scene;
 mod stage;
+#[cfg(unix)]
+mod stopper;
 
 use std::io;
 use std::path::Path;
@@ -24,10 +29,10 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use spawn_gate::BoxError;
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use crate::protocol::Error;
 use crate::report::{Check, Report};
 use crate::stage::Stage;
 
@@ -51,12 +56,13 @@ async fn main() -> ExitCode {
     })
 }
 
-async fn play_role(args: &[&str]) -> Result<(), Error> {
+async fn play_role(args: &[&str]) -> Result<(), BoxError> {
     role::leave_ctrl_c_to_the_director();
     match args {
-        ["broker", directory, window] => {
+        ["broker", directory, window, lock_timeout] => {
             let window = Duration::from_millis(window.parse()?);
-            broker::run(Path::new(directory), window).await
+            let lock_timeout = Duration::from_millis(lock_timeout.parse()?);
+            broker::run(Path::new(directory), window, lock_timeout).await
         }
         ["backend", directory, service, launch] => {
             backend::run(Path::new(directory), service, launch.parse()?).await
@@ -66,6 +72,8 @@ async fn play_role(args: &[&str]) -> Result<(), Error> {
             let services: Vec<_> = services.split(',').map(str::to_owned).collect();
             client::run(&brokers?, &services, count.parse()?).await
         }
+        #[cfg(unix)]
+        ["stopper", pid] => stopper::run(pid.parse()?).await,
         _ => Err(format!("no such role: {args:?}; start it without arguments").into()),
     }
 }
@@ -73,7 +81,7 @@ async fn play_role(args: &[&str]) -> Result<(), Error> {
 type Chapters = Arc<Mutex<Vec<(&'static str, Vec<Check>)>>>;
 
 /// Plays all scenarios. However that ends, all processes are ended and all files removed after it.
-async fn direct() -> Result<ExitCode, Error> {
+async fn direct() -> Result<ExitCode, BoxError> {
     // First of all: from here on Ctrl-C no longer ends this process there and then.
     let interrupted = interruption()?;
     let report = Arc::new(Report::new());
@@ -115,15 +123,16 @@ async fn direct() -> Result<ExitCode, Error> {
 }
 
 async fn play_all(stage: Arc<Stage>, chapters: Chapters) {
-    for (index, title) in scenarios::TITLES.into_iter().enumerate() {
-        let mut checks = scenarios::play(&stage, index).await;
+    for (index, scenario) in scenarios::ALL.iter().enumerate() {
+        let directory = format!("scenario-{}", index + 1);
+        let mut checks = scenario.play(&stage, &directory).await;
         // Its brokers and clients were let go with the scenario.
         let settled = stage.settle().await;
         if !settled.holds() {
             checks.push(settled);
         }
         let mut chapters = chapters.lock().unwrap_or_else(PoisonError::into_inner);
-        chapters.push((title, checks));
+        chapters.push((scenario.title, checks));
     }
 }
 

@@ -3,7 +3,10 @@
 //! | who | says | hears |
 //! | --- | --- | --- |
 //! | client to broker | `hello <service> <version>` | `negotiated <endpoint>` or `refused <code> retry after <ms>: <reason>` |
+//! | operator to broker | `status <service> <version>` | `status used <attempts> waiting <clients> for <pid of another broker, or nobody>` |
+//! | operator to broker | `reset <service> <version>` | `done`, or `refused` as above |
 //! | client to backend | `ping` | `pong <service> <pid> <launch number>` |
+//! | anybody to backend | `crash` | nothing: it has crashed |
 
 use std::fmt::{self, Display};
 use std::io::{self, ErrorKind};
@@ -11,10 +14,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use spawn_gate::BoxError;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-
-pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Longer lines are cut off, so that nobody can fill the memory of who listens.
 const LONGEST_LINE: u64 = 8 * 1024;
@@ -67,29 +69,49 @@ impl Connection {
     }
 }
 
-/// What a client wants.
-pub(crate) struct Hello {
+/// What is asked of a broker, about one backend.
+pub(crate) struct Request {
+    pub(crate) what: What,
     pub(crate) service: String,
     pub(crate) version: String,
 }
 
-impl Display for Hello {
+#[derive(Clone, Copy)]
+pub(crate) enum What {
+    /// A client wants a backend.
+    Hello,
+    /// An operator wants to know how things stand.
+    Status,
+    /// An operator has mended the backend, and what it has used of its budget is to be forgotten.
+    Reset,
+}
+
+impl Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "hello {} {}", self.service, self.version)
+        let word = match self.what {
+            What::Hello => "hello",
+            What::Status => "status",
+            What::Reset => "reset",
+        };
+        write!(f, "{word} {} {}", self.service, self.version)
     }
 }
 
-impl FromStr for Hello {
-    type Err = Error;
+impl FromStr for Request {
+    type Err = BoxError;
 
-    fn from_str(line: &str) -> Result<Self, Error> {
-        match line.split(' ').collect::<Vec<_>>()[..] {
-            ["hello", service, version] => Ok(Self {
-                service: service.to_owned(),
-                version: version.to_owned(),
-            }),
-            _ => Err(format!("not a hello: {line:?}").into()),
-        }
+    fn from_str(line: &str) -> Result<Self, BoxError> {
+        let (what, service, version) = match line.split(' ').collect::<Vec<_>>()[..] {
+            ["hello", service, version] => (What::Hello, service, version),
+            ["status", service, version] => (What::Status, service, version),
+            ["reset", service, version] => (What::Reset, service, version),
+            _ => return Err(format!("not a request: {line:?}").into()),
+        };
+        Ok(Self {
+            what,
+            service: service.to_owned(),
+            version: version.to_owned(),
+        })
     }
 }
 
@@ -97,8 +119,22 @@ impl FromStr for Hello {
 pub(crate) enum Reply {
     Negotiated(SocketAddr),
     Refused(Refusal),
+    Status(Status),
+    /// It was reset.
+    Done,
 }
 
+/// How a backend stands with a broker.
+pub(crate) struct Status {
+    /// Attempts used, by all brokers together.
+    pub(crate) used: u32,
+    /// Clients of this broker that wait for the backend.
+    pub(crate) waiting: usize,
+    /// The process that they wait for, if it is another broker's launch.
+    pub(crate) holder: Option<u32>,
+}
+
+#[derive(Clone)]
 pub(crate) struct Refusal {
     /// One word for programs.
     pub(crate) code: String,
@@ -112,6 +148,18 @@ impl Display for Reply {
         match self {
             Self::Negotiated(address) => write!(f, "negotiated {address}"),
             Self::Refused(refusal) => refusal.fmt(f),
+            Self::Status(status) => status.fmt(f),
+            Self::Done => f.write_str("done"),
+        }
+    }
+}
+
+impl Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "status used {} waiting {} for ", self.used, self.waiting)?;
+        match self.holder {
+            Some(pid) => write!(f, "{pid}"),
+            None => f.write_str("nobody"),
         }
     }
 }
@@ -126,11 +174,23 @@ impl Display for Refusal {
 }
 
 impl FromStr for Reply {
-    type Err = Error;
+    type Err = BoxError;
 
-    fn from_str(line: &str) -> Result<Self, Error> {
-        if let Some(address) = line.strip_prefix("negotiated ") {
-            return Ok(Self::Negotiated(address.parse()?));
+    fn from_str(line: &str) -> Result<Self, BoxError> {
+        match line.split(' ').collect::<Vec<_>>()[..] {
+            ["negotiated", address] => return Ok(Self::Negotiated(address.parse()?)),
+            ["status", "used", used, "waiting", waiting, "for", holder] => {
+                return Ok(Self::Status(Status {
+                    used: used.parse()?,
+                    waiting: waiting.parse()?,
+                    holder: match holder {
+                        "nobody" => None,
+                        pid => Some(pid.parse()?),
+                    },
+                }));
+            }
+            ["done"] => return Ok(Self::Done),
+            _ => {}
         }
         let refusal = || {
             let (code, rest) = line.strip_prefix("refused ")?.split_once(" retry after ")?;
@@ -161,9 +221,9 @@ impl Display for BackendId {
 }
 
 impl FromStr for BackendId {
-    type Err = Error;
+    type Err = BoxError;
 
-    fn from_str(line: &str) -> Result<Self, Error> {
+    fn from_str(line: &str) -> Result<Self, BoxError> {
         match line.split(' ').collect::<Vec<_>>()[..] {
             [service, pid, launch] => Ok(Self {
                 service: service.to_owned(),

@@ -1,8 +1,15 @@
-//! What the broker, client and backend processes have in common: how they end.
+//! What the broker, client and backend processes have in common: how they speak to their parent, and how they end.
 
-use std::io::Read;
+use std::fmt::Display;
+use std::io::{Read, Write};
 
 use tokio::sync::oneshot;
+
+/// Says a line to the parent process.
+pub(crate) fn say(line: impl Display) {
+    // Not `println`, which panics if the parent is gone. That is heard of below.
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
 
 /// Returns when standard input ends. The parent holds its other end, so that is when the parent wants this process to end,
 /// or is gone itself, however that came.

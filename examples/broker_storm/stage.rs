@@ -3,17 +3,18 @@
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use spawn_gate::BoxError;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::protocol::Error;
 use crate::report::{Check, Report};
 
 /// How long processes may take to end once they are asked to.
@@ -27,7 +28,19 @@ pub(crate) struct Stage {
 }
 
 /// A process runs as long as this is kept.
-pub(crate) struct Lifeline(#[expect(dead_code, reason = "kept open, never written to")] ChildStdin);
+pub(crate) struct Lifeline {
+    pub(crate) pid: u32,
+    kill: Arc<Notify>,
+    #[expect(dead_code, reason = "kept open, never written to")]
+    stdin: ChildStdin,
+}
+
+impl Lifeline {
+    /// Kills the process (SIGKILL on Unix). It has no time to put anything in order.
+    pub(crate) fn kill(&self) {
+        self.kill.notify_one();
+    }
+}
 
 impl Stage {
     pub(crate) fn new(directory: &Path, report: Arc<Report>) -> Self {
@@ -51,7 +64,7 @@ impl Stage {
         role: &'static str,
         args: impl IntoIterator<Item = S>,
         lines: mpsc::UnboundedSender<String>,
-    ) -> Result<Lifeline, Error> {
+    ) -> Result<Lifeline, BoxError> {
         let mut child = Command::new(std::env::current_exe()?)
             .arg(role)
             .args(args)
@@ -60,10 +73,15 @@ impl Stage {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
-        let lifeline = child.stdin.take().ok_or("no pipe to the process")?;
-        let watching = watch(role, child, lines, Arc::clone(&self.report));
+        let lifeline = Lifeline {
+            pid: child.id().ok_or("the process is gone already")?,
+            kill: Arc::default(),
+            stdin: child.stdin.take().ok_or("no pipe to the process")?,
+        };
+        let kill = Arc::clone(&lifeline.kill);
+        let watching = watch(role, child, kill, lines, Arc::clone(&self.report));
         self.processes.lock().await.spawn(watching);
-        Ok(Lifeline(lifeline))
+        Ok(lifeline)
     }
 
     /// Waits until all processes are gone, whose lifelines were dropped before. Those that stay are killed.
@@ -92,20 +110,32 @@ impl Stage {
 async fn watch(
     role: &'static str,
     mut child: Child,
+    kill: Arc<Notify>,
     lines: mpsc::UnboundedSender<String>,
     report: Arc<Report>,
 ) -> usize {
     let mut complaints = 0;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-    // Nobody listens to the last lines of a process that is no longer wanted.
-    let says = each_line(stdout, |line| drop(lines.send(line)));
-    let complains = each_line(stderr, |line| {
-        complaints += 1;
-        report.event(format_args!("{role}: {line}"));
-    });
-    tokio::join!(says, complains);
+    let was_killed = {
+        // Nobody listens to the last lines of a process that is no longer wanted.
+        let says = each_line(stdout, |line| drop(lines.send(line)));
+        let complains = each_line(stderr, |line| {
+            complaints += 1;
+            report.event(format_args!("{role}: {line}"));
+        });
+        let mut both = pin!(async { tokio::join!(says, complains) });
+        tokio::select! {
+            _ = &mut both => false,
+            () = kill.notified() => {
+                let was_killed = child.start_kill().is_ok();
+                both.await;
+                was_killed
+            }
+        }
+    };
     match child.wait().await {
-        Ok(status) if status.success() => {}
+        // How a process ends that was killed on purpose is no complaint; what it wrote before is.
+        Ok(status) if status.success() || was_killed => {}
         Ok(status) => {
             complaints += 1;
             report.event(format_args!("{role}: {status}"));

@@ -1,55 +1,20 @@
-//! The scenarios: each drives real processes, then holds what it expected against what the backends' journal says.
+//! The scenarios with one broker.
 
-use std::fmt::Display;
-use std::sync::Arc;
 use std::time::Duration;
 
-use spawn_gate::{FileSpawnLock, acquire_spawn_lock};
+use spawn_gate::{BoxError, FileSpawnLock, acquire_spawn_lock};
 
+use super::LONG;
+use super::verdict::{all_answered, from_backend, launch_numbers, processes, refusal, with_code};
 use crate::broker::backend_key;
-use crate::client::{Answer, VERSION};
-use crate::protocol::{BackendId, Connection, Error, Refusal};
+use crate::client::VERSION;
 use crate::report::Check;
-use crate::scene::{Broker, Scene, Tally};
-use crate::stage::Stage;
+use crate::scene::Scene;
 
-/// A budget window that no scenario sees the end of.
-const LONG: Duration = Duration::from_secs(30);
-
-pub(crate) const TITLES: [&str; 7] = [
-    "1 cold start, 300 clients",
-    "2 three services at once",
-    "3 a backend that always fails",
-    "4 clients hang up in mid-launch",
-    "5 launch longer than its window",
-    "6 lock file is replaced",
-    "7 two brokers, one directory",
-];
-
-/// Plays one scenario. One that cannot be played to its end differs from what was expected, too.
-pub(crate) async fn play(stage: &Arc<Stage>, index: usize) -> Vec<Check> {
-    stage.report.heading(TITLES[index]);
-    let played = async {
-        let scene = &Scene::new(Arc::clone(stage), &format!("scenario-{}", index + 1))?;
-        match index {
-            0 => cold_start(scene).await,
-            1 => three_services(scene).await,
-            2 => always_fails(scene).await,
-            3 => hang_ups(scene).await,
-            4 => longer_than_window(scene).await,
-            5 => lock_file_replaced(scene).await,
-            _ => two_brokers(scene).await,
-        }
-    };
-    played
-        .await
-        .unwrap_or_else(|error: Error| vec![Check::same("plays to its end", error)])
-}
-
-async fn cold_start(scene: &Scene) -> Result<Vec<Check>, Error> {
+pub(super) async fn cold_start(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.hold_backends()?;
     let broker = scene.broker(LONG).await?;
-    let clients = scene.clients((5, 60), &[&broker], &["search"]).await?;
+    let clients = scene.clients((5, 60), [&broker], &["search"]).await?;
     scene.backends_started(1).await?;
     scene.say("300 clients in 5 processes wait while the backend starts");
     scene.release_backends()?;
@@ -62,11 +27,11 @@ async fn cold_start(scene: &Scene) -> Result<Vec<Check>, Error> {
     ])
 }
 
-async fn three_services(scene: &Scene) -> Result<Vec<Check>, Error> {
+pub(super) async fn three_services(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     let services = ["search", "mail", "thumbnails"];
     scene.hold_backends()?;
     let broker = scene.broker(LONG).await?;
-    let clients = scene.clients((3, 40), &[&broker], &services).await?;
+    let clients = scene.clients((3, 40), [&broker], &services).await?;
     // None of them is let through yet: this returns only if no launch waits for another service's.
     scene.backends_started(3).await?;
     scene.say("120 clients wait, 3 backends start side by side");
@@ -91,10 +56,10 @@ async fn three_services(scene: &Scene) -> Result<Vec<Check>, Error> {
     ])
 }
 
-async fn always_fails(scene: &Scene) -> Result<Vec<Check>, Error> {
+pub(super) async fn always_fails(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.break_backends()?;
     let broker = scene.broker(Duration::from_secs(4)).await?;
-    let clients = scene.clients((2, 30), &[&broker], &["search"]).await?;
+    let clients = scene.clients((2, 30), [&broker], &["search"]).await?;
     let storm = clients.finish(scene).await?;
     let started = scene.started()?;
     let attempts = started.len();
@@ -149,10 +114,10 @@ async fn always_fails(scene: &Scene) -> Result<Vec<Check>, Error> {
     ])
 }
 
-async fn hang_ups(scene: &Scene) -> Result<Vec<Check>, Error> {
+pub(super) async fn hang_ups(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.hold_backends()?;
     let broker = scene.broker(LONG).await?;
-    let clients = scene.clients((3, 20), &[&broker], &["search"]).await?;
+    let clients = scene.clients((3, 20), [&broker], &["search"]).await?;
     scene.backends_started(1).await?;
     clients.hang_up(scene).await?;
     scene.say("60 clients have hung up while the backend starts");
@@ -165,7 +130,7 @@ async fn hang_ups(scene: &Scene) -> Result<Vec<Check>, Error> {
     // What was charged shows in what is left: the same with a launch that fails, then attempts until the budget is used up.
     scene.break_backends()?;
     scene.hold_backends()?;
-    let clients = scene.clients((3, 20), &[&broker], &["mail"]).await?;
+    let clients = scene.clients((3, 20), [&broker], &["mail"]).await?;
     scene.backends_started(2).await?;
     clients.hang_up(scene).await?;
     scene.release_backends()?;
@@ -186,15 +151,15 @@ async fn hang_ups(scene: &Scene) -> Result<Vec<Check>, Error> {
     ])
 }
 
-async fn longer_than_window(scene: &Scene) -> Result<Vec<Check>, Error> {
+pub(super) async fn longer_than_window(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     let window = Duration::from_secs(1);
     scene.hold_backends()?;
     let broker = scene.broker(window).await?;
-    let early = scene.clients((1, 40), &[&broker], &["search"]).await?;
+    let early = scene.clients((1, 40), [&broker], &["search"]).await?;
     scene.backends_started(1).await?;
     scene.say("40 clients wait while the backend starts");
     scene.let_pass(window * 3 / 2, "the window is over").await;
-    let late = scene.clients((1, 40), &[&broker], &["search"]).await?;
+    let late = scene.clients((1, 40), [&broker], &["search"]).await?;
     scene.say("the window of 1 s is over, 40 more ask while it still starts");
     scene.release_backends()?;
     let mut tally = early.finish(scene).await?;
@@ -206,10 +171,10 @@ async fn longer_than_window(scene: &Scene) -> Result<Vec<Check>, Error> {
     ])
 }
 
-async fn lock_file_replaced(scene: &Scene) -> Result<Vec<Check>, Error> {
+pub(super) async fn lock_file_replaced(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.hold_backends()?;
     let broker = scene.broker(LONG).await?;
-    let clients = scene.clients((1, 20), &[&broker], &["search"]).await?;
+    let clients = scene.clients((1, 20), [&broker], &["search"]).await?;
     scene.backends_started(1).await?;
     let locks = FileSpawnLock::new(scene.directory.join("locks"))?;
     let lock_file = locks.path_of(&backend_key("search", VERSION));
@@ -240,89 +205,4 @@ async fn lock_file_replaced(scene: &Scene) -> Result<Vec<Check>, Error> {
         Check::same(processes(2), processes(started.len())),
         from_backend("a later client gets the second", &answer, started.get(1)),
     ])
-}
-
-async fn two_brokers(scene: &Scene) -> Result<Vec<Check>, Error> {
-    scene.hold_backends()?;
-    let (one, other) = (scene.broker(LONG).await?, scene.broker(LONG).await?);
-    let clients = scene.clients((4, 50), &[&one, &other], &["search"]).await?;
-    scene.backends_started(1).await?;
-    scene.say("200 clients wait, 100 at each broker");
-    scene.release_backends()?;
-    let tally = clients.finish(scene).await?;
-    let started = scene.started()?;
-    scene.say("all have their answer");
-
-    crash(scene, &one).await?;
-    scene.say("the backend crashed, its endpoint file is still there");
-    let answers = [
-        scene.ask(&other, "search").await?,
-        scene.ask(&one, "search").await?,
-    ];
-    let restarted = scene.started()?;
-    Ok(vec![
-        Check::same(processes(1), processes(started.len())),
-        all_answered(200, &tally, &started),
-        Check::same(
-            "1 process more after its crash",
-            format_args!(
-                "{} more after its crash",
-                processes(restarted.len() - started.len())
-            ),
-        ),
-        from_backend("both brokers give it out", &answers[0], restarted.get(1)),
-        from_backend("both brokers give it out", &answers[1], restarted.get(1)),
-    ])
-}
-
-/// Makes the running backend of `search` crash, and waits until it is gone.
-async fn crash(scene: &Scene, broker: &Broker) -> Result<(), Error> {
-    let Answer::Backend(_, address) = scene.ask(broker, "search").await? else {
-        return Err("there is no backend to crash".into());
-    };
-    let mut backend = Connection::open(address).await?;
-    backend.say("crash").await?;
-    backend.hung_up().await;
-    Ok(())
-}
-
-fn refusal(answer: Answer) -> Result<Refusal, Error> {
-    match answer {
-        Answer::Refused(refusal) => Ok(refusal),
-        Answer::Backend(backend, _) => Err(format!("not refused, but got {backend}").into()),
-    }
-}
-
-fn with_code(refusals: &[Refusal], code: &str) -> usize {
-    refusals.iter().filter(|it| it.code == code).count()
-}
-
-fn processes(count: usize) -> String {
-    match count {
-        1 => "1 process".to_owned(),
-        _ => format!("{count} processes"),
-    }
-}
-
-fn launch_numbers(started: &[BackendId]) -> String {
-    let numbers: Vec<_> = started.iter().map(|it| it.launch.to_string()).collect();
-    numbers.join(" < ")
-}
-
-/// Every client has an answer, and from one of these backends.
-fn all_answered(clients: usize, tally: &Tally, backends: &[BackendId]) -> Check {
-    let known = tally.answers.iter().filter(|it| backends.contains(it));
-    let expected = format!("{clients} answers from it");
-    Check::same(&expected, format_args!("{} answers from it", known.count()))
-}
-
-/// The answer is from this backend.
-fn from_backend(expected: impl Display, answer: &Answer, backend: Option<&BackendId>) -> Check {
-    let expected = expected.to_string();
-    let seen = match answer {
-        Answer::Backend(id, _) if Some(id) == backend => expected.clone(),
-        Answer::Backend(id, _) => format!("an answer from {id}"),
-        Answer::Refused(refusal) => refusal.to_string(),
-    };
-    Check::same(expected, seen)
 }
