@@ -127,10 +127,12 @@ where
         let mut asked = Asked::With(self.inner.hashed(key));
         let mut follow_until = None;
         loop {
-            let outcome = match self.inner.enter(asked.key(), false).await? {
-                Part::Follow(flight, following) => {
+            let part = self.inner.enter(asked.key(), false).await?;
+            let outcome = match part {
+                Part::Follow(flight, mut following) => {
                     let flight = asked.after(flight);
-                    self.follow(flight, following, &mut follow_until).await?
+                    self.follow(flight, &mut following, &mut follow_until)
+                        .await?
                 }
                 Part::Lead(flight, claim) => {
                     let seat = match permit_at_once(self.seat(&flight), claim) {
@@ -187,10 +189,12 @@ where
         let mut asked = Asked::With(self.inner.hashed(key));
         let mut follow_until = None;
         loop {
-            let outcome = match self.inner.enter(asked.key(), true).await? {
-                Part::Follow(flight, following) => {
+            let part = self.inner.enter(asked.key(), true).await?;
+            let outcome = match part {
+                Part::Follow(flight, mut following) => {
                     let flight = asked.after(flight);
-                    self.follow(flight, following, &mut follow_until).await?
+                    self.follow(flight, &mut following, &mut follow_until)
+                        .await?
                 }
                 Part::Lead(flight, claim) => {
                     let leading = tokio::spawn(lead(self.seat(&flight), claim, launcher));
@@ -331,7 +335,7 @@ where
     async fn follow(
         &self,
         flight: &Flight<K, T>,
-        mut following: Following<T>,
+        following: &mut Following<T>,
         until: &mut Option<Instant>,
     ) -> Result<Outcome<T>, GateError> {
         let deadline = self.follow_until(until);
@@ -340,7 +344,8 @@ where
         if is_timed {
             flight.keep_time(long_at);
         }
-        match following.outcome(deadline, is_timed).await {
+        // Boxed, so that a request is small while it is moved about, and a crowd of them while it waits.
+        match Box::pin(following.outcome(deadline, is_timed)).await {
             Some(Outcome::Failed(GateError::BudgetExhausted(mut refusal))) => {
                 refusal.first = false;
                 Ok(Outcome::Failed(refusal.into()))

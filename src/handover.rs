@@ -98,11 +98,13 @@ async fn serve<K: GateKey, T>(
     let earned = poll_fn(|cx| {
         // With the lock comes what must not be left half-done: the ledger. That is soon over.
         if caller.poll_closed(cx).is_ready() && !flight.has_lock() {
-            return Poll::Ready(Err(Outcome::Vacated));
+            return Poll::Ready(None);
         }
-        earn_permit.as_mut().poll(cx)
+        earn_permit.as_mut().poll(cx).map(Some)
     });
-    let earned = earned.await;
+    let Some(earned) = earned.await else {
+        return;
+    };
     counter.swap(earned.into());
     counter.is_done.notify_one();
     // Most callers come at once, and then no timer is needed.

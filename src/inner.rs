@@ -82,7 +82,7 @@ impl<K: GateKey, T> Inner<K, T> {
         // Most of the time nobody is there, and trying is cheaper than queueing.
         match table.try_lock() {
             Ok(table) => table,
-            Err(_) => table.lock().await,
+            Err(_) => Box::pin(table.lock()).await,
         }
     }
 
