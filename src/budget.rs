@@ -1,7 +1,7 @@
 //! The budget of one key: a pure state machine. Every method takes `now`; nothing here reads a clock, locks or waits.
 
-use std::collections::VecDeque;
 use std::iter::repeat_n;
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use crate::clock::TimePoint;
@@ -126,7 +126,8 @@ pub(crate) struct Usage {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KeyBudget<I = Instant> {
     pub(crate) charges: Charges<I>,
-    in_flight: Option<Attempt>,
+    /// The id of the attempt in flight.
+    in_flight: Option<NonZeroU64>,
     /// A success that has yet to prove stable, and since when.
     pub(crate) up_since: Option<I>,
     /// Whether a caller was already refused since the last charge.
@@ -145,7 +146,7 @@ impl<I> Default for KeyBudget<I> {
 }
 
 impl<I: TimePoint> KeyBudget<I> {
-    /// Charges one attempt, if one is left. Only for a key with none in flight, and with an `id` that is new for it.
+    /// Charges one attempt, if one is left. Only for a key with none in flight, and with an `id` that is new for it and not zero.
     pub(crate) fn begin(
         &mut self,
         policy: &BudgetPolicy,
@@ -169,7 +170,7 @@ impl<I: TimePoint> KeyBudget<I> {
             number: used,
             remaining: policy.config.max_attempts.saturating_sub(used),
         };
-        self.in_flight = Some(attempt);
+        self.in_flight = NonZeroU64::new(id);
         Ok(attempt)
     }
 
@@ -186,7 +187,11 @@ impl<I: TimePoint> KeyBudget<I> {
         settlement: Settlement,
         now: I,
     ) -> bool {
-        if self.in_flight.take_if(|attempt| attempt.id == id).is_none() {
+        if self
+            .in_flight
+            .take_if(|attempt| attempt.get() == id)
+            .is_none()
+        {
             return false;
         }
         match settlement {
@@ -208,7 +213,7 @@ impl<I: TimePoint> KeyBudget<I> {
         now: I,
     ) -> bool {
         match self.in_flight {
-            Some(attempt) => self.settle(policy, attempt.id, settlement, now),
+            Some(id) => self.settle(policy, id.get(), settlement, now),
             None => false,
         }
     }
@@ -262,7 +267,7 @@ impl<I: TimePoint> KeyBudget<I> {
 
     /// The attempt in flight.
     pub(crate) fn in_flight(&self) -> Option<u64> {
-        self.in_flight.map(|attempt| attempt.id)
+        self.in_flight.map(NonZeroU64::get)
     }
 
     /// Whether nothing was charged and nothing is in flight, aged or not: cheaper than [`is_idle`](Self::is_idle).
@@ -325,7 +330,7 @@ pub(crate) enum Charges<I> {
         used: u32,
     },
     /// When each was made, oldest first.
-    Sliding(VecDeque<I>),
+    Sliding(Box<[I]>),
 }
 
 impl<I: TimePoint> Charges<I> {
@@ -354,7 +359,10 @@ impl<I: TimePoint> Charges<I> {
         if self.used_at(policy, now) == 0 {
             *self = Self::None;
         } else if let Self::Sliding(times) = self {
-            times.retain(|&at| now.since(at) < policy.config.window);
+            let counts = |at: &I| now.since(*at) < policy.config.window;
+            if !times.iter().all(counts) {
+                *times = times.iter().copied().filter(counts).collect();
+            }
         }
     }
 
@@ -380,15 +388,14 @@ impl<I: TimePoint> Charges<I> {
                 window_began,
                 used: used.saturating_add(1),
             },
-            (Self::Sliding(mut times), _) => {
-                times.push_back(now);
-                Self::Sliding(times)
+            (Self::Sliding(times), _) => {
+                Self::Sliding(times.iter().copied().chain([now]).collect())
             }
             (Self::None, WindowKind::Fixed) => Self::Fixed {
                 window_began: now,
                 used: 1,
             },
-            (Self::None, WindowKind::Sliding) => Self::Sliding(VecDeque::from([now])),
+            (Self::None, WindowKind::Sliding) => Self::Sliding(Box::new([now])),
         };
     }
 
@@ -399,7 +406,7 @@ impl<I: TimePoint> Charges<I> {
                 let used = used.min(policy.config.max_attempts);
                 Self::Sliding(repeat_n(window_began, used as usize).collect())
             }
-            (Self::Sliding(times), WindowKind::Fixed) => match times.front() {
+            (Self::Sliding(times), WindowKind::Fixed) => match times.first() {
                 Some(&window_began) => Self::Fixed {
                     window_began,
                     used: u32::try_from(times.len()).unwrap_or(u32::MAX),
@@ -414,7 +421,10 @@ impl<I: TimePoint> Charges<I> {
         match self {
             Self::None => {}
             Self::Fixed { used, .. } => *used = used.saturating_sub(1),
-            Self::Sliding(times) => drop(times.pop_back()),
+            Self::Sliding(times) => {
+                let older = times.len().saturating_sub(1);
+                *times = times[..older].into();
+            }
         }
         if self.used() == 0 {
             *self = Self::None;

@@ -54,7 +54,7 @@ pub(crate) enum Entered<K, T> {
 #[derive(Debug)]
 pub(crate) struct Slot<K, T> {
     pub(crate) key: Hashed<K>,
-    /// The key as it is named in messages, once it was.
+    /// The key as it is named in refusals, of which there can be many; once there was one.
     label: OnceLock<Arc<str>>,
     state: Mutex<State<T>>,
 }
@@ -154,7 +154,7 @@ impl<K, T> Slot<K, T> {
 }
 
 impl<K: GateKey, T> Slot<K, T> {
-    /// The key as it is named in messages.
+    /// The key as it is named in refusals.
     pub(crate) fn label(&self) -> Arc<str> {
         Arc::clone(self.label.get_or_init(|| key_label(&self.key.key).into()))
     }
@@ -378,7 +378,7 @@ impl<K, T> Flight<K, T> {
 impl<K: GateKey, T> Flight<K, T> {
     /// The key as it is named in messages.
     pub(crate) fn label(&self) -> Arc<str> {
-        self.slot.label()
+        key_label(self.key()).into()
     }
 }
 

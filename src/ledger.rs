@@ -15,7 +15,6 @@
 //!
 //! Unknown lines are passed over, so that a later crate can add some within this version.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -176,7 +175,7 @@ impl Ledger {
         let budget = match &self.budget.charges {
             Charges::None => None,
             Charges::Fixed { window_began, .. } => Some(window_began),
-            Charges::Sliding(times) => times.back(),
+            Charges::Sliding(times) => times.last(),
         };
         let holder = self.holder.as_ref().map(|holder| &holder.since);
         let outcome = self.last_outcome.as_ref().map(|last| &last.at);
@@ -227,7 +226,7 @@ fn read_line(ledger: &mut Ledger, boot: &mut Option<u128>, word: &str, rest: &st
         }
         "attempts" => {
             let times = rest.split(' ').map(|word| read_time(word, *boot));
-            let times: VecDeque<_> = times.collect::<Option<_>>()?;
+            let times: Box<[_]> = times.collect::<Option<_>>()?;
             if times.len() > MAX_SLIDING_ATTEMPTS as usize {
                 return None;
             }

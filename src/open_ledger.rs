@@ -10,7 +10,7 @@ use crate::ledger::{LastOutcome, Ledger, LedgerHolder};
 use crate::lock::{LedgerReading, SpawnLease};
 
 /// The id of the ledger's attempt: there is one at most, that of the leader that holds the lock.
-const ATTEMPT: u64 = 0;
+const ATTEMPT: u64 = 1;
 
 #[derive(Debug)]
 pub(crate) struct OpenLedger {

@@ -231,7 +231,8 @@ mod tests {
             Just(Charges::None),
             (reading(largest), any::<u32>())
                 .prop_map(|(window_began, used)| Charges::Fixed { window_began, used }),
-            prop::collection::vec_deque(reading(largest), 1..=max).prop_map(Charges::Sliding),
+            prop::collection::vec(reading(largest), 1..=max)
+                .prop_map(|times| Charges::Sliding(times.into())),
         ];
         (charges, prop::option::of(reading(largest))).prop_map(|(charges, up_since)| {
             let mut budget = KeyBudget::default();
