@@ -39,6 +39,42 @@ pub(crate) enum Settling {
     Ledger(Box<KeyBudget>, Instant),
 }
 
+/// What a request names its backend by: a key of its own, until there is a slot that has it.
+#[derive(Debug)]
+pub(crate) struct Asked<K, T>(AskedBy<K, T>);
+
+#[derive(Debug)]
+enum AskedBy<K, T> {
+    Key(Hashed<K>),
+    Slot(Arc<Slot<K, T>>),
+}
+
+impl<K, T> Asked<K, T> {
+    pub(crate) fn with(key: Hashed<K>) -> Self {
+        Self(AskedBy::Key(key))
+    }
+
+    pub(crate) fn key(&self) -> &Hashed<K> {
+        match &self.0 {
+            AskedBy::Key(key) => key,
+            AskedBy::Slot(slot) => &slot.key,
+        }
+    }
+
+    /// Asks again for what a flight was for. No other copy of the key is kept.
+    pub(crate) fn again(flight: Flight<K, T>) -> Self {
+        Self(AskedBy::Slot(flight.slot))
+    }
+
+    /// Returns a slot for a key that has none: a new one with the request's key, or the one that it had before.
+    pub(crate) fn into_slot(self) -> Arc<Slot<K, T>> {
+        match self.0 {
+            AskedBy::Key(key) => Arc::new(Slot::new(key)),
+            AskedBy::Slot(slot) => slot,
+        }
+    }
+}
+
 /// What a request is to do.
 #[derive(Debug)]
 pub(crate) enum Entered<K, T> {
@@ -48,6 +84,8 @@ pub(crate) enum Entered<K, T> {
     Lead(Flight<K, T>, Claim),
     /// Be refused: no attempt is left.
     Refused(Arc<Slot<K, T>>, BudgetRefusal),
+    /// Be refused: the gate is closed.
+    Closed,
 }
 
 /// All that is known of a key.
@@ -277,10 +315,6 @@ impl<K, T> Clone for Flight<K, T> {
 }
 
 impl<K, T> Flight<K, T> {
-    pub(crate) fn hashed_key(&self) -> &Hashed<K> {
-        &self.slot.key
-    }
-
     pub(crate) fn key(&self) -> &K {
         &self.slot.key.key
     }

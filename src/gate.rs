@@ -8,9 +8,8 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{GateError, LaunchError, LockError, Stage, TimeoutError};
-use crate::flight::Flight;
+use crate::flight::{Asked, Flight};
 use crate::handover::{Earned, off_caller};
-use crate::hashed::Hashed;
 use crate::held::Held;
 use crate::inner::{Inner, Part};
 use crate::key::{GateKey, key_label};
@@ -124,15 +123,15 @@ where
     ///
     /// Outside of a tokio runtime with time enabled.
     pub async fn acquire(&self, key: K) -> Result<Acquired<K, T>, GateError> {
-        let mut asked = Asked::With(self.inner.hashed(key));
+        let mut asked = Asked::with(self.inner.hashed(key));
         let mut follow_until = None;
         loop {
-            let part = self.inner.enter(asked.key(), false).await?;
-            let outcome = match part {
+            let part = self.inner.enter(asked, false).await?;
+            let (flight, outcome) = match part {
                 Part::Follow(flight, mut following) => {
-                    let flight = asked.after(flight);
-                    self.follow(flight, &mut following, &mut follow_until)
-                        .await?
+                    let until = &mut follow_until;
+                    let outcome = self.follow(&flight, &mut following, until).await?;
+                    (flight, outcome)
                 }
                 Part::Lead(flight, claim) => {
                     let seat = match permit_at_once(self.seat(&flight), claim) {
@@ -142,7 +141,7 @@ where
                     let earning = Box::pin(earn_permit(seat, claim, None));
                     match Box::pin(off_caller(earning, &flight)).await {
                         Earned::Permit(permit) => return Ok(Acquired::Led(permit)),
-                        Earned::Ended(outcome) => outcome,
+                        Earned::Ended(outcome) => (flight, outcome),
                         Earned::TaskLost(why) => return Err(task_lost(&flight, &why)),
                     }
                 }
@@ -153,7 +152,7 @@ where
                 }
                 Outcome::Failed(error) => return Err(error),
                 // Another leader is gone; or the permit was there, and this caller did not come for it in time.
-                Outcome::Vacated => {}
+                Outcome::Vacated => asked = Asked::again(flight),
             }
         }
     }
@@ -186,15 +185,15 @@ where
         key: K,
         launcher: impl BackendLauncher<K, T>,
     ) -> Result<Launched<T>, GateError> {
-        let mut asked = Asked::With(self.inner.hashed(key));
+        let mut asked = Asked::with(self.inner.hashed(key));
         let mut follow_until = None;
         loop {
-            let part = self.inner.enter(asked.key(), true).await?;
-            let outcome = match part {
+            let part = self.inner.enter(asked, true).await?;
+            let (flight, outcome) = match part {
                 Part::Follow(flight, mut following) => {
-                    let flight = asked.after(flight);
-                    self.follow(flight, &mut following, &mut follow_until)
-                        .await?
+                    let until = &mut follow_until;
+                    let outcome = self.follow(&flight, &mut following, until).await?;
+                    (flight, outcome)
                 }
                 Part::Lead(flight, claim) => {
                     let leading = tokio::spawn(lead(self.seat(&flight), claim, launcher));
@@ -209,7 +208,7 @@ where
                     });
                 }
                 Outcome::Failed(error) => return Err(error),
-                Outcome::Vacated => {}
+                Outcome::Vacated => asked = Asked::again(flight),
             }
         }
     }
@@ -406,29 +405,6 @@ impl<K, T> fmt::Debug for SpawnGate<K, T> {
         f.debug_struct("SpawnGate")
             .field("lock", &self.inner.lock)
             .finish_non_exhaustive()
-    }
-}
-
-/// What a request names its backend by. Once it follows a flight, that has the key, and its own copy is not kept.
-enum Asked<K, T> {
-    With(Hashed<K>),
-    After(Flight<K, T>),
-}
-
-impl<K, T> Asked<K, T> {
-    fn key(&self) -> &Hashed<K> {
-        match self {
-            Self::With(key) => key,
-            Self::After(flight) => flight.hashed_key(),
-        }
-    }
-
-    fn after(&mut self, flight: Flight<K, T>) -> &Flight<K, T> {
-        *self = Self::After(flight);
-        match self {
-            Self::After(flight) => flight,
-            Self::With(_) => unreachable!("it was just set"),
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 use crate::budget::BudgetPolicy;
 use crate::clock::SharedClock;
 use crate::error::{BudgetExhausted, GateError};
-use crate::flight::{Claim, Entered, Flight};
+use crate::flight::{Asked, Claim, Entered, Flight};
 use crate::hashed::Hashed;
 use crate::key::GateKey;
 use crate::ledger::Ledger;
@@ -89,25 +89,26 @@ impl<K: GateKey, T> Inner<K, T> {
     /// Enters the gate: the caller gets its part, or is refused.
     pub(crate) async fn enter(
         &self,
-        key: &Hashed<K>,
+        asked: Asked<K, T>,
         can_discover: bool,
     ) -> Result<Part<K, T>, GateError> {
-        let mut table = self.table(key).await;
+        let mut table = self.table(asked.key()).await;
         // Read under the mutex, so that the times in the table are in order.
         let now = Instant::now();
         let is_sweep_due = table.forget_idle(&self.policy, now);
-        let entered = table.enter(key, &self.policy, can_discover, now);
+        let (entered, unneeded) = table.enter(asked, &self.policy, can_discover, now);
         drop(table);
+        drop(unneeded);
         if is_sweep_due {
             self.forget_idle();
         }
         match entered {
-            Some(Entered::Follow(flight, following)) => Ok(Part::Follow(flight, following)),
-            Some(Entered::Lead(flight, claim)) => Ok(Part::Lead(flight, claim)),
-            Some(Entered::Refused(slot, refusal)) => {
+            Entered::Follow(flight, following) => Ok(Part::Follow(flight, following)),
+            Entered::Lead(flight, claim) => Ok(Part::Lead(flight, claim)),
+            Entered::Refused(slot, refusal) => {
                 Err(BudgetExhausted::new(slot.label(), refusal).into())
             }
-            None => Err(GateError::Closed),
+            Entered::Closed => Err(GateError::Closed),
         }
     }
 

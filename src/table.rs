@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::budget::{BudgetPolicy, KeyBudget};
-use crate::flight::{Entered, Look, Slot};
+use crate::flight::{Asked, Entered, Look, Slot};
 use crate::hashed::{BuildPassOn, Hashed};
 use crate::key::GateKey;
 use crate::outcome::Following;
@@ -58,28 +58,32 @@ impl<K, T> Default for Table<K, T> {
 }
 
 impl<K: GateKey, T> Table<K, T> {
-    /// Makes the transition of a request for `key`, see [`Slot::enter`]. `None`: the gate is closed.
+    /// Makes the transition of a request, see [`Slot::enter`]. Returns the request too if it was not needed, as its
+    /// key is better dropped elsewhere.
     pub(crate) fn enter(
         &mut self,
-        key: &Hashed<K>,
+        asked: Asked<K, T>,
         policy: &BudgetPolicy,
         can_discover: bool,
         now: Instant,
-    ) -> Option<Entered<K, T>> {
+    ) -> (Entered<K, T>, Option<Asked<K, T>>) {
         if self.closed {
-            return None;
+            return (Entered::Closed, Some(asked));
         }
         self.last_flight += 1;
         let number = self.last_flight;
-        Some(match self.slots.get(key) {
-            Some(ByKey(slot)) => slot.enter(policy, number, can_discover, now),
+        match self.slots.get(asked.key()) {
+            Some(ByKey(slot)) => {
+                let entered = slot.enter(policy, number, can_discover, now);
+                (entered, Some(asked))
+            }
             None => {
-                let slot = Arc::new(Slot::new(key.clone()));
+                let slot = asked.into_slot();
                 let entered = slot.enter(policy, number, can_discover, now);
                 self.slots.insert(ByKey(slot));
-                entered
+                (entered, None)
             }
-        })
+        }
     }
 
     /// Forgets what `key` has used; a flight in progress goes on.
