@@ -1,43 +1,18 @@
-//! A key's slot: its budget, and its flight if one is in progress; and what the leader of that flight does to it.
+//! A flight: one launch in progress for a key. How a request begins one, and what its leader does to it.
 //!
-//! All transitions are made under the slot's own mutex, which is held for single steps and never while a future waits or code
-//! of the user's runs. So the first ending of a flight wins, nothing that comes late changes an outcome or a budget, and a
-//! flight can be ended in `Drop`. A flight is known by its number, never by its key alone.
+//! A flight is known by its number, never by its key alone, so whoever comes late changes nothing.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::budget::{Attempt, BudgetPolicy, BudgetRefusal, KeyBudget, Settlement, Usage};
+use crate::budget::{BudgetPolicy, BudgetRefusal};
 use crate::error::Stage;
 use crate::hashed::Hashed;
 use crate::key::{GateKey, key_label};
 use crate::lock::LockHolder;
-use crate::outcome::{Followers, Following, Outcome};
-
-/// How long a refusal by the ledger stands before a request looks at the ledger again. So an operator's reset from another
-/// process is noticed within this time, and a storm of refused requests costs one look in it.
-const LEDGER_SEEN_FOR: Duration = Duration::from_secs(1);
-
-/// What the leader of a flight may do.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Claim {
-    /// Launch, for the attempt that was charged.
-    Launch(Attempt),
-    /// Look for a backend that is up, and into the ledger; unless one of them says otherwise, this refusal stands. (It settles
-    /// as `Failed` then.)
-    Look(BudgetRefusal),
-}
-
-/// What the end of a flight does to its key's budget.
-#[derive(Debug)]
-pub(crate) enum Settling {
-    /// The attempt settles so.
-    Attempt(Settlement),
-    /// The ledger was seen at that time: what it counts takes the place of what this process counted.
-    Ledger(Box<KeyBudget>, Instant),
-}
+use crate::outcome::{Following, Outcome};
+use crate::slot::{Claim, Running, Settling, Slot};
 
 /// What a request names its backend by: a key of its own, until there is a slot that has it.
 #[derive(Debug)]
@@ -88,115 +63,7 @@ pub(crate) enum Entered<K, T> {
     Closed,
 }
 
-/// All that is known of a key.
-#[derive(Debug)]
-pub(crate) struct Slot<K, T> {
-    pub(crate) key: Hashed<K>,
-    /// The key as it is named in refusals, of which there can be many; once there was one.
-    label: OnceLock<Arc<str>>,
-    state: Mutex<State<T>>,
-}
-
-#[derive(Debug)]
-struct State<T> {
-    budget: KeyBudget,
-    /// When the budget was last taken from the ledger, where the lock keeps one.
-    ledger_seen: Option<Instant>,
-    flight: Option<Box<Running<T>>>,
-}
-
-#[derive(Debug)]
-struct Running<T> {
-    number: u64,
-    claim: Claim,
-    /// What is shown of the attempt: in a ledger it has another place than in this process's count.
-    attempt_number: Option<u32>,
-    began: Instant,
-    stage: Stage,
-    waiting_for: Option<Arc<LockHolder>>,
-    has_lock: bool,
-    is_long: bool,
-    /// Whether somebody keeps the time for the followers.
-    is_timed: bool,
-    /// One of the followers is none, but keeps the time.
-    has_timekeeper: bool,
-    /// Whether the caller that asked for a launch waits for the leader's task.
-    asker_waits: bool,
-    /// There once somebody follows.
-    followers: Option<Followers<T>>,
-}
-
-/// What a key has used, and how its flight fares.
-#[derive(Debug)]
-pub(crate) struct Look {
-    pub(crate) usage: Usage,
-    pub(crate) flight: Option<FlightLook>,
-}
-
-/// A flight at one moment.
-#[derive(Debug)]
-pub(crate) struct FlightLook {
-    pub(crate) attempt_number: Option<u32>,
-    pub(crate) began: Instant,
-    pub(crate) stage: Stage,
-    pub(crate) waiting_for: Option<LockHolder>,
-    pub(crate) waiting: usize,
-}
-
-impl<K, T> Slot<K, T> {
-    pub(crate) fn new(key: Hashed<K>) -> Self {
-        Self {
-            key,
-            label: OnceLock::new(),
-            state: Mutex::new(State {
-                budget: KeyBudget::default(),
-                ledger_seen: None,
-                flight: None,
-            }),
-        }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Forgets what was used; a flight in progress goes on.
-    pub(crate) fn reset(&self) {
-        self.state().budget.reset();
-    }
-
-    pub(crate) fn look(&self, policy: &BudgetPolicy, now: Instant) -> Look {
-        let state = self.state();
-        Look {
-            usage: state.budget.usage(policy, now.into_std()),
-            flight: state.flight.as_deref().map(|running| FlightLook {
-                attempt_number: running.attempt_number,
-                began: running.began,
-                stage: running.stage,
-                waiting_for: running.waiting_for.as_deref().cloned(),
-                waiting: running.waiting(),
-            }),
-        }
-    }
-
-    /// Follows the flight in progress.
-    pub(crate) fn follow(&self) -> Option<Following<T>> {
-        Some(self.state().flight.as_mut()?.follow())
-    }
-
-    /// Whether something would be lost by forgetting this key.
-    pub(crate) fn is_live(&self, policy: &BudgetPolicy, now: Instant) -> bool {
-        let state = self.state();
-        state.flight.is_some() || !state.budget.is_idle(policy, now.into_std())
-    }
-}
-
 impl<K: GateKey, T> Slot<K, T> {
-    /// The key as it is named in refusals.
-    pub(crate) fn label(&self) -> Arc<str> {
-        Arc::clone(self.label.get_or_init(|| key_label(&self.key.key).into()))
-    }
-
     /// The one transition: follow the flight in progress, or charge the budget and lead, or be refused. `can_discover`: if this
     /// request leads, it can look for a running backend, and does so in a task that keeps the time.
     pub(crate) fn enter(
@@ -248,51 +115,6 @@ impl<K: GateKey, T> Slot<K, T> {
             number,
             began,
         }
-    }
-}
-
-impl<T> State<T> {
-    /// Whether another process may have reset the budget since this one saw the ledger.
-    fn is_ledger_stale(&self, now: Instant) -> bool {
-        self.ledger_seen
-            .is_none_or(|seen| now.saturating_duration_since(seen) >= LEDGER_SEEN_FOR)
-    }
-
-    fn settle(&mut self, policy: &BudgetPolicy, ended: &Running<T>, settling: Settling) {
-        match (settling, ended.claim) {
-            (Settling::Ledger(budget, at), _) => {
-                self.budget = *budget;
-                self.ledger_seen = Some(at);
-            }
-            (Settling::Attempt(settlement), Claim::Launch(attempt)) => {
-                // The time is asked for only where it counts.
-                let now = match policy.stable_after {
-                    Some(_) => Instant::now(),
-                    None => ended.began,
-                };
-                self.budget
-                    .settle(policy, attempt.id, settlement, now.into_std());
-            }
-            (Settling::Attempt(Settlement::Failed), Claim::Look(_)) => {
-                self.budget.note_refused();
-                self.budget.found_down();
-            }
-            (Settling::Attempt(_), Claim::Look(_)) => {}
-        }
-    }
-}
-
-impl<T> Running<T> {
-    fn follow(&mut self) -> Following<T> {
-        let is_long = self.is_long;
-        self.followers
-            .get_or_insert_with(|| Followers::new(is_long))
-            .add()
-    }
-
-    fn waiting(&self) -> usize {
-        let followers = self.followers.as_ref().map_or(0, Followers::count);
-        followers.saturating_sub(usize::from(self.has_timekeeper)) + usize::from(self.asker_waits)
     }
 }
 

@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use crate::budget::{Attempt, BudgetPolicy, BudgetRefusal, Settlement};
 use crate::catch_panic::CatchPanic;
 use crate::clock::SharedClock;
-use crate::flight::{Claim, Settling};
 use crate::lock::{SpawnLease, SpawnLockError};
 use crate::open_ledger::OpenLedger;
+use crate::slot::{Claim, Settling};
 use crate::within::within;
 
 /// A held lock and its ledger. Dropping it releases the lock.

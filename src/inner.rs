@@ -10,12 +10,13 @@ use tokio::time::{Instant, timeout};
 use crate::budget::BudgetPolicy;
 use crate::clock::SharedClock;
 use crate::error::{BudgetExhausted, GateError};
-use crate::flight::{Asked, Claim, Entered, Flight};
+use crate::flight::{Asked, Entered, Flight};
 use crate::hashed::Hashed;
 use crate::key::GateKey;
 use crate::ledger::Ledger;
 use crate::lock::SpawnLock;
 use crate::outcome::Following;
+use crate::slot::Claim;
 use crate::table::Table;
 
 #[derive(Debug)]

@@ -11,7 +11,6 @@ use crate::catch_panic::CatchPanic;
 use crate::error::{
     BudgetExhausted, GateError, LaunchError, LockError, SharedError, Stage, TimeoutError,
 };
-use crate::flight::{Claim, Settling};
 use crate::held::Held;
 use crate::key::GateKey;
 use crate::launcher::{BackendLauncher, BoxError};
@@ -20,6 +19,7 @@ use crate::lock_wait::LockWait;
 use crate::open_ledger;
 use crate::outcome::Outcome;
 use crate::permit::{LaunchPermit, Seat};
+use crate::slot::{Claim, Settling};
 use crate::within::within;
 
 /// Runs a flight to its end, and returns that. It keeps the time for the flight's followers.

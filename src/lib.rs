@@ -78,6 +78,7 @@ mod lock_wait;
 mod open_ledger;
 mod outcome;
 mod permit;
+mod slot;
 mod snapshot;
 mod sweep;
 mod table;

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use crate::budget::{Attempt, Settlement};
 use crate::error::{GateError, LaunchError, SharedError, Stage};
-use crate::flight::{Flight, Settling};
+use crate::flight::Flight;
 use crate::held::Held;
 use crate::inner::Inner;
 use crate::key::GateKey;
 use crate::lock::SpawnLockError;
 use crate::outcome::Outcome;
+use crate::slot::Settling;
 
 /// The leader's seat: dropping it before the flight has ended abandons the flight.
 pub(crate) struct Seat<K: GateKey, T> {

@@ -6,8 +6,8 @@ use tokio::time::Instant;
 
 use crate::coordinator::SpawnBudgetSnapshot;
 use crate::error::Stage;
-use crate::flight::Look;
 use crate::lock::LockHolder;
+use crate::slot::Look;
 
 /// A key's budget and flight, at one moment.
 #[derive(Clone, Debug)]

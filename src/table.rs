@@ -8,10 +8,11 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::budget::{BudgetPolicy, KeyBudget};
-use crate::flight::{Asked, Entered, Look, Slot};
+use crate::flight::{Asked, Entered};
 use crate::hashed::{BuildPassOn, Hashed};
 use crate::key::GateKey;
 use crate::outcome::Following;
+use crate::slot::{Look, Slot};
 use crate::sweep::Sweep;
 
 #[derive(Debug)]
