@@ -138,7 +138,8 @@ impl<K, T> Slot<K, T> {
     /// Whether something would be lost by forgetting this key.
     pub(crate) fn is_live(&self, policy: &BudgetPolicy, now: Instant) -> bool {
         let state = self.state();
-        state.flight.is_some() || !state.budget.is_idle(policy, now.into_std())
+        let is_idle = state.budget.is_blank() || state.budget.is_idle(policy, now.into_std());
+        state.flight.is_some() || !is_idle
     }
 }
 
