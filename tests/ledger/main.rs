@@ -1,0 +1,52 @@
+//! The ledger (promises 20-24) between gates that share nothing but a lock directory, with a clock that the test steps: as a
+//! record, as the budget of all processes, as what waiting ones hear, and when its writes go wrong.
+
+mod budget;
+mod join;
+mod record;
+#[path = "../support/step_clock.rs"]
+mod step_clock;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use spawn_gate::{
+    Acquired, FileSpawnLock, LaunchPermit, SpawnBudgetConfig, SpawnGate, SpawnGateBuilder,
+    SpawnLock,
+};
+
+use crate::step_clock::StepClock;
+
+type Gate = SpawnGate<&'static str, u32>;
+
+const KEY: &str = "indexer";
+const WINDOW: Duration = Duration::from_secs(30);
+
+fn builder(
+    lock: impl SpawnLock<&'static str>,
+    clock: &StepClock,
+) -> SpawnGateBuilder<&'static str, u32> {
+    Gate::builder(lock)
+        .budget(SpawnBudgetConfig::new(3, WINDOW))
+        .clock(clock.clone())
+}
+
+/// A fresh gate on the directory, as another process, or the next one after a crash, would have it.
+fn gate(directory: &Path, clock: &StepClock) -> Gate {
+    builder(FileSpawnLock::new(directory).unwrap(), clock).build()
+}
+
+fn lock_path(directory: &Path) -> PathBuf {
+    FileSpawnLock::new(directory).unwrap().path_of(&KEY)
+}
+
+async fn permit(gate: &Gate) -> LaunchPermit<&'static str, u32> {
+    match gate.acquire(KEY).await.unwrap() {
+        Acquired::Led(permit) => permit,
+        Acquired::Joined(_) => panic!("nobody else launches"),
+    }
+}
+
+async fn fail_once(gate: &Gate) {
+    permit(gate).await.fail("no such program").await;
+}

@@ -1,0 +1,128 @@
+//! The ledger as a record in a lock file: its versions, its size, its launch numbers, and what a person reads there.
+
+use std::fs;
+use std::time::Duration;
+
+use spawn_gate::{
+    FileSpawnLock, GateError, LockError, SpawnBudgetConfig, SpawnLockError, acquire_spawn_lock,
+    inspect_spawn_lock,
+};
+
+use super::{Gate, KEY, WINDOW, fail_once, gate, lock_path, permit};
+use crate::step_clock::StepClock;
+
+#[tokio::test]
+async fn a_ledger_of_a_newer_version_is_an_error_and_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = lock_path(directory.path());
+    drop(acquire_spawn_lock(&path).unwrap());
+    // SHA-256 of the version (4 bytes), the number (8 bytes), both little endian, and the lines after the first.
+    let mut hash = hmac_sha256::Hash::new();
+    hash.update(2_u32.to_le_bytes());
+    hash.update(5_u64.to_le_bytes());
+    hash.update(b"as they write it then\nend\n");
+    let sum: String = hash.finalize()[..16]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let record = format!("record 5 version 2 checksum {sum}\nas they write it then\nend\n");
+    let contents = format!("{:128}{record:\0<3840}", "");
+    fs::write(&path, &contents).unwrap();
+
+    let error = gate(directory.path(), &StepClock::new())
+        .acquire(KEY)
+        .await
+        .unwrap_err();
+    let GateError::Lock(LockError { source, .. }) = &error else {
+        panic!("{error:?}");
+    };
+    assert!(matches!(
+        &**source,
+        SpawnLockError::LedgerVersion { path: named, found: 2, supported: 1 } if *named == path
+    ));
+    assert!(!error.retry_helps());
+    assert_eq!(fs::read_to_string(&path).unwrap(), contents);
+}
+
+#[tokio::test]
+async fn without_a_ledger_each_process_counts_for_itself_and_nothing_is_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let gate = || {
+        Gate::builder(
+            FileSpawnLock::new(directory.path())
+                .unwrap()
+                .without_ledger(),
+        )
+        .budget(SpawnBudgetConfig::new(1, WINDOW))
+        .build()
+    };
+    let one = gate();
+    fail_once(&one).await;
+    assert!(one.acquire(KEY).await.is_err());
+    let first = permit(&gate()).await;
+    assert_eq!(first.attempt_number(), 1);
+    let token = first.fencing_token();
+    first.fail("again").await;
+    assert!(permit(&gate()).await.fencing_token() > token);
+    assert_eq!(fs::metadata(lock_path(directory.path())).unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn the_lock_file_never_grows_and_no_other_file_appears() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let gate = gate(directory.path(), &clock);
+    let mut sizes = Vec::new();
+    for _ in 0..50 {
+        permit(&gate).await.fail("m".repeat(100_000)).await;
+        gate.reset(&KEY).await.unwrap();
+        sizes.push(fs::metadata(lock_path(directory.path())).unwrap().len());
+    }
+    sizes.dedup();
+    assert_eq!(sizes.len(), 1);
+    assert!(sizes[0] <= 4096);
+    // The lock file and the one by which the directory was tried.
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+}
+
+#[tokio::test]
+async fn the_launch_number_grows_from_process_to_process_also_when_the_file_was_deleted_or_the_clock_set_back()
+ {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let mut last = 0;
+    for round in 0..20 {
+        let gate = gate(directory.path(), &clock);
+        let permit = permit(&gate).await;
+        assert!(permit.fencing_token() > last, "round {round}");
+        last = permit.fencing_token();
+        permit.succeed(1).await.unwrap();
+        if round % 5 == 4 {
+            fs::remove_file(lock_path(directory.path())).unwrap();
+        }
+        clock.set(|now| now.unix -= Duration::from_secs(60));
+    }
+}
+
+#[tokio::test]
+async fn a_person_can_read_the_lock_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let gate = gate(directory.path(), &clock);
+    fail_once(&gate).await;
+    let held = permit(&gate).await;
+    let text = fs::read_to_string(lock_path(directory.path())).unwrap();
+    let pid = std::process::id();
+    let token = held.fencing_token();
+    for line in [
+        "window 1800000000.000/5000.000 2".to_owned(),
+        format!("holder {pid} 1800000000.000/5000.000"),
+        format!("launch {token}"),
+        "failed 1800000000.000/5000.000 no such program".to_owned(),
+    ] {
+        assert!(text.contains(&line), "{line}\n{text}");
+    }
+    let report = inspect_spawn_lock(lock_path(directory.path())).unwrap();
+    assert!(report.is_held);
+    assert_eq!(report.holder().unwrap().pid, pid);
+}
