@@ -1,15 +1,19 @@
 //! The budget that all processes share (promise 22), also when a clock steps (promise 23) or the count is lost.
 
 use std::fs;
+use std::future::pending;
+use std::path::Path;
 use std::time::Duration;
 
 use spawn_gate::{
-    Acquired, BootReading, ClockReading, FileSpawnLock, GateError, LedgerReading,
+    Acquired, BootReading, ClockReading, FileSpawnLock, GateError, How, LedgerReading,
     SpawnBudgetConfig, Stage, WindowKind, acquire_spawn_lock, inspect_spawn_lock,
 };
 
-use super::{Gate, KEY, WINDOW, builder, fail_once, gate, lock_path, permit};
+use super::{Gate, KEY, WINDOW, builder, fail_once, finder, gate, lock_path, permit};
+use crate::halt::Halt;
 use crate::step_clock::StepClock;
+use crate::support::Script;
 
 async fn retry_after(gate: &Gate) -> Duration {
     match gate.acquire(KEY).await {
@@ -54,6 +58,38 @@ async fn a_sliding_window_holds_across_processes() {
 }
 
 #[tokio::test]
+async fn a_sliding_maximum_beyond_what_a_ledger_holds_counts_as_24_and_one_refusal_is_the_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let gate = builder(
+        FileSpawnLock::new(directory.path()).unwrap(),
+        &StepClock::new(),
+    )
+    .budget(SpawnBudgetConfig::new(100, WINDOW))
+    .window_kind(WindowKind::Sliding)
+    .build();
+    for _ in 0..24 {
+        fail_once(&gate).await;
+    }
+    for is_first in [true, false, false] {
+        match gate.acquire(KEY).await {
+            Err(GateError::BudgetExhausted(refusal)) => assert_eq!(refusal.first, is_first),
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_numbers_the_attempt_as_the_ledger_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    fail_once(&gate(directory.path(), &clock)).await;
+    let gate = gate(directory.path(), &clock);
+    let _permit = permit(&gate).await;
+    let flight = gate.snapshot(KEY).await.flight.unwrap();
+    assert_eq!(flight.attempt_number, Some(2));
+}
+
+#[tokio::test]
 async fn success_in_one_process_resets_the_budget_of_all() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
@@ -67,6 +103,79 @@ async fn success_in_one_process_resets_the_budget_of_all() {
             .attempt_number(),
         1
     );
+}
+
+/// Long before the window ends.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+
+/// A fresh gate with two attempts where a success resets the budget only after [`STABLE_AFTER`].
+fn gate_with_stable_after(directory: &Path, clock: &StepClock) -> Gate {
+    builder(FileSpawnLock::new(directory).unwrap(), clock)
+        .budget(SpawnBudgetConfig::new(2, WINDOW))
+        .stable_after(STABLE_AFTER)
+        .build()
+}
+
+/// Uses both attempts of [`gate_with_stable_after`], the first one for a success, then checks that they stay used.
+async fn a_success_frees_nothing_after(second_attempt: impl AsyncFnOnce(&dyn Fn() -> Gate)) {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let gate = || gate_with_stable_after(directory.path(), &clock);
+    permit(&gate()).await.succeed(1).await.unwrap();
+    clock.advance(Duration::from_secs(1));
+    second_attempt(&gate).await;
+    clock.advance(STABLE_AFTER);
+    let left = WINDOW - STABLE_AFTER - Duration::from_secs(1);
+    assert_eq!(retry_after(&gate()).await, left);
+}
+
+#[tokio::test]
+async fn a_success_frees_nothing_after_a_launch_that_was_killed() {
+    a_success_frees_nothing_after(async |gate| kill_while_launching(gate())).await;
+}
+
+#[tokio::test]
+async fn a_success_frees_nothing_after_a_permit_that_was_dropped() {
+    a_success_frees_nothing_after(async |gate| drop(permit(&gate()).await)).await;
+}
+
+#[tokio::test]
+async fn a_success_frees_nothing_after_a_look_that_found_its_backend_gone_and_was_refused() {
+    a_success_frees_nothing_after(async |gate| {
+        permit(&gate()).await.succeed(2).await.unwrap();
+        let launcher = Script::launching(|_| async { Ok(3) });
+        let refused = gate().launch(KEY, launcher.clone()).await;
+        assert!(
+            matches!(refused, Err(GateError::BudgetExhausted(_))),
+            "{refused:?}"
+        );
+        assert_eq!((launcher.discover.calls(), launcher.launches()), (1, 0));
+    })
+    .await;
+}
+
+/// Launches on a runtime that is gone before the launch ends, as everything is when a process is killed.
+fn kill_while_launching(gate: Gate) {
+    let launching = Halt::new();
+    let launcher = Script::launching({
+        let launching = launching.clone();
+        move |_| {
+            let launching = launching.clone();
+            async move {
+                launching.halt().await;
+                pending().await
+            }
+        }
+    });
+    let process = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.spawn(async move { gate.launch(KEY, launcher).await });
+        runtime.block_on(launching.reached());
+    });
+    process.join().unwrap();
 }
 
 #[tokio::test]
@@ -137,6 +246,54 @@ async fn an_operators_reset_reaches_processes_that_are_refusing() {
     gate(directory.path(), &clock).reset(&KEY).await.unwrap();
     tokio::time::advance(Duration::from_secs(1)).await;
     assert_eq!(permit(&broker).await.attempt_number(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operators_reset_reaches_a_process_whose_permits_were_dropped() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let broker = gate(directory.path(), &clock);
+    for _ in 0..3 {
+        drop(permit(&broker).await);
+    }
+    assert_eq!(retry_after(&broker).await, WINDOW);
+    gate(directory.path(), &clock).reset(&KEY).await.unwrap();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(permit(&broker).await.attempt_number(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_elsewhere_reaches_a_process_whose_permits_were_dropped() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let broker = gate(directory.path(), &clock);
+    for _ in 0..3 {
+        drop(permit(&broker).await);
+    }
+    assert_eq!(retry_after(&broker).await, WINDOW);
+    // The window of the others' clock is over, that of this process's is not.
+    clock.advance(WINDOW);
+    let other = gate(directory.path(), &clock);
+    permit(&other).await.succeed(1).await.unwrap();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let found = broker.launch(KEY, finder()).await.unwrap();
+    assert_eq!(found.how, How::Discovered);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_used_up_budget_is_refused_without_waiting_for_whoever_holds_the_lock() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let broker = gate(directory.path(), &clock);
+    for _ in 0..3 {
+        fail_once(&broker).await;
+    }
+    let _held = acquire_spawn_lock(lock_path(directory.path())).unwrap();
+    // So that the broker looks into the ledger again.
+    tokio::time::advance(Duration::from_secs(2)).await;
+    let asked = tokio::time::Instant::now();
+    assert_eq!(retry_after(&broker).await, WINDOW);
+    assert_eq!(asked.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
@@ -223,6 +380,65 @@ async fn no_step_of_a_clock_and_no_reboot_locks_a_key_out_for_longer_than_one_wi
             other => panic!("{name}: {other:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn a_wall_clock_set_back_by_less_than_a_window_makes_that_no_longer() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    for _ in 0..3 {
+        fail_once(&gate(directory.path(), &clock)).await;
+    }
+    clock.advance(Duration::from_secs(10));
+    clock.set(|now| now.unix -= Duration::from_secs(25));
+    let left = retry_after(&gate(directory.path(), &clock)).await;
+    assert_eq!(left, Duration::from_secs(20));
+    clock.advance(left);
+    let later = gate(directory.path(), &clock);
+    assert_eq!(permit(&later).await.attempt_number(), 1);
+}
+
+#[tokio::test]
+async fn a_wall_clock_set_back_again_and_again_makes_a_window_no_longer() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    for _ in 0..3 {
+        fail_once(&gate(directory.path(), &clock)).await;
+    }
+    for left in [20, 10] {
+        clock.advance(Duration::from_secs(10));
+        clock.set(|now| now.unix -= Duration::from_secs(9));
+        let told = retry_after(&gate(directory.path(), &clock)).await;
+        assert_eq!(told, Duration::from_secs(left));
+    }
+    clock.advance(Duration::from_secs(10));
+    let later = gate(directory.path(), &clock);
+    assert_eq!(permit(&later).await.attempt_number(), 1);
+}
+
+#[tokio::test]
+async fn of_attempts_in_two_boots_those_of_the_newer_one_go_by_the_time_since_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let gate = || {
+        builder(FileSpawnLock::new(directory.path()).unwrap(), &clock)
+            .window_kind(WindowKind::Sliding)
+            .build()
+    };
+    fail_once(&gate()).await;
+    clock.advance(Duration::from_secs(1));
+    clock.set(|now| {
+        now.boot = Some(BootReading {
+            id: 8,
+            elapsed: Duration::ZERO,
+        });
+    });
+    for _ in 0..2 {
+        fail_once(&gate()).await;
+    }
+    // The older one goes by the wall clock, as nothing else is known of it.
+    clock.set(|now| now.unix += WINDOW);
+    assert_eq!(gate().snapshot(KEY).await.budget.attempts_used, 2);
 }
 
 #[tokio::test]

@@ -1,81 +1,60 @@
-//! What a process that had to wait for another one's lock hears (promises 20 and 21).
+//! What a process that had to wait for another one's lock hears (promises 19 to 21).
 
-use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use spawn_gate::{Acquired, BackendLauncher, GateError, How, LaunchError, LaunchPermit};
-use tokio::sync::Semaphore;
+use spawn_gate::{
+    Acquired, GateError, How, LaunchError, Launched, LedgerReading, SpawnLockError,
+    acquire_spawn_lock, inspect_spawn_lock,
+};
+use tokio::task::JoinHandle;
 
-use super::{KEY, fail_once, gate, lock_path, permit};
+use super::{KEY, builder, fail_once, finder, gate, lock_path, permit};
+use crate::halt::Halt;
+use crate::hooked_lock::{At, HookedLock};
 use crate::step_clock::StepClock;
+use crate::support::{Script, until_waiting};
 
-/// Launches as the test tells it to.
-#[derive(Clone)]
-struct Scripted {
-    launches: Arc<AtomicU32>,
-    go: Arc<Semaphore>,
-    started: Arc<Semaphore>,
-    found: Arc<AtomicU32>,
-    fails: bool,
-}
+type Heard = Result<Launched<u32>, GateError>;
 
-impl Scripted {
-    fn new(fails: bool) -> Self {
-        Self {
-            launches: Arc::default(),
-            go: Arc::new(Semaphore::new(0)),
-            started: Arc::new(Semaphore::new(0)),
-            found: Arc::default(),
-            fails,
+/// A launcher that finds what it has launched, and a halt in its launches.
+fn launcher(fails: bool) -> (Script, Halt) {
+    let (halt, up) = (Halt::new(), Arc::new(AtomicU32::new(0)));
+    let launcher = Script::launching({
+        let (halt, up) = (halt.clone(), Arc::clone(&up));
+        move |launch| {
+            let (halt, up) = (halt.clone(), Arc::clone(&up));
+            async move {
+                halt.halt().await;
+                if fails {
+                    return Err(format!("launch {launch} cannot\nfind its program").into());
+                }
+                up.store(1, Ordering::SeqCst);
+                Ok(1)
+            }
         }
-    }
+    });
+    let launcher = launcher.discovering(move |_| {
+        let found = up.load(Ordering::SeqCst);
+        async move { Ok((found != 0).then_some(found)) }
+    });
+    (launcher, halt)
 }
 
-#[async_trait]
-impl BackendLauncher<&'static str, u32> for Scripted {
-    async fn discover(
-        &self,
-        _: &&'static str,
-    ) -> Result<Option<u32>, Box<dyn Error + Send + Sync>> {
-        let found = self.found.load(Ordering::SeqCst);
-        Ok((found != 0).then_some(found))
-    }
-
-    async fn launch(
-        &self,
-        _: &LaunchPermit<&'static str, u32>,
-    ) -> Result<u32, Box<dyn Error + Send + Sync>> {
-        let launch = self.launches.fetch_add(1, Ordering::SeqCst) + 1;
-        self.started.add_permits(1);
-        self.go.acquire().await?.forget();
-        if self.fails {
-            return Err(format!("launch {launch} cannot\nfind its program").into());
-        }
-        self.found.store(launch, Ordering::SeqCst);
-        Ok(launch)
-    }
-}
-
-/// One gate launches; when that is under way another one asks. The launch ends once the other one waits for the lock.
-async fn launch_and_wait(
-    directory: &Path,
-    launcher: &Scripted,
-) -> [Result<spawn_gate::Launched<u32>, GateError>; 2] {
+/// One gate launches; when that is under way another one is asked, twice. The launch ends once these wait for the lock.
+async fn launch_and_wait(directory: &Path, launcher: &Script, launching: &Halt) -> [Heard; 3] {
     let clock = StepClock::new();
     let (one, other) = (gate(directory, &clock), gate(directory, &clock));
-    let first = tokio::spawn({
-        let launcher = launcher.clone();
-        async move { one.launch(KEY, launcher).await }
-    });
-    launcher.started.acquire().await.unwrap().forget();
-    let second = tokio::spawn({
-        let (other, launcher) = (other.clone(), launcher.clone());
-        async move { other.launch(KEY, launcher).await }
-    });
+    let ask = |gate: &super::Gate| {
+        let (gate, launcher) = (gate.clone(), launcher.clone());
+        tokio::spawn(async move { gate.launch(KEY, launcher).await })
+    };
+    let first = ask(&one);
+    launching.reached().await;
+    let (second, third) = (ask(&other), ask(&other));
+    until_waiting(&other, KEY, 2).await;
     loop {
         let flight = other.snapshot(KEY).await.flight;
         if let Some(holder) = flight.and_then(|flight| flight.waiting_for) {
@@ -86,35 +65,41 @@ async fn launch_and_wait(
         tokio::task::yield_now().await;
     }
     // For a second launch too, so that one which must not be is seen and not waited for.
-    launcher.go.add_permits(2);
-    [first.await.unwrap(), second.await.unwrap()]
+    launching.let_go();
+    [
+        first.await.unwrap(),
+        second.await.unwrap(),
+        third.await.unwrap(),
+    ]
 }
 
 #[tokio::test]
 async fn a_process_that_waited_joins_what_another_one_launched() {
     let directory = tempfile::tempdir().unwrap();
-    let launcher = Scripted::new(false);
-    let [one, other] = launch_and_wait(directory.path(), &launcher).await;
-    assert_eq!(one.unwrap().how, How::Led);
-    assert_eq!(other.unwrap().how, How::Discovered);
-    assert_eq!(launcher.launches.load(Ordering::SeqCst), 1);
+    let (launcher, launching) = launcher(false);
+    let heard = launch_and_wait(directory.path(), &launcher, &launching).await;
+    let how = heard.map(|heard| heard.unwrap().how);
+    assert_eq!(how, [How::Led, How::Discovered, How::Joined]);
+    assert_eq!(launcher.launches(), 1);
 }
 
 #[tokio::test]
 async fn a_process_that_waited_shares_the_failure_with_its_message_and_makes_no_attempt_of_its_own()
 {
     let directory = tempfile::tempdir().unwrap();
-    let launcher = Scripted::new(true);
-    let [one, other] = launch_and_wait(directory.path(), &launcher).await;
+    let (launcher, launching) = launcher(true);
+    let [one, others @ ..] = launch_and_wait(directory.path(), &launcher, &launching).await;
     assert!(matches!(
         one,
         Err(GateError::Launch(LaunchError::Failed { attempt: 1, .. }))
     ));
-    let Err(GateError::Launch(LaunchError::FailedElsewhere { message, .. })) = other else {
-        panic!("not shared: {other:?}");
-    };
-    assert_eq!(&*message, r"launch 1 cannot\nfind its program");
-    assert_eq!(launcher.launches.load(Ordering::SeqCst), 1);
+    for other in others {
+        let Err(GateError::Launch(LaunchError::FailedElsewhere { message, .. })) = other else {
+            panic!("not shared: {other:?}");
+        };
+        assert_eq!(&*message, r"launch 1 cannot\nfind its program");
+    }
+    assert_eq!(launcher.launches(), 1);
     let after = gate(directory.path(), &StepClock::new())
         .snapshot(KEY)
         .await;
@@ -149,4 +134,159 @@ async fn a_failure_from_before_the_wait_is_not_shared() {
         panic!("nobody launched");
     };
     assert_eq!(permit.attempt_number(), 2);
+}
+
+/// A ledger with a failure that is an hour old.
+async fn old_failure() -> (tempfile::TempDir, StepClock) {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    fail_once(&gate(directory.path(), &clock)).await;
+    clock.advance(Duration::from_secs(3600));
+    (directory, clock)
+}
+
+/// Asks a gate with this lock, which another one holds, for a backend that runs. Returns once the request waits.
+async fn ask_and_wait(lock: HookedLock, waits: &Halt, clock: &StepClock) -> JoinHandle<Heard> {
+    let gate = builder(lock, clock).build();
+    let asking = tokio::spawn(async move { gate.launch(KEY, finder()).await });
+    waits.reached().await;
+    waits.let_go();
+    asking
+}
+
+fn is_wait(at: At) -> bool {
+    matches!(at, At::Wait(_))
+}
+
+#[tokio::test]
+async fn an_old_failure_is_not_shared_after_a_wait_for_a_holder_without_a_record() {
+    let (directory, clock) = old_failure().await;
+    let held = acquire_spawn_lock(lock_path(directory.path())).unwrap();
+    let (lock, waits) = HookedLock::halting(directory.path(), is_wait);
+    let asking = ask_and_wait(lock, &waits, &clock).await;
+    drop(held);
+    assert_eq!(asking.await.unwrap().unwrap().how, How::Discovered);
+}
+
+#[tokio::test]
+async fn an_old_failure_is_not_shared_among_processes_that_look_for_a_backend_at_once() {
+    // Before the holder is written, and after it was written that there is none any more.
+    for at in [At::Write(1), At::Written(2)] {
+        let (directory, clock) = old_failure().await;
+        let (lock, has_lock) = HookedLock::halting(directory.path(), move |it| it == at);
+        let looker = builder(lock, &clock).build();
+        let looking = tokio::spawn(async move { looker.launch(KEY, finder()).await });
+        has_lock.reached().await;
+        let (lock, waits) = HookedLock::halting(directory.path(), is_wait);
+        let asking = ask_and_wait(lock, &waits, &clock).await;
+        has_lock.let_go();
+        for heard in [looking.await.unwrap(), asking.await.unwrap()] {
+            assert_eq!(heard.unwrap().how, How::Discovered, "{at:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_old_failure_is_not_shared_when_the_ledger_did_not_answer() {
+    let (directory, clock) = old_failure().await;
+    let held = permit(&gate(directory.path(), &clock)).await;
+    let waits = Halt::new();
+    let lock = HookedLock::new(directory.path(), {
+        let waits = waits.clone();
+        move |at| {
+            let waits = waits.clone();
+            async move {
+                match at {
+                    At::Look(_) => {
+                        return Err(SpawnLockError::Unresponsive {
+                            after: Duration::ZERO,
+                        });
+                    }
+                    At::Wait(_) => waits.halt().await,
+                    _ => {}
+                }
+                Ok(())
+            }
+        }
+    });
+    let asking = ask_and_wait(lock, &waits, &clock).await;
+    held.refund().await;
+    assert_eq!(asking.await.unwrap().unwrap().how, How::Discovered);
+}
+
+#[track_caller]
+fn is_shared(heard: Heard) {
+    assert!(
+        matches!(
+            heard,
+            Err(GateError::Launch(LaunchError::FailedElsewhere { .. }))
+        ),
+        "{heard:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_failure_between_the_first_try_at_the_lock_and_the_look_at_the_ledger_is_shared() {
+    let (directory, clock) = old_failure().await;
+    let held = permit(&gate(directory.path(), &clock)).await;
+    let (lock, looks) = HookedLock::halting(directory.path(), |at| at == At::Look(1));
+    let waiter = builder(lock, &clock).build();
+    let waiting = tokio::spawn(async move { waiter.launch(KEY, finder()).await });
+    looks.reached().await;
+    held.fail("no such program").await;
+    looks.let_go();
+    is_shared(waiting.await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_shared_also_if_yet_another_process_held_the_lock_after_it() {
+    let (directory, clock) = old_failure().await;
+    let first = permit(&gate(directory.path(), &clock)).await;
+    let (lock, waits) = HookedLock::halting(directory.path(), is_wait);
+    let waiter = builder(lock, &clock).build();
+    let waiting = tokio::spawn(async move { waiter.launch(KEY, finder()).await });
+    waits.reached().await;
+    first.fail("no such program").await;
+    let second = permit(&gate(directory.path(), &clock)).await;
+    // It tries again after a second whatever the lock tells.
+    waits.reached().await;
+    second.refund().await;
+    waits.let_go();
+    is_shared(waiting.await.unwrap());
+}
+
+#[tokio::test]
+async fn a_holder_is_named_while_it_looks_for_a_backend_and_forgotten_by_a_reset() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let path = lock_path(directory.path());
+    let looks = Halt::new();
+    let launcher = finder().discovering({
+        let looks = looks.clone();
+        move |_| {
+            let looks = looks.clone();
+            async move {
+                looks.halt().await;
+                Ok(Some(9))
+            }
+        }
+    });
+    let looker = gate(directory.path(), &clock);
+    let looking = tokio::spawn(async move { looker.launch(KEY, launcher).await });
+    looks.reached().await;
+    let holder = inspect_spawn_lock(&path).unwrap().holder().unwrap();
+    assert_eq!(holder.pid, std::process::id());
+    looks.let_go();
+    looking.await.unwrap().unwrap();
+
+    // It stays written when a permit is dropped.
+    let gate = gate(directory.path(), &clock);
+    drop(permit(&gate).await);
+    let is_written = || match inspect_spawn_lock(&path).unwrap().ledger {
+        LedgerReading::Found(ledger) => ledger.holder().is_some(),
+        other => panic!("{other:?}"),
+    };
+    assert!(is_written());
+    gate.reset(&KEY).await.unwrap();
+    assert!(!is_written());
 }

@@ -2,10 +2,17 @@
 //! record, as the budget of all processes, as what waiting ones hear, and when its writes go wrong.
 
 mod budget;
+#[path = "../support/halt.rs"]
+mod halt;
+#[path = "../support/hooked_lock.rs"]
+mod hooked_lock;
 mod join;
 mod record;
 #[path = "../support/step_clock.rs"]
 mod step_clock;
+#[path = "../support/mod.rs"]
+mod support;
+mod writes;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +23,7 @@ use spawn_gate::{
 };
 
 use crate::step_clock::StepClock;
+use crate::support::Script;
 
 type Gate = SpawnGate<&'static str, u32>;
 
@@ -49,4 +57,9 @@ async fn permit(gate: &Gate) -> LaunchPermit<&'static str, u32> {
 
 async fn fail_once(gate: &Gate) {
     permit(gate).await.fail("no such program").await;
+}
+
+/// Finds a backend running.
+fn finder() -> Script {
+    Script::launching(|_| async { panic!("one is running") }).discovering(|_| async { Ok(Some(9)) })
 }

@@ -4,12 +4,50 @@ use std::fs;
 use std::time::Duration;
 
 use spawn_gate::{
-    FileSpawnLock, GateError, LockError, SpawnBudgetConfig, SpawnLockError, acquire_spawn_lock,
-    inspect_spawn_lock,
+    FileSpawnLock, GateError, Ledger, LedgerReading, LockError, SpawnBudgetConfig, SpawnLockError,
+    acquire_spawn_lock, inspect_spawn_lock,
 };
 
 use super::{Gate, KEY, WINDOW, fail_once, gate, lock_path, permit};
 use crate::step_clock::StepClock;
+
+#[tokio::test]
+async fn a_few_bytes_of_something_else_are_not_taken_for_a_new_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = lock_path(directory.path());
+    drop(acquire_spawn_lock(&path).unwrap());
+    for len in 1..=128 {
+        fs::write(&path, vec![b'x'; len]).unwrap();
+        let report = inspect_spawn_lock(&path).unwrap();
+        assert_eq!(report.ledger, LedgerReading::Unreadable, "{len} bytes");
+        let refused = gate(directory.path(), &StepClock::new()).acquire(KEY).await;
+        assert!(
+            matches!(refused, Err(GateError::BudgetExhausted(_))),
+            "{len} bytes: {refused:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_is_rewritten_as_a_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = lock_path(directory.path());
+    drop(acquire_spawn_lock(&path).unwrap());
+    fs::write(&path, [1; 128 + 2 * 1920]).unwrap();
+    let refused = gate(directory.path(), &StepClock::new()).acquire(KEY).await;
+    assert!(refused.is_err());
+    let bytes = fs::read(&path).unwrap();
+    assert!(bytes.starts_with(b"spawn-gate: "));
+    assert!(!bytes.contains(&1));
+}
+
+#[test]
+fn a_time_without_all_its_milliseconds_is_no_time() {
+    for time in ["1.5", "1.50", "1.5000", "1"] {
+        let record = format!("window {time} 1\n").parse::<Ledger>();
+        assert!(record.is_err(), "{time}: {record:?}");
+    }
+}
 
 #[tokio::test]
 async fn a_ledger_of_a_newer_version_is_an_error_and_is_left_alone() {

@@ -1,0 +1,145 @@
+//! Writes of the ledger that fail, are cut off or come too late: what was charged, launched and reset is right all the same.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use spawn_gate::{
+    GateError, How, LaunchError, LedgerReading, LockError, SpawnBudgetConfig, SpawnLockError,
+    acquire_spawn_lock, inspect_spawn_lock,
+};
+
+use super::{Gate, KEY, WINDOW, builder, finder, gate, lock_path, permit};
+use crate::hooked_lock::{At, Hooked, HookedLock};
+use crate::step_clock::StepClock;
+use crate::support::Script;
+
+#[tokio::test]
+async fn a_request_that_is_dropped_while_its_charge_is_written_leaves_no_charge_and_no_lock() {
+    for at in [At::Write(1), At::Written(1)] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = lock_path(directory.path());
+        let (lock, writing) = HookedLock::halting(directory.path(), move |it| it == at);
+        let gate = builder(lock, &StepClock::new()).build();
+        let request = tokio::spawn(async move { gate.acquire(KEY).await });
+        writing.reached().await;
+        request.abort();
+        assert!(request.await.unwrap_err().is_cancelled());
+        writing.let_go();
+        while acquire_spawn_lock(&path).is_err() {
+            tokio::task::yield_now().await;
+        }
+        let LedgerReading::Found(ledger) = inspect_spawn_lock(&path).unwrap().ledger else {
+            panic!("{at:?}: nothing was written");
+        };
+        assert_eq!(ledger.attempts_charged(), 0, "{at:?}");
+        assert_eq!(ledger.holder(), None, "{at:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_lock_that_is_lost_while_the_charge_is_written_is_taken_anew_before_the_launch() {
+    for lost_at in [At::Write(2), At::Written(2)] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = lock_path(directory.path());
+        let lock = HookedLock::new(directory.path(), move |at| {
+            if at == lost_at {
+                fs::remove_file(&path).unwrap();
+            }
+            async { Ok(()) }
+        });
+        let launcher = Script::launching(|_| async { Ok(7) });
+        let gate = builder(lock, &StepClock::new()).build();
+        let launched = gate.launch(KEY, launcher.clone()).await.unwrap();
+        assert_eq!(launched.how, How::Led, "{lost_at:?}");
+        assert_eq!(launcher.launches(), 1, "{lost_at:?}");
+        assert_eq!(launcher.discover.calls(), 2, "{lost_at:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_lock_that_is_lost_while_launching_is_written_to_no_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, moved) = (lock_path(directory.path()), directory.path().join("moved"));
+    let clock = StepClock::new();
+    let loser = permit(&gate(directory.path(), &clock)).await;
+    fs::rename(&path, &moved).unwrap();
+    let _winner = permit(&gate(directory.path(), &clock)).await;
+    let read = || [&path, &moved].map(|file| fs::read(file).unwrap());
+    let before = read();
+    let lost = loser.succeed(1).await.unwrap_err();
+    assert!(
+        matches!(lost, GateError::Launch(LaunchError::LockLost { .. })),
+        "{lost:?}"
+    );
+    assert!(read() == before);
+}
+
+/// What a write to a full disk returns.
+fn disk_is_full(path: &Path) -> Hooked {
+    Err(SpawnLockError::Ledger {
+        path: path.to_path_buf(),
+        source: io::ErrorKind::StorageFull.into(),
+    })
+}
+
+/// A gate on a disk with no room for any record.
+fn gate_on_full_disk(directory: &Path) -> Gate {
+    let path = Arc::new(lock_path(directory));
+    let lock = HookedLock::new(directory, move |at| {
+        let path = Arc::clone(&path);
+        async move {
+            match at {
+                At::Write(_) => disk_is_full(&path),
+                _ => Ok(()),
+            }
+        }
+    });
+    builder(lock, &StepClock::new()).build()
+}
+
+#[tokio::test]
+async fn a_running_backend_is_found_although_the_disk_is_full() {
+    let directory = tempfile::tempdir().unwrap();
+    let gate = gate_on_full_disk(directory.path());
+    let found = gate.launch(KEY, finder()).await.unwrap();
+    assert_eq!((found.value, found.how), (9, How::Discovered));
+}
+
+#[tokio::test]
+async fn nothing_is_launched_that_a_full_disk_has_no_room_to_charge_and_its_path_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = lock_path(directory.path());
+    let gate = gate_on_full_disk(directory.path());
+    let launcher = Script::launching(|_| async { Ok(7) });
+    let error = gate.launch(KEY, launcher.clone()).await.unwrap_err();
+    let GateError::Lock(LockError { source, .. }) = error else {
+        panic!("{error:?}");
+    };
+    let message = source.to_string();
+    assert!(message.contains(path.to_str().unwrap()), "{message}");
+    assert_eq!(launcher.launches(), 0);
+    assert_eq!(gate.snapshot(KEY).await.budget.attempts_used, 0);
+    drop(acquire_spawn_lock(&path).unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_is_not_undone_by_the_flight_that_it_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let (lock, waits) = HookedLock::halting(directory.path(), |at| matches!(at, At::Wait(_)));
+    waits.let_go();
+    let gate = builder(lock, &StepClock::new())
+        .budget(SpawnBudgetConfig::new(1, WINDOW))
+        .build();
+    let launching = permit(&gate).await;
+    let resetting = tokio::spawn({
+        let gate = gate.clone();
+        async move { gate.reset(&KEY).await }
+    });
+    waits.reached().await;
+    launching.fail("no such program").await;
+    resetting.await.unwrap().unwrap();
+    // At once: a refusal by the ledger is believed for a second.
+    assert_eq!(permit(&gate).await.attempt_number(), 1);
+}
