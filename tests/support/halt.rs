@@ -1,8 +1,13 @@
 //! A handshake: what a test scripts halts at a point until the test lets it go on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+/// Turns a wait that has no end into a failure.
+const FOR_EVER: Duration = Duration::from_secs(60);
 
 /// Clones are one point.
 #[derive(Clone, Debug)]
@@ -27,7 +32,8 @@ impl Halt {
 
     /// Waits until the point is reached, once more for each call.
     pub(crate) async fn reached(&self) {
-        self.reached.acquire().await.unwrap().forget();
+        let reached = timeout(FOR_EVER, self.reached.acquire()).await;
+        reached.expect("it is never reached").unwrap().forget();
     }
 
     /// Lets everybody pass, now and later.
