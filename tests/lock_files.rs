@@ -363,6 +363,22 @@ async fn a_writer_leaves_the_newest_record_alone() {
     }
 }
 
+#[cfg(not(windows))]
+#[tokio::test]
+async fn each_write_of_a_lease_leaves_the_record_before_it_alone() {
+    let (_directory, locks, path) = locks_with(b"");
+    let mut held = lease(&locks).await.unwrap();
+    let mut before = fs::read(&path).unwrap();
+    for (launch, rewritten) in [(1, 0), (2, 1), (3, 0)] {
+        let ledger: Ledger = format!("launch {launch}\n").parse().unwrap();
+        held.write_ledger(&ledger).await.unwrap();
+        let after = fs::read(&path).unwrap();
+        let changed = SLOTS.map(|start| after[start..][..1920] != before[start..][..1920]);
+        assert_eq!(changed, [rewritten == 0, rewritten == 1], "write {launch}");
+        before = after;
+    }
+}
+
 #[tokio::test]
 async fn lines_of_a_record_that_are_not_known_are_passed_over() {
     let record = record(8, 1, &format!("colour blue\nlaunch {FAR}\n\nend\n"));
@@ -731,9 +747,15 @@ mod unix {
         }
         let outer = directory();
         chmod(outer.path(), 0o755);
-        // That user may be unable to reach this program where it is.
+        // That user may be unable to reach this program where it is. It is copied by another process: of a descriptor that
+        // this one had open for writing, children that other tests start at this moment would have duplicates for a while,
+        // and a program that somebody can write to cannot be run.
         let program = outer.path().join("test");
-        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        let copied = Command::new("cp")
+            .arg(std::env::current_exe().unwrap())
+            .arg(&program)
+            .status();
+        assert!(copied.unwrap().success());
         chmod(&program, 0o755);
         let (inner, lock_file) = (outer.path().join("inner"), outer.path().join("own.lock"));
         fs::create_dir(&inner).unwrap();
