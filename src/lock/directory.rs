@@ -288,3 +288,29 @@ impl SpawnLease for FileLease {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ledger(launch: u64) -> Ledger {
+        Ledger {
+            launch,
+            ..Ledger::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_write_that_comes_late_does_not_undo_a_newer_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("indexer.lock");
+        let mut lease = FileLease::take(&path, Filesystem::Local, true).unwrap();
+        // The second one is made first, as if the first one had waited for a thread meanwhile.
+        lease.writes = 1;
+        lease.write_ledger(&ledger(2)).await.unwrap();
+        lease.writes = 0;
+        lease.write_ledger(&ledger(1)).await.unwrap();
+        let (found, _) = record::read(&path, lease.guard.file()).unwrap();
+        assert_eq!(found, LedgerReading::Found(Box::new(ledger(2))));
+    }
+}
