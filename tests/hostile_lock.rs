@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use spawn_gate::{
-    Acquired, BackendLauncher, BoxError, GateError, InMemorySpawnLock, LaunchError, LaunchPermit,
-    SpawnGate, SpawnLease, SpawnLock, SpawnLockError, async_trait,
+    Acquired, BackendLauncher, BoxError, GateError, How, InMemorySpawnLock, LaunchError,
+    LaunchPermit, Ledger, LedgerReading, SpawnGate, SpawnLease, SpawnLock, SpawnLockError,
+    async_trait,
 };
 
 /// What goes wrong with the lock.
@@ -18,6 +19,8 @@ enum Trouble {
     HangsAtVerify,
     /// Is held at the first try, and does not tell of its release.
     NeverTellsOfItsRelease,
+    /// Keeps a ledger, whose third write is that of a launch's outcome.
+    PanicsAtTheLastWrite,
 }
 
 #[derive(Debug)]
@@ -36,16 +39,28 @@ impl SpawnLock<&'static str> for HostileLock {
                 path: "hostile".into(),
             });
         }
-        Ok(Box::new(HostileLease(AtomicU32::new(0))))
+        Ok(Box::new(HostileLease {
+            trouble: self.trouble,
+            verified: AtomicU32::new(0),
+            writes: 0,
+        }))
     }
 
     async fn released(&self, _: &&'static str, _: Duration) {
         pending().await
     }
+
+    fn keeps_ledger(&self) -> bool {
+        self.trouble == Trouble::PanicsAtTheLastWrite
+    }
 }
 
 #[derive(Debug)]
-struct HostileLease(AtomicU32);
+struct HostileLease {
+    trouble: Trouble,
+    verified: AtomicU32,
+    writes: u32,
+}
 
 #[async_trait]
 impl SpawnLease for HostileLease {
@@ -54,9 +69,23 @@ impl SpawnLease for HostileLease {
     }
 
     async fn verify(&self) -> Result<(), SpawnLockError> {
-        if self.0.fetch_add(1, Ordering::SeqCst) > 0 {
+        let is_first = self.verified.fetch_add(1, Ordering::SeqCst) == 0;
+        if self.trouble == Trouble::HangsAtVerify && !is_first {
             pending::<()>().await;
         }
+        Ok(())
+    }
+
+    fn ledger(&self) -> LedgerReading {
+        match self.trouble {
+            Trouble::PanicsAtTheLastWrite => LedgerReading::Found(Box::default()),
+            _ => LedgerReading::NotKept,
+        }
+    }
+
+    async fn write_ledger(&mut self, _: &Ledger) -> Result<(), SpawnLockError> {
+        self.writes += 1;
+        assert_ne!(self.writes, 3, "scripted");
         Ok(())
     }
 }
@@ -123,6 +152,16 @@ async fn a_lock_that_does_not_tell_of_its_release_is_tried_again_after_a_second(
     assert!(matches!(acquired, Ok(Acquired::Led(_))), "{acquired:?}");
     assert_eq!(tries.load(Ordering::SeqCst), 2);
     assert_eq!(asked.elapsed(), Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_panics_when_a_success_is_written_does_not_take_the_launch_with_it() {
+    let (gate, _) = gate(Trouble::PanicsAtTheLastWrite);
+    let ask = || gate.launch("key", Launcher);
+    let (one, other) = tokio::join!(ask(), ask());
+    let (one, other) = (one.unwrap(), other.unwrap());
+    assert_eq!((one.value, one.how), (7, How::Led));
+    assert_eq!((other.value, other.how), (7, How::Joined));
 }
 
 /// A lock whose holder never lets go and whose tries are not answered at once.
