@@ -2,8 +2,10 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::hash::{Hash, Hasher};
 use std::path::{Component, Path};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use proptest::collection::vec;
@@ -304,6 +306,61 @@ async fn a_key_type_of_the_users_own_works_with_the_gate() {
     assert_eq!((one.key(), other.key()), (&shard(b"\xff/.."), &shard(b"")));
     one.succeed(1).await.unwrap();
     other.succeed(2).await.unwrap();
+}
+
+/// A key that can be cloned so many times, and panics the next time.
+#[derive(Debug)]
+struct Fragile(Arc<AtomicU32>);
+
+impl Fragile {
+    fn after(clones: u32) -> Self {
+        Self(Arc::new(AtomicU32::new(clones)))
+    }
+}
+
+impl Clone for Fragile {
+    fn clone(&self) -> Self {
+        assert_ne!(self.0.load(Ordering::SeqCst), 0, "scripted");
+        self.0.fetch_sub(1, Ordering::SeqCst);
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl PartialEq for Fragile {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Fragile {}
+
+impl Hash for Fragile {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
+impl GateKey for Fragile {
+    fn fields(&self, visit: &mut dyn FnMut(&[u8])) {
+        visit(b"fragile");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_whose_clone_panics_does_not_keep_the_next_request_waiting() {
+    for clones in 0.. {
+        let gate: SpawnGate<Fragile, u16> = SpawnGate::builder(InMemorySpawnLock::new()).build();
+        let first = tokio::spawn({
+            let gate = gate.clone();
+            async move { drop(gate.acquire(Fragile::after(clones)).await) }
+        });
+        let panicked = first.await.is_err();
+        let asked = tokio::time::Instant::now();
+        let next = gate.acquire(Fragile::after(u32::MAX)).await;
+        assert!(matches!(next, Ok(Acquired::Led(_))), "{clones}: {next:?}");
+        assert_eq!(asked.elapsed(), Duration::ZERO, "{clones}");
+        if !panicked {
+            break;
+        }
+    }
 }
 
 #[test]
