@@ -6,6 +6,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -791,6 +792,17 @@ async fn a_request_whose_lock_file_stays_broken_hears_what_is_wrong_and_is_refun
 
 // Behind a gate: letting go.
 
+/// Ends a permit in one of five ways.
+async fn end(permit: Permit, way: u32) {
+    match way {
+        0 => permit.succeed(1).await.unwrap(),
+        1 => drop(permit.fail("no such program").await),
+        2 => permit.discovered(1).await,
+        3 => permit.refund().await,
+        _ => drop(permit),
+    }
+}
+
 #[tokio::test]
 async fn the_lock_is_free_however_a_permit_ends() {
     let (_directory, locks) = locks();
@@ -800,14 +812,41 @@ async fn the_lock_is_free_however_a_permit_ends() {
         gate.reset(&KEY).await.unwrap();
         let permit = permit(&gate).await;
         assert!(acquire_spawn_lock(&path).is_err());
-        match ending {
-            0 => permit.succeed(1).await.unwrap(),
-            1 => drop(permit.fail("no such program").await),
-            2 => permit.discovered(1).await,
-            3 => permit.refund().await,
-            _ => drop(permit),
-        }
+        end(permit, ending).await;
         drop(acquire_spawn_lock(&path).unwrap());
         assert_eq!(read_lock_holder(&path).unwrap(), None);
+    }
+}
+
+/// Tries the lock in the moment in which it wakes somebody.
+struct Alarm {
+    path: PathBuf,
+    was_free: Mutex<Vec<bool>>,
+}
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        let is_free = acquire_spawn_lock(&self.path).is_ok();
+        self.was_free.lock().unwrap().push(is_free);
+    }
+}
+
+#[tokio::test]
+async fn the_lock_is_free_before_a_follower_is_woken_however_a_permit_ends() {
+    let (_directory, locks) = locks();
+    let gate: Gate = SpawnGate::builder(locks.clone()).build();
+    for ending in 0..5 {
+        gate.reset(&KEY).await.unwrap();
+        let permit = permit(&gate).await;
+        let alarm = Arc::new(Alarm {
+            path: locks.path_of(&KEY),
+            was_free: Mutex::default(),
+        });
+        let waker = Waker::from(Arc::clone(&alarm));
+        let mut follower = Box::pin(gate.acquire(KEY));
+        let polled = follower.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending());
+        end(permit, ending).await;
+        assert_eq!(*alarm.was_free.lock().unwrap(), [true], "ending {ending}");
     }
 }
