@@ -350,7 +350,11 @@ async fn a_key_whose_clone_panics_does_not_keep_the_next_request_waiting() {
         let gate: SpawnGate<Fragile, u16> = SpawnGate::builder(InMemorySpawnLock::new()).build();
         let first = tokio::spawn({
             let gate = gate.clone();
-            async move { drop(gate.acquire(Fragile::after(clones)).await) }
+            async move {
+                drop(gate.acquire(Fragile::after(clones)).await);
+                gate.snapshots().await;
+                gate.reset(&Fragile::after(clones)).await
+            }
         });
         let panicked = first.await.is_err();
         let asked = tokio::time::Instant::now();
