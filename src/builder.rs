@@ -150,9 +150,6 @@ where
             discover: self.discover_timeout,
             launch: self.launch_timeout,
             follow,
-            // By itself a leader's task ends within that time.
-            is_follow_shorter: follow < stages,
-            long: follow / LONG_FRACTION,
             drain: self.drain_timeout.unwrap_or(stages),
         };
         SpawnGate::of(Inner::new(self.lock, self.clock, self.policy, timeouts))
@@ -170,10 +167,6 @@ impl<K, T> fmt::Debug for SpawnGateBuilder<K, T> {
 
 /// What the default of a wait for somebody else's stages has beyond these.
 const MARGIN: Duration = Duration::from_secs(10);
-
-/// A flight is long after this part of the time that a request waits: most are over by then, and of those that wait nobody's
-/// deadline is.
-const LONG_FRACTION: u32 = 8;
 
 /// Keeps sums of limits and clocks far from overflow: a year is as good as for ever.
 fn bounded(limit: Duration) -> Duration {

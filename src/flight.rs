@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::budget::{BudgetPolicy, BudgetRefusal};
 use crate::error::Stage;
@@ -59,13 +59,11 @@ pub(crate) enum Entered<K, T> {
     Lead(Flight<K, T>, Claim),
     /// Be refused: no attempt is left.
     Refused(Arc<Slot<K, T>>, BudgetRefusal),
-    /// Be refused: the gate is closed.
-    Closed,
 }
 
 impl<K: GateKey, T> Slot<K, T> {
     /// The one transition: follow the flight in progress, or charge the budget and lead, or be refused. `can_discover`: if this
-    /// request leads, it can look for a running backend, and does so in a task that keeps the time.
+    /// request leads, it can look for a running backend.
     pub(crate) fn enter(
         self: &Arc<Self>,
         policy: &BudgetPolicy,
@@ -100,9 +98,6 @@ impl<K: GateKey, T> Slot<K, T> {
             stage: Stage::Lock,
             waiting_for: None,
             has_lock: false,
-            is_long: false,
-            is_timed: can_discover,
-            has_timekeeper: false,
             asker_waits: false,
             followers: None,
         }));
@@ -212,18 +207,6 @@ impl<K, T> Flight<K, T> {
         self.step(|_| ()).is_none()
     }
 
-    /// Tells the followers that the flight takes long.
-    pub(crate) fn tell_long(&self) {
-        let followers = self.step(|running| {
-            running.is_long = true;
-            running.has_timekeeper = false;
-            running.followers.clone()
-        });
-        if let Some(Some(followers)) = followers {
-            followers.tell_long();
-        }
-    }
-
     /// Counts the caller that asked for the launch among those who wait, until the guard is dropped.
     pub(crate) fn count_asker(&self) -> AskerWaits<'_, K, T> {
         self.step(|running| running.asker_waits = true);
@@ -235,37 +218,6 @@ impl<K: GateKey, T> Flight<K, T> {
     /// The key as it is named in messages.
     pub(crate) fn label(&self) -> Arc<str> {
         key_label(self.key()).into()
-    }
-}
-
-impl<K: GateKey, T: Send + Sync + 'static> Flight<K, T> {
-    /// Sees to it that the followers are told when the flight is still in progress at `long_at`.
-    pub(crate) fn keep_time(&self, long_at: Instant) {
-        let following = self.step(|running| {
-            if std::mem::replace(&mut running.is_timed, true) {
-                return None;
-            }
-            running.has_timekeeper = true;
-            Some(running.follow())
-        });
-        let Some(Some(mut following)) = following else {
-            return;
-        };
-        // Also if the task is dropped with its runtime: others may wait on another one.
-        let teller = TellsLong(self.clone());
-        tokio::spawn(async move {
-            let _ = timeout_at(long_at, following.ended()).await;
-            drop((following, teller));
-        });
-    }
-}
-
-/// Says on drop that the flight takes long, unless it has ended.
-struct TellsLong<K, T>(Flight<K, T>);
-
-impl<K, T> Drop for TellsLong<K, T> {
-    fn drop(&mut self) {
-        self.0.tell_long();
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
@@ -299,14 +300,15 @@ where
     ///
     /// Cancel safe: the gate stays closed, only the waiting ends.
     pub async fn close(&self) -> Result<(), TimeoutError> {
+        self.inner.is_closed.store(true, Ordering::SeqCst);
         let mut flights = Vec::new();
         for table in &self.inner.tables {
-            flights.append(&mut table.lock().await.close());
+            flights.append(&mut table.lock().await.follow_all());
         }
         let limit = self.inner.timeouts.drain;
         let deadline = Instant::now() + limit;
         for mut flight in flights {
-            if flight.outcome(deadline, false).await.is_none() {
+            if flight.outcome(deadline).await.is_none() {
                 return Err(TimeoutError {
                     key: None,
                     stage: Stage::Drain,
@@ -338,13 +340,8 @@ where
         until: &mut Option<Instant>,
     ) -> Result<Outcome<T>, GateError> {
         let deadline = self.follow_until(until);
-        let long_at = flight.began + self.inner.timeouts.long;
-        let is_timed = long_at < deadline;
-        if is_timed {
-            flight.keep_time(long_at);
-        }
         // Boxed, so that a request is small while it is moved about, and a crowd of them while it waits.
-        match Box::pin(following.outcome(deadline, is_timed)).await {
+        match Box::pin(following.outcome(deadline)).await {
             Some(Outcome::Failed(GateError::BudgetExhausted(mut refusal))) => {
                 refusal.first = false;
                 Ok(Outcome::Failed(refusal.into()))
@@ -363,13 +360,9 @@ where
         mut until: Option<Instant>,
     ) -> Result<Launched<T>, GateError> {
         let _waits = flight.count_asker();
-        let led = if self.inner.timeouts.is_follow_shorter || until.is_some() {
-            let deadline = self.follow_until(&mut until);
-            let led = Box::pin(timeout_at(deadline, leading)).await;
-            led.map_err(|_| self.timed_out(flight))?
-        } else {
-            leading.await
-        };
+        let deadline = self.follow_until(&mut until);
+        let led = Box::pin(timeout_at(deadline, leading)).await;
+        let led = led.map_err(|_| self.timed_out(flight))?;
         let (value, how) = match led {
             Ok(Outcome::Launched(value)) => (value, How::Led),
             Ok(Outcome::Discovered(value)) => (value, How::Discovered),

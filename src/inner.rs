@@ -2,6 +2,7 @@
 
 use std::hash::RandomState;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
@@ -23,6 +24,8 @@ use crate::table::Table;
 pub(crate) struct Inner<K, T> {
     /// Each key has its place in one of these tables, by its hash, so that requests for different keys seldom meet.
     pub(crate) tables: [Mutex<Table<K, T>>; TABLES],
+    /// Set first of all by a close, so that one which is dropped half-way closes all tables.
+    pub(crate) is_closed: AtomicBool,
     /// Seeded at random: whoever chooses the keys cannot choose where they come to lie.
     hasher: RandomState,
     pub(crate) lock: Arc<dyn SpawnLock<K>>,
@@ -41,10 +44,6 @@ pub(crate) struct Timeouts {
     pub(crate) discover: Duration,
     pub(crate) launch: Duration,
     pub(crate) follow: Duration,
-    /// Whether a caller may give up on its own flight before that has to end by itself.
-    pub(crate) is_follow_shorter: bool,
-    /// A flight is long from this age on: then those who follow it set a timer.
-    pub(crate) long: Duration,
     pub(crate) drain: Duration,
 }
 
@@ -66,6 +65,7 @@ impl<K: GateKey, T> Inner<K, T> {
     ) -> Self {
         Self {
             tables: std::array::from_fn(|_| Mutex::default()),
+            is_closed: AtomicBool::new(false),
             hasher: RandomState::new(),
             lock,
             clock,
@@ -80,11 +80,8 @@ impl<K: GateKey, T> Inner<K, T> {
 
     pub(crate) async fn table(&self, key: &Hashed<K>) -> MutexGuard<'_, Table<K, T>> {
         let table = &self.tables[key.shard(TABLES)];
-        // Most of the time nobody is there, and trying is cheaper than queueing.
-        match table.try_lock() {
-            Ok(table) => table,
-            Err(_) => Box::pin(table.lock()).await,
-        }
+        // Not `try_lock` first: that would never give way to the runtime's other tasks.
+        table.lock().await
     }
 
     /// Enters the gate: the caller gets its part, or is refused.
@@ -94,6 +91,10 @@ impl<K: GateKey, T> Inner<K, T> {
         can_discover: bool,
     ) -> Result<Part<K, T>, GateError> {
         let mut table = self.table(asked.key()).await;
+        // Read under the mutex: a close that comes later finds the flight.
+        if self.is_closed.load(Ordering::SeqCst) {
+            return Err(GateError::Closed);
+        }
         // Read under the mutex, so that the times in the table are in order.
         let now = Instant::now();
         let is_sweep_due = table.forget_idle(&self.policy, now);
@@ -109,7 +110,6 @@ impl<K: GateKey, T> Inner<K, T> {
             Entered::Refused(slot, refusal) => {
                 Err(BudgetExhausted::new(slot.label(), refusal).into())
             }
-            Entered::Closed => Err(GateError::Closed),
         }
     }
 

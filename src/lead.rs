@@ -22,27 +22,8 @@ use crate::permit::{LaunchPermit, Seat};
 use crate::slot::{Claim, Settling};
 use crate::within::within;
 
-/// Runs a flight to its end, and returns that. It keeps the time for the flight's followers.
+/// Runs a flight to its end, and returns that.
 pub(crate) async fn lead<K, T, L>(seat: Seat<K, T>, claim: Claim, launcher: L) -> Outcome<T>
-where
-    K: GateKey,
-    T: Clone + Send + Sync + 'static,
-    L: BackendLauncher<K, T>,
-{
-    let flight = seat.flight.clone();
-    let long = seat.inner.timeouts.long;
-    // Boxed, since the task is moved a few times before it runs.
-    let mut leading = Box::pin(lead_to_end(seat, claim, launcher));
-    match within(long, &mut leading).await {
-        Some(outcome) => outcome,
-        None => {
-            flight.tell_long();
-            leading.await
-        }
-    }
-}
-
-async fn lead_to_end<K, T, L>(seat: Seat<K, T>, claim: Claim, launcher: L) -> Outcome<T>
 where
     K: GateKey,
     T: Clone + Send + Sync + 'static,
@@ -208,8 +189,10 @@ async fn prepare<K: GateKey, T: 'static>(
         seat.flight.note_lock_held();
         match prepare_held(seat, claim, launcher, &wait, &mut held).await {
             Ok(attempt) => return Ok((held, attempt)),
-            // What was charged in a file that is gone, went with it.
-            Err(Stop::LockLost(error)) if wait.may_retry_after(&error) => {}
+            // The charge may be kept elsewhere than in a file that is gone.
+            Err(Stop::LockLost(error)) if wait.may_retry_after(&error) => {
+                drop(held.leave(Settlement::Refund).await);
+            }
             Err(Stop::LockLost(error)) => return Err((lock_failed(seat, error), Some(held))),
             Err(Stop::Ending(ending)) => return Err((ending, Some(held))),
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::clock::ClockReading;
 use crate::error::{GateError, LockError, Stage, TimeoutError};
@@ -69,6 +69,7 @@ impl LockWait {
     ) -> Result<Box<dyn SpawnLease>, GateError> {
         let mut pause = FIRST_PAUSE;
         let mut peek_at = Instant::now();
+        let mut is_again = false;
         loop {
             let tried = match inner.lock.try_acquire_now(key) {
                 Some(tried) => Ok(tried),
@@ -96,9 +97,15 @@ impl LockWait {
             if Instant::now() >= self.deadline {
                 return Err(self.timed_out(inner, key));
             }
+            let least = Instant::now() + pause / 2;
             let until = (Instant::now() + LONGEST_WAIT).min(self.deadline);
             // Over in any case: then it is time for another try.
             let _ = timeout_at(until, inner.lock.released(key, jittered(pause))).await;
+            if is_again {
+                // A lock that says it is free and is not, or is free for moments only, must not keep this busy.
+                sleep_until(least.min(self.deadline)).await;
+            }
+            is_again = true;
             pause = (2 * pause).min(LONGEST_PAUSE);
         }
     }

@@ -46,6 +46,9 @@ impl OpenLedger {
         policy: &BudgetPolicy,
         clock: &Arc<dyn SharedClock>,
     ) -> Option<Self> {
+        if !policy.is_in_ledger {
+            return None;
+        }
         let mut ledger = match lease.ledger() {
             LedgerReading::NotKept => return None,
             LedgerReading::Found(ledger) => ledger,
@@ -57,6 +60,8 @@ impl OpenLedger {
             }
         };
         ledger.launch = lease.fencing_token();
+        // Whatever attempt was in flight ended with its holder; as text a ledger does not tell of it.
+        ledger.budget = ledger.budget.by_clock(|at| at);
         if ledger.holder.is_some() {
             // Whoever that was died, or dropped its permit: the backend of the last success was not proved stable.
             ledger.budget.found_down();

@@ -1,7 +1,4 @@
 //! How a flight ends, and the watch channel on which its followers hear that.
-//!
-//! Followers do not set a timer each, as most flights are over long before anybody's deadline: whoever keeps the flight's time
-//! tells them all when it has become long, and only then they do.
 
 use tokio::sync::watch::{Receiver, Sender};
 use tokio::time::{Instant, timeout_at};
@@ -21,32 +18,13 @@ pub(crate) enum Outcome<T> {
     Vacated,
 }
 
-/// What the followers were told.
-#[derive(Debug)]
-enum Told<T> {
-    Nothing,
-    /// The flight takes long: set a timer now.
-    IsLong,
-    Ended(Outcome<T>),
-}
-
 /// The leader's end of the channel.
 #[derive(Debug)]
-pub(crate) struct Followers<T>(Sender<Told<T>>);
-
-impl<T> Clone for Followers<T> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
+pub(crate) struct Followers<T>(Sender<Option<Outcome<T>>>);
 
 impl<T> Followers<T> {
-    pub(crate) fn new(is_long: bool) -> Self {
-        Self(Sender::new(if is_long {
-            Told::IsLong
-        } else {
-            Told::Nothing
-        }))
+    pub(crate) fn new() -> Self {
+        Self(Sender::new(None))
     }
 
     pub(crate) fn add(&self) -> Following<T> {
@@ -58,52 +36,20 @@ impl<T> Followers<T> {
     }
 
     pub(crate) fn tell_outcome(&self, outcome: Outcome<T>) {
-        self.0.send_replace(Told::Ended(outcome));
-    }
-
-    /// Tells that the flight takes long, unless it has ended meanwhile.
-    pub(crate) fn tell_long(&self) {
-        self.0.send_if_modified(|told| {
-            let is_news = matches!(told, Told::Nothing);
-            if is_news {
-                *told = Told::IsLong;
-            }
-            is_news
-        });
+        self.0.send_replace(Some(outcome));
     }
 }
 
 /// A follower's end of the channel.
 #[derive(Debug)]
-pub(crate) struct Following<T>(Receiver<Told<T>>);
-
-impl<T> Following<T> {
-    /// Waits for the end.
-    pub(crate) async fn ended(&mut self) {
-        // An error means that the other end is gone, so that there is nothing to wait for either.
-        let _ = self.0.wait_for(|told| matches!(told, Told::Ended(_))).await;
-    }
-}
+pub(crate) struct Following<T>(Receiver<Option<Outcome<T>>>);
 
 impl<T: Clone> Following<T> {
-    /// Waits for the outcome. Returns `None` if there is none by `deadline`. `is_timed`: it will be told in time if the flight
-    /// takes long, so it needs no timer until then.
-    pub(crate) async fn outcome(
-        &mut self,
-        deadline: Instant,
-        is_timed: bool,
-    ) -> Option<Outcome<T>> {
-        if is_timed {
-            let told = self.0.wait_for(|told| !matches!(told, Told::Nothing)).await;
-            if let Ok(Told::Ended(outcome)) = told.as_deref() {
-                return Some(outcome.clone());
-            }
-        }
-        // Boxed, so that the many who need no timer do not keep room for one.
-        Box::pin(timeout_at(deadline, self.ended())).await.ok()?;
-        match &*self.0.borrow() {
-            Told::Ended(outcome) => Some(outcome.clone()),
-            _ => None,
-        }
+    /// Waits for the outcome. Returns `None` if there is none by `deadline`.
+    pub(crate) async fn outcome(&mut self, deadline: Instant) -> Option<Outcome<T>> {
+        let ended = self.0.wait_for(Option::is_some);
+        // An error means that the other end is gone, so that there is nothing to wait for.
+        let outcome = timeout_at(deadline, ended).await.ok()?.ok()?;
+        outcome.clone()
     }
 }

@@ -66,11 +66,6 @@ pub(crate) struct Running<T> {
     pub(crate) stage: Stage,
     pub(crate) waiting_for: Option<Arc<LockHolder>>,
     pub(crate) has_lock: bool,
-    pub(crate) is_long: bool,
-    /// Whether somebody keeps the time for the followers.
-    pub(crate) is_timed: bool,
-    /// One of the followers is none, but keeps the time.
-    pub(crate) has_timekeeper: bool,
     /// Whether the caller that asked for a launch waits for the leader's task.
     pub(crate) asker_waits: bool,
     /// There once somebody follows.
@@ -183,14 +178,11 @@ impl<T> State<T> {
 
 impl<T> Running<T> {
     pub(crate) fn follow(&mut self) -> Following<T> {
-        let is_long = self.is_long;
-        self.followers
-            .get_or_insert_with(|| Followers::new(is_long))
-            .add()
+        self.followers.get_or_insert_with(Followers::new).add()
     }
 
     pub(crate) fn waiting(&self) -> usize {
         let followers = self.followers.as_ref().map_or(0, Followers::count);
-        followers.saturating_sub(usize::from(self.has_timekeeper)) + usize::from(self.asker_waits)
+        followers + usize::from(self.asker_waits)
     }
 }

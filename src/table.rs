@@ -20,7 +20,6 @@ pub(crate) struct Table<K, T> {
     slots: HashSet<ByKey<K, T>, BuildPassOn>,
     last_flight: u64,
     sweep: Sweep,
-    closed: bool,
 }
 
 /// A slot as the table finds it: by its key.
@@ -53,7 +52,6 @@ impl<K, T> Default for Table<K, T> {
             slots: HashSet::default(),
             last_flight: 0,
             sweep: Sweep::default(),
-            closed: false,
         }
     }
 }
@@ -68,9 +66,6 @@ impl<K: GateKey, T> Table<K, T> {
         can_discover: bool,
         now: Instant,
     ) -> (Entered<K, T>, Option<Asked<K, T>>) {
-        if self.closed {
-            return (Entered::Closed, Some(asked));
-        }
         self.last_flight += 1;
         let number = self.last_flight;
         match self.slots.get(asked.key()) {
@@ -114,9 +109,8 @@ impl<K: GateKey, T> Table<K, T> {
             .collect()
     }
 
-    /// Refuses all requests from now on. Follows the flights in progress.
-    pub(crate) fn close(&mut self) -> Vec<Following<T>> {
-        self.closed = true;
+    /// Follows the flights in progress.
+    pub(crate) fn follow_all(&self) -> Vec<Following<T>> {
         let slots = self.slots.iter();
         slots.filter_map(|ByKey(slot)| slot.follow()).collect()
     }

@@ -47,8 +47,13 @@ pub(super) async fn released(path: &Path, pause: Duration) {
             Ok(false) => return,
             Err(_) => return sleep(pause).await,
         }
-        let pause = if heard { AFTER_A_CLOSE } else { pause_unheard };
-        heard = heard_within(pause, &mut watch).await;
+        if heard {
+            // A file that is touched all the time must not keep this busy.
+            sleep(AFTER_A_CLOSE).await;
+            heard = false;
+            continue;
+        }
+        heard = heard_within(pause_unheard, &mut watch).await;
         if heard && sys::path_identity(path).ok() != Some(identity) {
             return;
         }
