@@ -99,13 +99,13 @@ where
         self
     }
 
-    /// Sets how long [`BackendLauncher::discover`] may take. 10 seconds unless set.
+    /// Sets how long [`BackendLauncher::discover`](crate::BackendLauncher::discover) may take. 10 seconds unless set.
     pub fn discover_timeout(mut self, limit: Duration) -> Self {
         self.discover_timeout = bounded(limit);
         self
     }
 
-    /// Sets how long [`BackendLauncher::launch`] may take. 120 seconds unless set.
+    /// Sets how long [`BackendLauncher::launch`](crate::BackendLauncher::launch) may take. 120 seconds unless set.
     ///
     /// Choose it longer than the slowest start: what is given up as too slow may still come up, beside its successor.
     pub fn launch_timeout(mut self, limit: Duration) -> Self {
