@@ -113,8 +113,8 @@ where
         self
     }
 
-    /// Sets how long a request waits for the outcome of a flight, its own of [`SpawnGate::launch`] included. Unless set: as long as all stages of a flight may take
-    /// together.
+    /// Sets how long a request waits for the outcome of a flight, its own of [`SpawnGate::launch`] included. Unless set: as
+    /// long as all stages of a flight may take together.
     ///
     /// The flight goes on when a follower gives up.
     pub fn follow_timeout(mut self, limit: Duration) -> Self {

@@ -50,16 +50,20 @@ impl<K, T> Asked<K, T> {
     }
 }
 
-/// What a request is to do.
+/// A request's part in a flight.
 #[derive(Debug)]
-pub(crate) enum Entered<K, T> {
+pub(crate) enum Part<K, T> {
     /// Wait for this flight's outcome.
     Follow(Flight<K, T>, Following<T>),
     /// Lead this flight, which was just begun.
     Lead(Flight<K, T>, Claim),
-    /// Be refused: no attempt is left.
-    Refused(Arc<Slot<K, T>>, BudgetRefusal),
 }
+
+/// A request has no part: no attempt is left for this key.
+#[derive(Debug)]
+pub(crate) struct Refused<K, T>(pub(crate) Arc<Slot<K, T>>, pub(crate) BudgetRefusal);
+
+pub(crate) type Entered<K, T> = Result<Part<K, T>, Refused<K, T>>;
 
 impl<K: GateKey, T> Slot<K, T> {
     /// The one transition: follow the flight in progress, or charge the budget and lead, or be refused. `can_discover`: if this
@@ -73,7 +77,8 @@ impl<K: GateKey, T> Slot<K, T> {
     ) -> Entered<K, T> {
         let state = &mut *self.state();
         if let Some(running) = &mut state.flight {
-            return Entered::Follow(self.flight(running.number, running.began), running.follow());
+            let flight = self.flight(running.number, running.began);
+            return Ok(Part::Follow(flight, running.follow()));
         }
         let claim = match state.budget.begin(policy, number, now.into_std()) {
             Ok(attempt) => Claim::Launch(attempt),
@@ -84,7 +89,7 @@ impl<K: GateKey, T> Slot<K, T> {
             }
             Err(refusal) => {
                 state.budget.note_refused();
-                return Entered::Refused(Arc::clone(self), refusal);
+                return Err(Refused(Arc::clone(self), refusal));
             }
         };
         state.flight = Some(Box::new(Running {
@@ -101,7 +106,7 @@ impl<K: GateKey, T> Slot<K, T> {
             asker_waits: false,
             followers: None,
         }));
-        Entered::Lead(self.flight(number, now), claim)
+        Ok(Part::Lead(self.flight(number, now), claim))
     }
 
     fn flight(self: &Arc<Self>, number: u64, began: Instant) -> Flight<K, T> {

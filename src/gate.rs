@@ -9,10 +9,10 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{GateError, LaunchError, LockError, Stage, TimeoutError};
-use crate::flight::{Asked, Flight};
+use crate::flight::{Asked, Flight, Part};
 use crate::handover::{Earned, off_caller};
 use crate::held::Held;
-use crate::inner::{Inner, Part};
+use crate::inner::Inner;
 use crate::key::{GateKey, key_label};
 use crate::launcher::{BackendLauncher, How, Launched};
 use crate::lead::{earn_permit, lead, permit_at_once};
@@ -129,10 +129,8 @@ where
         loop {
             let part = self.inner.enter(asked, false).await?;
             let (flight, outcome) = match part {
-                Part::Follow(flight, mut following) => {
-                    let until = &mut follow_until;
-                    let outcome = self.follow(&flight, &mut following, until).await?;
-                    (flight, outcome)
+                Part::Follow(flight, following) => {
+                    self.follow(flight, following, &mut follow_until).await?
                 }
                 Part::Lead(flight, claim) => {
                     let seat = match permit_at_once(self.seat(&flight), claim) {
@@ -191,14 +189,13 @@ where
         loop {
             let part = self.inner.enter(asked, true).await?;
             let (flight, outcome) = match part {
-                Part::Follow(flight, mut following) => {
-                    let until = &mut follow_until;
-                    let outcome = self.follow(&flight, &mut following, until).await?;
-                    (flight, outcome)
+                Part::Follow(flight, following) => {
+                    self.follow(flight, following, &mut follow_until).await?
                 }
                 Part::Lead(flight, claim) => {
-                    let leading = tokio::spawn(lead(self.seat(&flight), claim, launcher));
-                    return self.led(&flight, leading, follow_until).await;
+                    // Boxed, since a task is moved a few times before it runs.
+                    let leading = Box::pin(lead(self.seat(&flight), claim, launcher));
+                    return self.led(&flight, tokio::spawn(leading), follow_until).await;
                 }
             };
             match outcome {
@@ -335,21 +332,24 @@ where
     /// Waits for a flight's outcome.
     async fn follow(
         &self,
-        flight: &Flight<K, T>,
-        following: &mut Following<T>,
+        flight: Flight<K, T>,
+        mut following: Following<T>,
         until: &mut Option<Instant>,
-    ) -> Result<Outcome<T>, GateError> {
+    ) -> Result<(Flight<K, T>, Outcome<T>), GateError> {
         let deadline = self.follow_until(until);
         // Boxed, so that a request is small while it is moved about, and a crowd of them while it waits.
-        match Box::pin(following.outcome(deadline)).await {
+        let outcome = match Box::pin(following.outcome(deadline)).await {
             Some(Outcome::Failed(GateError::BudgetExhausted(mut refusal))) => {
                 refusal.first = false;
-                Ok(Outcome::Failed(refusal.into()))
+                Outcome::Failed(refusal.into())
             }
-            Some(Outcome::Vacated) if Instant::now() >= deadline => Err(self.timed_out(flight)),
-            Some(outcome) => Ok(outcome),
-            None => Err(self.timed_out(flight)),
-        }
+            Some(Outcome::Vacated) if Instant::now() >= deadline => {
+                return Err(self.timed_out(&flight));
+            }
+            Some(outcome) => outcome,
+            None => return Err(self.timed_out(&flight)),
+        };
+        Ok((flight, outcome))
     }
 
     /// Waits for the outcome of the flight that this caller's request leads, in a task of its own.

@@ -11,13 +11,11 @@ use tokio::time::{Instant, timeout};
 use crate::budget::BudgetPolicy;
 use crate::clock::SharedClock;
 use crate::error::{BudgetExhausted, GateError};
-use crate::flight::{Asked, Entered, Flight};
+use crate::flight::{Asked, Part, Refused};
 use crate::hashed::Hashed;
 use crate::key::GateKey;
 use crate::ledger::Ledger;
 use crate::lock::SpawnLock;
-use crate::outcome::Following;
-use crate::slot::Claim;
 use crate::table::Table;
 
 #[derive(Debug)]
@@ -49,12 +47,6 @@ pub(crate) struct Timeouts {
 
 /// How long a look into a ledger may take; it is worth no more waiting.
 const LONGEST_PEEK: Duration = Duration::from_secs(1);
-
-/// A caller's part in a flight.
-pub(crate) enum Part<K, T> {
-    Follow(Flight<K, T>, Following<T>),
-    Lead(Flight<K, T>, Claim),
-}
 
 impl<K: GateKey, T> Inner<K, T> {
     pub(crate) fn new(
@@ -104,13 +96,7 @@ impl<K: GateKey, T> Inner<K, T> {
         if is_sweep_due {
             self.forget_idle();
         }
-        match entered {
-            Entered::Follow(flight, following) => Ok(Part::Follow(flight, following)),
-            Entered::Lead(flight, claim) => Ok(Part::Lead(flight, claim)),
-            Entered::Refused(slot, refusal) => {
-                Err(BudgetExhausted::new(slot.label(), refusal).into())
-            }
-        }
+        entered.map_err(|Refused(slot, refusal)| BudgetExhausted::new(slot.label(), refusal).into())
     }
 
     /// Forgets the idle keys of all tables where nobody is and that is due: no request may ever come for some of them.

@@ -72,7 +72,7 @@ pub(crate) fn permit_at_once<K: GateKey, T>(
         return Err(seat);
     };
     match seat.inner.lock.try_acquire_now(seat.flight.key()) {
-        Some(Ok(lease)) => {
+        Some(Ok(lease)) if matches!(lease.verify_now(), Some(Ok(()))) => {
             seat.flight.advance(Stage::Launch);
             let held = Held::new(lease, &seat.inner.policy, &seat.inner.clock);
             Ok(LaunchPermit::new(seat, held, attempt))
@@ -126,6 +126,8 @@ async fn confirmed_refusal<K: GateKey, T>(
     if !inner.policy.is_in_ledger {
         return None;
     }
+    // Before the look: a reset that comes while it is under way knows better.
+    let seen_at = Instant::now();
     let ledger = inner.peek(seat.flight.key()).await?;
     if ledger.holder().is_some() || (can_discover && ledger.budget.may_be_up()) {
         return None;
@@ -138,7 +140,7 @@ async fn confirmed_refusal<K: GateKey, T>(
         remaining: 0,
         first,
     };
-    Some((refusal, Settling::Ledger(Box::new(budget), Instant::now())))
+    Some((refusal, Settling::Ledger(Box::new(budget), seen_at)))
 }
 
 /// How a flight ends before it has its permit.

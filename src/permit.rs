@@ -128,8 +128,9 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     ///
     /// # Errors
     ///
-    /// [`LaunchError::LockLost`] if the lock was lost while launching, or does not say; the followers hear the same. `value` is dropped (keep a
-    /// clone of a handle that you may need), and the backend may be one of two: stop it, or let it compare fencing tokens.
+    /// [`LaunchError::LockLost`] if the lock was lost while launching, or does not say; the followers hear the same. `value`
+    /// is dropped (keep a clone of a handle that you may need), and the backend may be one of two: stop it, or let it compare
+    /// fencing tokens.
     ///
     /// # Cancel safety
     ///

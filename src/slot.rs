@@ -51,7 +51,7 @@ pub(crate) struct Slot<K, T> {
 #[derive(Debug)]
 pub(crate) struct State<T> {
     pub(crate) budget: KeyBudget,
-    /// When the budget was last taken from the ledger, where the lock keeps one.
+    /// When the ledger was seen from which the budget was taken, where the lock keeps one.
     pub(crate) ledger_seen: Option<Instant>,
     pub(crate) flight: Option<Box<Running<T>>>,
 }
@@ -106,9 +106,11 @@ impl<K, T> Slot<K, T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets what was used; a flight in progress goes on.
-    pub(crate) fn reset(&self) {
-        self.state().budget.reset();
+    /// Forgets what was used; a flight in progress goes on. What was seen of a ledger before `now` is outdated.
+    pub(crate) fn reset(&self, now: Instant) {
+        let mut state = self.state();
+        state.budget.reset();
+        state.ledger_seen = Some(now);
     }
 
     pub(crate) fn look(&self, policy: &BudgetPolicy, now: Instant) -> Look {
@@ -154,10 +156,12 @@ impl<T> State<T> {
 
     pub(crate) fn settle(&mut self, policy: &BudgetPolicy, ended: &Running<T>, settling: Settling) {
         match (settling, ended.claim) {
-            (Settling::Ledger(budget, at), _) => {
+            (Settling::Ledger(budget, at), _) if self.ledger_seen.is_none_or(|seen| seen <= at) => {
                 self.budget = *budget;
                 self.ledger_seen = Some(at);
             }
+            // Another look was later.
+            (Settling::Ledger(..), _) => {}
             (Settling::Attempt(settlement), Claim::Launch(attempt)) => {
                 // The time is asked for only where it counts.
                 let now = match policy.stable_after {

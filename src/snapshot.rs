@@ -29,7 +29,8 @@ pub struct FlightSnapshot {
     pub age: Duration,
     /// The attempt's place in its window, from 1; `None` if it may only look for a running backend.
     pub attempt_number: Option<u32>,
-    /// Callers that wait for its outcome, the one that asked for the launch included.
+    /// Callers that wait for its outcome, the one that asked for the launch and those in
+    /// [`close`](crate::SpawnGate::close) included.
     pub waiting: usize,
     /// Who holds the spawn lock, if it waits for that and the holder is known.
     pub waiting_for: Option<LockHolder>,

@@ -83,9 +83,9 @@ impl<K: GateKey, T> Table<K, T> {
     }
 
     /// Forgets what `key` has used; a flight in progress goes on.
-    pub(crate) fn reset(&mut self, key: &Hashed<K>) {
+    pub(crate) fn reset(&self, key: &Hashed<K>) {
         if let Some(ByKey(slot)) = self.slots.get(key) {
-            slot.reset();
+            slot.reset(Instant::now());
         }
     }
 

@@ -299,3 +299,25 @@ async fn a_close_that_is_dropped_halfway_leaves_the_whole_gate_closed() {
     .await
     .unwrap();
 }
+
+/// Its leader's runtime is there but nobody drives it, so nothing goes on there, and nothing is told.
+#[test]
+fn a_follower_has_its_deadline_although_the_leaders_runtime_stands_still() {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_time().start_paused(true).build().unwrap()
+    };
+    let (still, driven) = (runtime(), runtime());
+    let gate = Gate::builder(InMemorySpawnLock::new())
+        .follow_timeout(secs(1))
+        .build();
+    let mut leader = tokio_test::task::spawn(gate.launch("key", slow(0, 3600)));
+    {
+        let _context = still.enter();
+        assert!(leader.poll().is_pending());
+    }
+    let follow = async { timeout(secs(3600), gate.launch("key", slow(0, 0))).await };
+    let heard = driven.block_on(follow);
+    let heard = heard.unwrap().map(|_| ());
+    assert!(matches!(heard, Err(GateError::Timeout(_))), "{heard:?}");
+}

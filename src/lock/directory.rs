@@ -48,8 +48,8 @@ pub struct FileSpawnLock {
 }
 
 impl FileSpawnLock {
-    /// Uses `directory`, making it (mode 0700, with its parents) if there is none; links in its path are resolved now. Takes a lock in it once, so that a
-    /// directory which cannot serve is found now and not by the first request.
+    /// Uses `directory`, making it (mode 0700, with its parents) if there is none; links in its path are resolved now. Takes a
+    /// lock in it once, so that a directory which cannot serve is found now and not by the first request.
     ///
     /// It makes a few short blocking calls.
     ///

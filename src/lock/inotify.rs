@@ -103,13 +103,14 @@ impl Watcher {
         })
     }
 
-    fn hear(&mut self, number: i32, events: ReadFlags) {
+    /// Returns who is to be told, and who is told for the last time, which dropping does.
+    fn hear(&mut self, number: i32, events: ReadFlags) -> Vec<Sender<()>> {
         if events.contains(ReadFlags::QUEUE_OVERFLOW) {
-            self.files.values().for_each(|file| file.send_replace(()));
+            self.files.values().cloned().collect()
         } else if events.contains(ReadFlags::IGNORED) {
-            self.files.remove(&number);
-        } else if let Some(file) = self.files.get(&number) {
-            file.send_replace(());
+            self.files.remove(&number).into_iter().collect()
+        } else {
+            self.files.get(&number).cloned().into_iter().collect()
         }
     }
 }
@@ -139,11 +140,17 @@ fn serve(inotify: &Arc<OwnedFd>) {
         let Some(current) = of_instance(&mut watcher, inotify) else {
             return;
         };
-        if let Some((number, events)) = told {
-            current.hear(number, events);
-        }
-        if told.is_none() || current.files.is_empty() {
-            *watcher = None;
+        let to_tell = told.map(|(number, events)| current.hear(number, events));
+        let is_over = to_tell.is_none() || current.files.is_empty();
+        let ended = is_over.then(|| watcher.take());
+        // Telling runs the wakers of those who wait, so whatever a program does in these: not under the mutex.
+        drop(watcher);
+        to_tell
+            .iter()
+            .flatten()
+            .for_each(|file| file.send_replace(()));
+        drop((to_tell, ended));
+        if is_over {
             return;
         }
     }

@@ -48,7 +48,8 @@ pub trait SpawnLock<K>: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`SpawnLockError::AlreadyLocked`] (with the lock's name as path, if it has no path) if somebody holds it: the gate tries again, with pauses, until its deadline.
+    /// [`SpawnLockError::AlreadyLocked`] (with the lock's name as path, if it has no path) if somebody holds it: the gate tries
+    /// again, with pauses, until its deadline.
     /// [`SpawnLockError::DeletedOrRecreated`]: the gate tries again a few times. Any other error ends the flight.
     ///
     /// # Cancel safety
@@ -148,7 +149,8 @@ pub trait SpawnLease: fmt::Debug + Send + Sync + 'static {
     }
 
     /// Writes the ledger. Either all of it is written, or what was there before stays readable, also if this process is
-    /// killed meanwhile.
+    /// killed meanwhile. If the ledger outlives a lost lease, as with a lock service, a write under such a lease must not
+    /// undo what a later holder wrote.
     ///
     /// # Errors
     ///

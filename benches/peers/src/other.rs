@@ -74,6 +74,7 @@ impl Drop for Other {
     fn drop(&mut self) {
         // The end of its input is the end of its role.
         self.lines_to = None;
+        // It was ours to wait for; how it ended was judged by what it said.
         let _ = self.process.wait();
     }
 }

@@ -78,6 +78,7 @@ pub fn write_into_readme(findings: &Findings) -> io::Result<()> {
 fn markdown(findings: &Findings) -> String {
     let mut text = String::new();
     let cores = available_parallelism().map_or(0, usize::from);
+    // Writing to a string cannot fail, here and below.
     let _ = writeln!(
         text,
         "Medians of one run on {cores} cores; in brackets the ratio, in the same rounds, to {}.\n",

@@ -31,6 +31,7 @@ pub trait Flights<K>: Default + Send + Sync + 'static {
 
     /// Returns how many callers wait for the flight of `key`, if it can tell.
     fn waiting(&self, key: K) -> impl Future<Output = Option<usize>> + Send {
+        // Unless overridden it cannot tell, whatever the key.
         let _ = key;
         std::future::ready(None)
     }

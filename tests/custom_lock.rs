@@ -1,0 +1,209 @@
+//! Spawn locks of a user's own, and what one of them may do wrong: neither the budget nor the permit's word suffers.
+
+use std::future::pending;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use spawn_gate::{
+    Acquired, GateError, LaunchPermit, Ledger, LedgerReading, SpawnBudgetConfig, SpawnGate,
+    SpawnLease, SpawnLock, SpawnLockError, async_trait,
+};
+use tokio::time::{sleep, timeout};
+
+const KEY: &str = "indexer";
+
+type Gate = SpawnGate<&'static str, u32>;
+type Lease = Result<Box<dyn SpawnLease>, SpawnLockError>;
+
+/// A lock service: always free, with a ledger that outlives a lost lease.
+#[derive(Clone, Debug)]
+struct Service {
+    ledger: Arc<Mutex<Ledger>>,
+    /// So many leases are lost from now on.
+    losses: Arc<AtomicU32>,
+    keeps_ledger: bool,
+    /// A look into the ledger takes a while.
+    is_slow: Arc<AtomicBool>,
+}
+
+impl Service {
+    fn new() -> Self {
+        Self {
+            ledger: Arc::default(),
+            losses: Arc::default(),
+            keeps_ledger: true,
+            is_slow: Arc::default(),
+        }
+    }
+
+    fn losing(leases: u32) -> Self {
+        let service = Self::new();
+        service.losses.store(leases, Ordering::SeqCst);
+        service
+    }
+
+    fn ledger(&self) -> Ledger {
+        self.ledger.lock().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl SpawnLock<&'static str> for Service {
+    async fn try_acquire(&self, _: &&'static str) -> Lease {
+        Ok(Box::new(ServiceLease(self.clone())))
+    }
+
+    fn try_acquire_now(&self, _: &&'static str) -> Option<Lease> {
+        Some(Ok(Box::new(ServiceLease(self.clone()))))
+    }
+
+    fn keeps_ledger(&self) -> bool {
+        self.keeps_ledger
+    }
+
+    async fn peek(&self, _: &&'static str) -> Option<Ledger> {
+        let ledger = self.ledger();
+        if self.is_slow.load(Ordering::SeqCst) {
+            sleep(Duration::from_millis(500)).await;
+        }
+        Some(ledger)
+    }
+}
+
+#[derive(Debug)]
+struct ServiceLease(Service);
+
+#[async_trait]
+impl SpawnLease for ServiceLease {
+    fn fencing_token(&self) -> u64 {
+        self.0.ledger().launch_number() + 1
+    }
+
+    async fn verify(&self) -> Result<(), SpawnLockError> {
+        pending().await
+    }
+
+    fn verify_now(&self) -> Option<Result<(), SpawnLockError>> {
+        let losses = &self.0.losses;
+        let lost = losses.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+            left.checked_sub(1)
+        });
+        Some(match lost {
+            Err(_) => Ok(()),
+            Ok(_) => Err(SpawnLockError::DeletedOrRecreated {
+                path: KEY.into(),
+                opened_identity: None,
+                current_identity: None,
+            }),
+        })
+    }
+
+    fn ledger(&self) -> LedgerReading {
+        LedgerReading::Found(Box::new(self.0.ledger()))
+    }
+
+    async fn write_ledger(&mut self, ledger: &Ledger) -> Result<(), SpawnLockError> {
+        *self.0.ledger.lock().unwrap() = ledger.clone();
+        Ok(())
+    }
+}
+
+async fn permit(gate: &Gate) -> LaunchPermit<&'static str, u32> {
+    match gate.acquire(KEY).await.unwrap() {
+        Acquired::Led(permit) => permit,
+        Acquired::Joined(value) => panic!("joined: {value}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_lost_before_the_launch_leaves_no_charge_in_a_ledger_that_survives_it() {
+    let service = Service::losing(3);
+    let gate = Gate::builder(service.clone()).build();
+    let permit = permit(&gate).await;
+    assert_eq!(permit.attempt_number(), 1);
+    assert_eq!(service.ledger().attempts_charged(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_keeps_no_ledger_has_its_budget_counted_here_whatever_its_leases_say() {
+    let mut service = Service::new();
+    service.keeps_ledger = false;
+    let gate = Gate::builder(service).build();
+    for _ in 0..3 {
+        permit(&gate).await.fail("no such program").await;
+    }
+    let refused = gate.acquire(KEY).await.unwrap_err();
+    assert!(
+        matches!(refused, GateError::BudgetExhausted(_)),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_may_keep_its_ledger_as_a_value() {
+    let gate = Gate::builder(Service::new()).build();
+    // What is written then has an attempt in flight that never ends.
+    drop(permit(&gate).await);
+    assert_eq!(permit(&gate).await.attempt_number(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_was_verified_also_if_its_lock_was_had_at_once() {
+    let mut service = Service::losing(1000);
+    service.keeps_ledger = false;
+    let gate = Gate::builder(service).build();
+    let heard = gate.acquire(KEY).await;
+    assert!(matches!(heard, Err(GateError::Lock(_))), "{heard:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_began_before_a_reset_refuses_nobody_after_it() {
+    let service = Service::new();
+    let gate = Gate::builder(service.clone())
+        .budget(SpawnBudgetConfig::new(1, Duration::from_secs(3600)))
+        .build();
+    permit(&gate).await.fail("no such program").await;
+    // So that the next request looks into the ledger.
+    sleep(Duration::from_secs(2)).await;
+    service.is_slow.store(true, Ordering::SeqCst);
+    let mut looking = tokio_test::task::spawn(gate.acquire(KEY));
+    assert!(looking.poll().is_pending());
+    sleep(Duration::from_millis(100)).await;
+    gate.reset(&KEY).await.unwrap();
+    drop(looking.await);
+    drop(permit(&gate).await);
+}
+
+/// Always held, and always said to be free.
+#[derive(Debug)]
+struct Liar {
+    tries: Arc<AtomicU32>,
+}
+
+#[async_trait]
+impl SpawnLock<&'static str> for Liar {
+    async fn try_acquire(&self, _: &&'static str) -> Lease {
+        // Rather than go on for ever.
+        assert!(self.tries.fetch_add(1, Ordering::SeqCst) < 100_000);
+        Err(SpawnLockError::AlreadyLocked { path: KEY.into() })
+    }
+
+    async fn released(&self, _: &&'static str, _: Duration) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_says_it_is_free_and_is_not_does_not_keep_a_waiter_busy() {
+    let tries = Arc::<AtomicU32>::default();
+    let lock = Liar {
+        tries: Arc::clone(&tries),
+    };
+    let gate = Gate::builder(lock)
+        .lock_timeout(Duration::from_secs(30))
+        .build();
+    let hour = Duration::from_secs(3600);
+    let heard = timeout(hour, gate.acquire(KEY)).await.unwrap();
+    assert!(matches!(heard, Err(GateError::Timeout(_))), "{heard:?}");
+    // One in 12.5 ms, once its pauses have grown.
+    assert!(tries.load(Ordering::SeqCst) < 30 * 80 + 20);
+}
