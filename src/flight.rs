@@ -235,3 +235,41 @@ impl<K, T> Drop for AskerWaits<'_, K, T> {
         self.0.step(|running| running.asker_waits = false);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::hash::RandomState;
+
+    use super::*;
+    use crate::budget::Settlement;
+
+    fn lead(slot: &Arc<Slot<&'static str, u32>>, number: u64) -> Flight<&'static str, u32> {
+        match slot.enter(&BudgetPolicy::default(), number, false, Instant::now()) {
+            Ok(Part::Lead(flight, _)) => flight,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_flight_that_has_ended_does_nothing_to_its_successor() {
+        let policy = &BudgetPolicy::default();
+        let slot = Arc::new(Slot::new(Hashed::new("key", &RandomState::new())));
+        let elder = lead(&slot, 1);
+        let failed = || Settling::Attempt(Settlement::Failed);
+        elder.end(policy, Outcome::Vacated, failed());
+        let younger = lead(&slot, 2);
+
+        elder.end(policy, Outcome::Vacated, failed());
+        assert!(!younger.has_ended(), "ended by its predecessor");
+        assert!(elder.has_ended());
+        elder.advance(Stage::Launch);
+        elder.note_attempt(77);
+        let look = slot.look(policy, Instant::now());
+        let flight = look.flight.unwrap();
+        assert_eq!(
+            (flight.stage, flight.attempt_number),
+            (Stage::Lock, Some(2))
+        );
+        assert_eq!(look.usage.used, 2);
+    }
+}

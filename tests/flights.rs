@@ -41,25 +41,6 @@ fn slow(looks: u64, launches: u64) -> Slow {
     }
 }
 
-/// Its deadline counts from its request.
-#[tokio::test(start_paused = true)]
-async fn a_follower_that_comes_late_to_a_long_flight_has_its_deadline() {
-    let gate = Gate::builder(InMemorySpawnLock::new())
-        .follow_timeout(secs(8))
-        .launch_timeout(secs(3600))
-        .discover_timeout(secs(3600))
-        .build();
-    let g = gate.clone();
-    tokio::spawn(async move {
-        let _ = g.launch("key", slow(0, 3000)).await;
-    });
-    sleep(secs(5)).await;
-    let t = Instant::now();
-    let heard = gate.acquire("key").await;
-    assert!(matches!(heard, Err(GateError::Timeout(_))), "{heard:?}");
-    assert_eq!(t.elapsed().as_secs(), 8);
-}
-
 /// Its deadline holds for both flights together.
 #[tokio::test(start_paused = true)]
 async fn a_follower_of_a_second_flight_keeps_its_deadline() {
@@ -235,49 +216,6 @@ async fn a_flight_begun_while_the_last_one_ends_is_not_ended_with_it() {
         gate.snapshot("key").await.flight.is_some(),
         "it was ended by the one before"
     );
-}
-
-/// A storm of refused requests costs one look into the ledger within a second.
-#[derive(Debug)]
-struct Peeks(FileSpawnLock, Arc<AtomicU32>);
-#[async_trait]
-impl SpawnLock<&'static str> for Peeks {
-    async fn try_acquire(&self, k: &&'static str) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
-        self.0.try_acquire(k).await
-    }
-    fn keeps_ledger(&self) -> bool {
-        true
-    }
-    async fn peek(&self, k: &&'static str) -> Option<Ledger> {
-        self.1.fetch_add(1, Ordering::SeqCst);
-        self.0.peek(k).await
-    }
-}
-#[tokio::test]
-async fn a_storm_of_refusals_costs_one_look() {
-    let dir = tempfile::tempdir().unwrap();
-    let peeks = Arc::<AtomicU32>::default();
-    let gate = Gate::builder(Peeks(
-        FileSpawnLock::new(dir.path()).unwrap(),
-        peeks.clone(),
-    ))
-    .budget(SpawnBudgetConfig::new(1, secs(3600)))
-    .build();
-    let Acquired::Led(p) = gate.acquire("key").await.unwrap() else {
-        panic!()
-    };
-    p.fail("x").await;
-    let t = std::time::Instant::now();
-    for _ in 0..50 {
-        assert!(gate.acquire("key").await.is_err());
-    }
-    if t.elapsed() < Duration::from_millis(900) {
-        assert!(
-            peeks.load(Ordering::SeqCst) <= 1,
-            "{}",
-            peeks.load(Ordering::SeqCst)
-        );
-    }
 }
 
 /// Some tables are closed by the first poll, and it is never polled again.

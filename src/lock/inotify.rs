@@ -161,3 +161,53 @@ fn serve(inotify: &Arc<OwnedFd>) {
 pub(super) fn is_running() -> bool {
     watcher().is_some()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::sync::mpsc;
+    use std::task::{Context, Wake};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Wakes by dropping what is waited with, which needs the mutex.
+    struct Drops {
+        watch: Mutex<Option<FileWatch>>,
+        done: Mutex<mpsc::Sender<()>>,
+    }
+
+    impl Wake for Drops {
+        fn wake(self: Arc<Self>) {
+            let watch = self.watch.lock().unwrap().take();
+            drop(watch);
+            self.done.lock().unwrap().send(()).unwrap();
+        }
+    }
+
+    #[test]
+    fn whoever_is_woken_may_end_a_wait_there_and_then() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("backend.lock");
+        std::fs::write(&path, "").unwrap();
+        let mut watch = FileWatch::new(&path).unwrap();
+        let (done, is_done) = mpsc::channel();
+        let drops = Arc::new(Drops {
+            watch: Mutex::new(FileWatch::new(&path)),
+            done: Mutex::new(done),
+        });
+        let waker = Arc::clone(&drops).into();
+        let mut changed = std::pin::pin!(watch.changed());
+        assert!(
+            changed
+                .as_mut()
+                .poll(&mut Context::from_waker(&waker))
+                .is_pending()
+        );
+        std::fs::write(&path, "changed").unwrap();
+        // Only so that the test fails rather than hangs.
+        is_done
+            .recv_timeout(Duration::from_secs(60))
+            .expect("the thread is stuck");
+    }
+}

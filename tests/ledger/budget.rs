@@ -248,15 +248,20 @@ async fn an_operators_reset_reaches_processes_that_are_refusing() {
     assert_eq!(permit(&broker).await.attempt_number(), 1);
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_operators_reset_reaches_a_process_whose_permits_were_dropped() {
-    let directory = tempfile::tempdir().unwrap();
-    let clock = StepClock::new();
-    let broker = gate(directory.path(), &clock);
+async fn refusing_after_dropped_permits(directory: &Path, clock: &StepClock) -> Gate {
+    let broker = gate(directory, clock);
     for _ in 0..3 {
         drop(permit(&broker).await);
     }
     assert_eq!(retry_after(&broker).await, WINDOW);
+    broker
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operators_reset_reaches_a_process_whose_permits_were_dropped() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let broker = refusing_after_dropped_permits(directory.path(), &clock).await;
     gate(directory.path(), &clock).reset(&KEY).await.unwrap();
     tokio::time::advance(Duration::from_secs(1)).await;
     assert_eq!(permit(&broker).await.attempt_number(), 1);
@@ -266,11 +271,7 @@ async fn an_operators_reset_reaches_a_process_whose_permits_were_dropped() {
 async fn a_success_elsewhere_reaches_a_process_whose_permits_were_dropped() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
-    let broker = gate(directory.path(), &clock);
-    for _ in 0..3 {
-        drop(permit(&broker).await);
-    }
-    assert_eq!(retry_after(&broker).await, WINDOW);
+    let broker = refusing_after_dropped_permits(directory.path(), &clock).await;
     // The window of the others' clock is over, that of this process's is not.
     clock.advance(WINDOW);
     let other = gate(directory.path(), &clock);
