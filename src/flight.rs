@@ -3,6 +3,7 @@
 //! A flight is known by its number, never by its key alone, so whoever comes late changes nothing.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -13,42 +14,6 @@ use crate::key::{GateKey, key_label};
 use crate::lock::LockHolder;
 use crate::outcome::{Following, Outcome};
 use crate::slot::{Claim, Running, Settling, Slot};
-
-/// What a request names its backend by: a key of its own, until there is a slot that has it.
-#[derive(Debug)]
-pub(crate) struct Asked<K, T>(AskedBy<K, T>);
-
-#[derive(Debug)]
-enum AskedBy<K, T> {
-    Key(Hashed<K>),
-    Slot(Arc<Slot<K, T>>),
-}
-
-impl<K, T> Asked<K, T> {
-    pub(crate) fn with(key: Hashed<K>) -> Self {
-        Self(AskedBy::Key(key))
-    }
-
-    pub(crate) fn key(&self) -> &Hashed<K> {
-        match &self.0 {
-            AskedBy::Key(key) => key,
-            AskedBy::Slot(slot) => &slot.key,
-        }
-    }
-
-    /// Asks again for what a flight was for. No other copy of the key is kept.
-    pub(crate) fn again(flight: Flight<K, T>) -> Self {
-        Self(AskedBy::Slot(flight.slot))
-    }
-
-    /// Returns a slot for a key that has none: a new one with the request's key, or the one that it had before.
-    pub(crate) fn into_slot(self) -> Arc<Slot<K, T>> {
-        match self.0 {
-            AskedBy::Key(key) => Arc::new(Slot::new(key)),
-            AskedBy::Slot(slot) => slot,
-        }
-    }
-}
 
 /// A request's part in a flight.
 #[derive(Debug)]
@@ -77,7 +42,7 @@ impl<K: GateKey, T> Slot<K, T> {
     ) -> Entered<K, T> {
         let state = &mut *self.state();
         if let Some(running) = &mut state.flight {
-            let flight = self.flight(running.number, running.began);
+            let flight = self.flight(running.number);
             return Ok(Part::Follow(flight, running.follow()));
         }
         let claim = match state.budget.begin(policy, number, now.into_std()) {
@@ -106,14 +71,13 @@ impl<K: GateKey, T> Slot<K, T> {
             asker_waits: false,
             followers: None,
         }));
-        Ok(Part::Lead(self.flight(number, now), claim))
+        Ok(Part::Lead(self.flight(number), claim))
     }
 
-    fn flight(self: &Arc<Self>, number: u64, began: Instant) -> Flight<K, T> {
+    fn flight(self: &Arc<Self>, number: u64) -> Flight<K, T> {
         Flight {
             slot: Arc::clone(self),
             number,
-            began,
         }
     }
 }
@@ -123,7 +87,6 @@ impl<K: GateKey, T> Slot<K, T> {
 pub(crate) struct Flight<K, T> {
     slot: Arc<Slot<K, T>>,
     number: u64,
-    pub(crate) began: Instant,
 }
 
 impl<K, T> Clone for Flight<K, T> {
@@ -131,7 +94,6 @@ impl<K, T> Clone for Flight<K, T> {
         Self {
             slot: Arc::clone(&self.slot),
             number: self.number,
-            began: self.began,
         }
     }
 }
@@ -139,6 +101,12 @@ impl<K, T> Clone for Flight<K, T> {
 impl<K, T> Flight<K, T> {
     pub(crate) fn key(&self) -> &K {
         &self.slot.key.key
+    }
+
+    /// How long it has been in progress.
+    pub(crate) fn age(&self) -> Duration {
+        self.step(|running| running.began.elapsed())
+            .unwrap_or_default()
     }
 
     /// Does a step while the flight is in progress.
@@ -208,10 +176,6 @@ impl<K, T> Flight<K, T> {
         }
     }
 
-    pub(crate) fn has_ended(&self) -> bool {
-        self.step(|_| ()).is_none()
-    }
-
     /// Counts the caller that asked for the launch among those who wait, until the guard is dropped.
     pub(crate) fn count_asker(&self) -> AskerWaits<'_, K, T> {
         self.step(|running| running.asker_waits = true);
@@ -220,6 +184,11 @@ impl<K, T> Flight<K, T> {
 }
 
 impl<K: GateKey, T> Flight<K, T> {
+    /// The key, to ask for it again.
+    pub(crate) fn hashed_key(&self) -> Hashed<K> {
+        self.slot.key.clone()
+    }
+
     /// The key as it is named in messages.
     pub(crate) fn label(&self) -> Arc<str> {
         key_label(self.key()).into()
@@ -250,6 +219,10 @@ mod tests {
         }
     }
 
+    fn is_in_progress(flight: &Flight<&'static str, u32>) -> bool {
+        flight.step(|_| ()).is_some()
+    }
+
     #[test]
     fn a_flight_that_has_ended_does_nothing_to_its_successor() {
         let policy = &BudgetPolicy::default();
@@ -260,8 +233,8 @@ mod tests {
         let younger = lead(&slot, 2);
 
         elder.end(policy, Outcome::Vacated, failed());
-        assert!(!younger.has_ended(), "ended by its predecessor");
-        assert!(elder.has_ended());
+        assert!(is_in_progress(&younger), "ended by its predecessor");
+        assert!(!is_in_progress(&elder));
         elder.advance(Stage::Launch);
         elder.note_attempt(77);
         let look = slot.look(policy, Instant::now());

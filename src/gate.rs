@@ -9,7 +9,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{GateError, LaunchError, LockError, Stage, TimeoutError};
-use crate::flight::{Asked, Flight, Part};
+use crate::flight::{Flight, Part};
 use crate::handover::{Earned, off_caller};
 use crate::held::Held;
 use crate::inner::Inner;
@@ -124,19 +124,21 @@ where
     ///
     /// Outside of a tokio runtime with time enabled.
     pub async fn acquire(&self, key: K) -> Result<Acquired<K, T>, GateError> {
-        let mut asked = Asked::with(self.inner.hashed(key));
+        let mut key = self.inner.hashed(key);
         let mut follow_until = None;
         loop {
-            let part = self.inner.enter(asked, false).await?;
+            let table = self.inner.table(&key).await;
+            let part = self.inner.enter(table, key, false)?;
             let (flight, outcome) = match part {
                 Part::Follow(flight, following) => {
                     self.follow(flight, following, &mut follow_until).await?
                 }
                 Part::Lead(flight, claim) => {
-                    let seat = match permit_at_once(self.seat(&flight), claim) {
+                    let seat = match permit_at_once(self.seat(flight), claim) {
                         Ok(permit) => return Ok(Acquired::Led(permit)),
                         Err(seat) => seat,
                     };
+                    let flight = seat.flight.clone();
                     let earning = Box::pin(earn_permit(seat, claim, None));
                     match Box::pin(off_caller(earning, &flight)).await {
                         Earned::Permit(permit) => return Ok(Acquired::Led(permit)),
@@ -151,7 +153,7 @@ where
                 }
                 Outcome::Failed(error) => return Err(error),
                 // Another leader is gone; or the permit was there, and this caller did not come for it in time.
-                Outcome::Vacated => asked = Asked::again(flight),
+                Outcome::Vacated => key = flight.hashed_key(),
             }
         }
     }
@@ -184,17 +186,18 @@ where
         key: K,
         launcher: impl BackendLauncher<K, T>,
     ) -> Result<Launched<T>, GateError> {
-        let mut asked = Asked::with(self.inner.hashed(key));
+        let mut key = self.inner.hashed(key);
         let mut follow_until = None;
         loop {
-            let part = self.inner.enter(asked, true).await?;
+            let table = self.inner.table(&key).await;
+            let part = self.inner.enter(table, key, true)?;
             let (flight, outcome) = match part {
                 Part::Follow(flight, following) => {
                     self.follow(flight, following, &mut follow_until).await?
                 }
                 Part::Lead(flight, claim) => {
                     // Boxed, since a task is moved a few times before it runs.
-                    let leading = Box::pin(lead(self.seat(&flight), claim, launcher));
+                    let leading = Box::pin(lead(self.seat(flight.clone()), claim, launcher));
                     return self.led(&flight, tokio::spawn(leading), follow_until).await;
                 }
             };
@@ -206,7 +209,7 @@ where
                     });
                 }
                 Outcome::Failed(error) => return Err(error),
-                Outcome::Vacated => asked = Asked::again(flight),
+                Outcome::Vacated => key = flight.hashed_key(),
             }
         }
     }
@@ -317,11 +320,8 @@ where
         Ok(())
     }
 
-    fn seat(&self, flight: &Flight<K, T>) -> Seat<K, T> {
-        Seat {
-            inner: Arc::clone(&self.inner),
-            flight: flight.clone(),
-        }
+    fn seat(&self, flight: Flight<K, T>) -> Seat<K, T> {
+        Seat::new(Arc::clone(&self.inner), flight)
     }
 
     /// When a request that follows a flight from now on gives up; set at its first wait, and then the same for its further ones.
@@ -337,8 +337,7 @@ where
         until: &mut Option<Instant>,
     ) -> Result<(Flight<K, T>, Outcome<T>), GateError> {
         let deadline = self.follow_until(until);
-        // Boxed, so that a request is small while it is moved about, and a crowd of them while it waits.
-        let outcome = match Box::pin(following.outcome(deadline)).await {
+        let outcome = match following.outcome(deadline).await {
             Some(Outcome::Failed(GateError::BudgetExhausted(mut refusal))) => {
                 refusal.first = false;
                 Outcome::Failed(refusal.into())

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout};
 
 use crate::budget::BudgetPolicy;
 use crate::clock::SharedClock;
 use crate::error::{BudgetExhausted, GateError};
-use crate::flight::{Asked, Part, Refused};
+use crate::flight::{Part, Refused};
 use crate::hashed::Hashed;
 use crate::key::GateKey;
 use crate::ledger::Ledger;
@@ -71,18 +72,23 @@ impl<K: GateKey, T> Inner<K, T> {
     }
 
     pub(crate) async fn table(&self, key: &Hashed<K>) -> MutexGuard<'_, Table<K, T>> {
+        // What is ready at once must give way to the runtime's other tasks now and then. `try_lock` never does.
+        consume_budget().await;
         let table = &self.tables[key.shard(TABLES)];
-        // Not `try_lock` first: that would never give way to the runtime's other tasks.
-        table.lock().await
+        match table.try_lock() {
+            Ok(table) => table,
+            // Boxed, so that a request is small.
+            Err(_) => Box::pin(table.lock()).await,
+        }
     }
 
-    /// Enters the gate: the caller gets its part, or is refused.
-    pub(crate) async fn enter(
+    /// Enters the gate by the table of `key`: the caller gets its part, or is refused.
+    pub(crate) fn enter(
         &self,
-        asked: Asked<K, T>,
+        mut table: MutexGuard<'_, Table<K, T>>,
+        key: Hashed<K>,
         can_discover: bool,
     ) -> Result<Part<K, T>, GateError> {
-        let mut table = self.table(asked.key()).await;
         // Read under the mutex: a close that comes later finds the flight.
         if self.is_closed.load(Ordering::SeqCst) {
             return Err(GateError::Closed);
@@ -90,9 +96,14 @@ impl<K: GateKey, T> Inner<K, T> {
         // Read under the mutex, so that the times in the table are in order.
         let now = Instant::now();
         let is_sweep_due = table.forget_idle(&self.policy, now);
-        let (entered, unneeded) = table.enter(asked, &self.policy, can_discover, now);
+        let number = table.number_flight();
+        let entered = match table.slot(&key) {
+            Some(slot) => slot.enter(&self.policy, number, can_discover, now),
+            None => table
+                .add(key)
+                .enter(&self.policy, number, can_discover, now),
+        };
         drop(table);
-        drop(unneeded);
         if is_sweep_due {
             self.forget_idle();
         }

@@ -245,7 +245,7 @@ async fn prepare_held<K: GateKey, T: 'static>(
         .map_err(|mut refusal| {
             if held.ledger.is_none() {
                 // It was made when the flight was begun.
-                let waited = seat.flight.began.elapsed();
+                let waited = seat.flight.age();
                 refusal.retry_after = refusal.retry_after.saturating_sub(waited);
             }
             let error = BudgetExhausted::new(seat.flight.label(), refusal);

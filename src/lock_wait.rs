@@ -31,7 +31,8 @@ const LONGEST_TRY: Duration = Duration::from_secs(1);
 /// The wait for one flight's spawn lock, with one deadline also when the lock has to be taken again.
 #[derive(Debug)]
 pub(crate) struct LockWait {
-    deadline: Instant,
+    /// Set when it is first needed: most locks are free.
+    deadline: Option<Instant>,
     swaps: u32,
     holder: Option<Arc<LockHolder>>,
     /// When this wait began, by the clock that all share; `None` without a ledger.
@@ -43,7 +44,7 @@ pub(crate) struct LockWait {
 impl LockWait {
     pub(crate) fn new<K, T>(inner: &Inner<K, T>) -> Self {
         Self {
-            deadline: Instant::now() + inner.timeouts.lock,
+            deadline: None,
             swaps: 0,
             holder: None,
             began: inner.policy.is_in_ledger.then(|| inner.clock.now()),
@@ -68,23 +69,26 @@ impl LockWait {
         note_holder: impl Fn(Arc<LockHolder>),
     ) -> Result<Box<dyn SpawnLease>, GateError> {
         let mut pause = FIRST_PAUSE;
-        let mut peek_at = Instant::now();
+        let mut peek_at = None;
         let mut is_again = false;
         loop {
-            let tried = match inner.lock.try_acquire_now(key) {
+            let at_once = inner.lock.try_acquire_now(key);
+            if let Some(Ok(lease)) = at_once {
+                return Ok(lease);
+            }
+            let limit = inner.timeouts.lock;
+            let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + limit);
+            let tried = match at_once {
                 Some(tried) => Ok(tried),
-                None => {
-                    let a_try = inner.lock.try_acquire(key);
-                    timeout_at(self.deadline + LONGEST_TRY, a_try).await
-                }
+                None => timeout_at(deadline + LONGEST_TRY, inner.lock.try_acquire(key)).await,
             };
             match tried {
                 Ok(Ok(lease)) => return Ok(lease),
                 Ok(Err(SpawnLockError::AlreadyLocked { path })) => {
-                    if Instant::now() >= peek_at {
+                    if peek_at.is_none_or(|at| Instant::now() >= at) {
                         self.peek(inner, key, path).await;
                         self.holder.iter().cloned().for_each(&note_holder);
-                        peek_at = Instant::now() + LONGEST_WAIT;
+                        peek_at = Some(Instant::now() + LONGEST_WAIT);
                     }
                 }
                 Ok(Err(error)) => {
@@ -94,16 +98,16 @@ impl LockWait {
                 }
                 Err(_) => return Err(self.timed_out(inner, key)),
             }
-            if Instant::now() >= self.deadline {
+            if Instant::now() >= deadline {
                 return Err(self.timed_out(inner, key));
             }
             let least = Instant::now() + pause / 2;
-            let until = (Instant::now() + LONGEST_WAIT).min(self.deadline);
+            let until = (Instant::now() + LONGEST_WAIT).min(deadline);
             // Over in any case: then it is time for another try.
             let _ = timeout_at(until, inner.lock.released(key, jittered(pause))).await;
             if is_again {
                 // A lock that says it is free and is not, or is free for moments only, must not keep this busy.
-                sleep_until(least.min(self.deadline)).await;
+                sleep_until(least.min(deadline)).await;
             }
             is_again = true;
             pause = (2 * pause).min(LONGEST_PAUSE);

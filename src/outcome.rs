@@ -47,9 +47,8 @@ pub(crate) struct Following<T>(Receiver<Option<Outcome<T>>>);
 impl<T: Clone> Following<T> {
     /// Waits for the outcome. Returns `None` if there is none by `deadline`.
     pub(crate) async fn outcome(&mut self, deadline: Instant) -> Option<Outcome<T>> {
-        let ended = self.0.wait_for(Option::is_some);
-        // An error means that the other end is gone, so that there is nothing to wait for.
-        let outcome = timeout_at(deadline, ended).await.ok()?.ok()?;
-        outcome.clone()
+        let ended = timeout_at(deadline, self.0.wait_for(Option::is_some)).await;
+        // The inner error means that the other end is gone, so that there is nothing to wait for.
+        ended.ok()?.ok()?.clone()
     }
 }

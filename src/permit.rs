@@ -18,18 +18,28 @@ use crate::slot::Settling;
 pub(crate) struct Seat<K: GateKey, T> {
     pub(crate) inner: Arc<Inner<K, T>>,
     pub(crate) flight: Flight<K, T>,
+    has_ended: bool,
 }
 
 impl<K: GateKey, T> Seat<K, T> {
+    pub(crate) fn new(inner: Arc<Inner<K, T>>, flight: Flight<K, T>) -> Self {
+        Self {
+            inner,
+            flight,
+            has_ended: false,
+        }
+    }
+
     /// Ends the flight and settles its attempt.
-    pub(crate) fn end(self, outcome: Outcome<T>, settling: Settling) {
+    pub(crate) fn end(mut self, outcome: Outcome<T>, settling: Settling) {
+        self.has_ended = true;
         self.flight.end(&self.inner.policy, outcome, settling);
     }
 }
 
 impl<K: GateKey, T> Drop for Seat<K, T> {
     fn drop(&mut self) {
-        if self.flight.has_ended() {
+        if self.has_ended {
             return;
         }
         // Named outside of the flight's own lock, and guarded: the key's code is the user's.

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::budget::{BudgetPolicy, KeyBudget};
-use crate::flight::{Asked, Entered};
 use crate::hashed::{BuildPassOn, Hashed};
 use crate::key::GateKey;
 use crate::outcome::Following;
@@ -57,42 +56,35 @@ impl<K, T> Default for Table<K, T> {
 }
 
 impl<K: GateKey, T> Table<K, T> {
-    /// Makes the transition of a request, see [`Slot::enter`]. Returns the request too if it was not needed, as its
-    /// key is better dropped elsewhere.
-    pub(crate) fn enter(
-        &mut self,
-        asked: Asked<K, T>,
-        policy: &BudgetPolicy,
-        can_discover: bool,
-        now: Instant,
-    ) -> (Entered<K, T>, Option<Asked<K, T>>) {
+    /// The slot of `key`, if it has one.
+    pub(crate) fn slot(&self, key: &Hashed<K>) -> Option<&Arc<Slot<K, T>>> {
+        self.slots.get(key).map(|ByKey(slot)| slot)
+    }
+
+    /// Gives a slot to a key that has none.
+    pub(crate) fn add(&mut self, key: Hashed<K>) -> Arc<Slot<K, T>> {
+        let slot = Arc::new(Slot::new(key));
+        self.slots.insert(ByKey(Arc::clone(&slot)));
+        slot
+    }
+
+    /// Returns a number that no flight of this table has yet.
+    pub(crate) fn number_flight(&mut self) -> u64 {
         self.last_flight += 1;
-        let number = self.last_flight;
-        match self.slots.get(asked.key()) {
-            Some(ByKey(slot)) => {
-                let entered = slot.enter(policy, number, can_discover, now);
-                (entered, Some(asked))
-            }
-            None => {
-                let slot = asked.into_slot();
-                let entered = slot.enter(policy, number, can_discover, now);
-                self.slots.insert(ByKey(slot));
-                (entered, None)
-            }
-        }
+        self.last_flight
     }
 
     /// Forgets what `key` has used; a flight in progress goes on.
     pub(crate) fn reset(&self, key: &Hashed<K>) {
-        if let Some(ByKey(slot)) = self.slots.get(key) {
+        if let Some(slot) = self.slot(key) {
             slot.reset(Instant::now());
         }
     }
 
     /// The usage of `key` and its flight in progress.
     pub(crate) fn look(&self, key: &Hashed<K>, policy: &BudgetPolicy, now: Instant) -> Look {
-        match self.slots.get(key) {
-            Some(ByKey(slot)) => slot.look(policy, now),
+        match self.slot(key) {
+            Some(slot) => slot.look(policy, now),
             None => Look {
                 usage: KeyBudget::default().usage(policy, now.into_std()),
                 flight: None,

@@ -353,6 +353,28 @@ async fn nobody_takes_over_from_a_leader_that_goes_away_after_the_gate_was_close
     assert_ready!(closing.poll()).unwrap();
 }
 
+/// So often a caller is answered at once; far more often than a task may go on without giving way.
+const MANY: u32 = 10_000;
+
+#[tokio::test]
+async fn a_caller_that_is_answered_at_once_again_and_again_gives_way_to_other_tasks() {
+    let gate = gate();
+    let other = tokio::spawn(async {});
+    for _ in 0..MANY {
+        lead(&gate).await.succeed(1).await.unwrap();
+    }
+    assert!(other.is_finished(), "starved by a caller that leads");
+
+    while let Ok(Acquired::Led(permit)) = gate.acquire("key").await {
+        permit.fail("no such program").await;
+    }
+    let other = tokio::spawn(async {});
+    for _ in 0..MANY {
+        gate.acquire("key").await.unwrap_err();
+    }
+    assert!(other.is_finished(), "starved by a caller that is refused");
+}
+
 // Callers, handles and runtimes that go away.
 
 #[tokio::test(start_paused = true)]
