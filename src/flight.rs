@@ -33,6 +33,7 @@ pub(crate) type Entered<K, T> = Result<Part<K, T>, Refused<K, T>>;
 impl<K: GateKey, T> Slot<K, T> {
     /// The one transition: follow the flight in progress, or charge the budget and lead, or be refused. `can_discover`: if this
     /// request leads, it can look for a running backend.
+    #[inline]
     pub(crate) fn enter(
         self: &Arc<Self>,
         policy: &BudgetPolicy,
@@ -74,6 +75,7 @@ impl<K: GateKey, T> Slot<K, T> {
         Ok(Part::Lead(self.flight(number), claim))
     }
 
+    #[inline]
     fn flight(self: &Arc<Self>, number: u64) -> Flight<K, T> {
         Flight {
             slot: Arc::clone(self),

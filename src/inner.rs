@@ -83,6 +83,7 @@ impl<K: GateKey, T> Inner<K, T> {
     }
 
     /// Enters the gate by the table of `key`: the caller gets its part, or is refused.
+    #[inline]
     pub(crate) fn enter(
         &self,
         mut table: MutexGuard<'_, Table<K, T>>,

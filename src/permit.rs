@@ -79,7 +79,10 @@ impl<K: GateKey, T> Drop for Seat<K, T> {
 ///
 /// The methods that settle it panic outside of a tokio runtime with time enabled; dropping it does not.
 #[must_use = "dropping a permit abandons the launch and leaves its attempt charged; settle it"]
-pub struct LaunchPermit<K: GateKey, T> {
+pub struct LaunchPermit<K: GateKey, T>(Box<Parts<K, T>>);
+
+/// What a permit is made of. Boxed, since a permit is moved a few times on its way to whoever settles it.
+struct Parts<K: GateKey, T> {
     // The order is that of dropping: the lock is free before anybody is woken to ask for it again.
     held: Held,
     seat: Seat<K, T>,
@@ -89,32 +92,32 @@ pub struct LaunchPermit<K: GateKey, T> {
 impl<K: GateKey, T> LaunchPermit<K, T> {
     /// Makes the permit of a flight that has just advanced to [`Stage::Launch`](crate::Stage::Launch).
     pub(crate) fn new(seat: Seat<K, T>, held: Held, attempt: Attempt) -> Self {
-        Self {
+        Self(Box::new(Parts {
             held,
             seat,
             attempt,
-        }
+        }))
     }
 
     /// Returns the key.
     pub fn key(&self) -> &K {
-        self.seat.flight.key()
+        self.0.seat.flight.key()
     }
 
     /// Returns the attempt's place in its window, from 1.
     pub fn attempt_number(&self) -> u32 {
-        self.attempt.number
+        self.0.attempt.number
     }
 
     /// Returns how many attempts are left after this one.
     pub fn remaining_after_begin(&self) -> u32 {
-        self.attempt.remaining
+        self.0.attempt.remaining
     }
 
     /// Returns the fencing token: a number that only grows from launch to launch of this key, across processes too if the
     /// lock is. Hand it to the backend, so that of two launchers the elder can be refused.
     pub fn fencing_token(&self) -> u64 {
-        self.held.fencing_token()
+        self.0.held.fencing_token()
     }
 
     /// Checks that the spawn lock is still held. Call it right before a step that must not happen twice.
@@ -128,7 +131,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     ///
     /// Dropping the future changes nothing.
     pub async fn verify(&self) -> Result<(), SpawnLockError> {
-        self.held.verify().await
+        self.0.held.verify().await
     }
 
     /// Reports that the backend runs: `value` goes to all followers, the budget is reset, the lock released.
@@ -147,17 +150,17 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been dropped.
     /// They are told before it returns.
     pub async fn succeed(mut self, value: T) -> Result<(), GateError> {
-        if let Err(lost) = self.held.verify().await {
+        if let Err(lost) = self.0.held.verify().await {
             let error = GateError::from(LaunchError::LockLost {
-                key: self.seat.flight.label(),
+                key: self.0.seat.flight.label(),
                 source: Arc::new(lost),
             });
             // What is written now would go to a file that nobody reads any more, or that is not ours.
-            self.held.ledger = None;
+            self.0.held.ledger = None;
             Box::pin(self.end_failed(error.clone(), String::new())).await;
             return Err(error);
         }
-        if let Some(ledger) = &mut self.held.ledger {
+        if let Some(ledger) = &mut self.0.held.ledger {
             ledger.settle(None);
         }
         self.end(Outcome::Launched(value), Settlement::Success)
@@ -179,8 +182,8 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
         let source = SharedError::new(error);
         let message = source.to_string();
         let error = GateError::from(LaunchError::Failed {
-            key: self.seat.flight.label(),
-            attempt: self.attempt.number,
+            key: self.0.seat.flight.label(),
+            attempt: self.0.attempt.number,
             source,
         });
         self.end_failed(error.clone(), message).await;
@@ -195,7 +198,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been dropped.
     /// They are told before it returns.
     pub async fn discovered(self, value: T) {
-        let Self { held, seat, .. } = self;
+        let Parts { held, seat, .. } = *self.0;
         let settling = held.leave(Settlement::Refund).await;
         seat.end(Outcome::Discovered(value), settling);
     }
@@ -208,14 +211,14 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been dropped.
     /// They are told before it returns.
     pub async fn refund(self) {
-        let Self { held, seat, .. } = self;
+        let Parts { held, seat, .. } = *self.0;
         let settling = held.leave(Settlement::Refund).await;
         seat.end(Outcome::Vacated, settling);
     }
 
     /// Ends the flight with `error`, charged; `message` is what other processes hear.
     pub(crate) async fn end_failed(mut self, error: GateError, message: String) {
-        if let Some(ledger) = &mut self.held.ledger {
+        if let Some(ledger) = &mut self.0.held.ledger {
             ledger.settle(Some(message));
         }
         self.end(Outcome::Failed(error), Settlement::Failed).await;
@@ -224,7 +227,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     /// Writes the ledger, releases the lock, and lets everybody know, in this order: whoever hears of the end finds the lock
     /// free and the ledger settled.
     async fn end(self, outcome: Outcome<T>, settlement: Settlement) {
-        let Self { held, seat, .. } = self;
+        let Parts { held, seat, .. } = *self.0;
         let settling = match held.release_now(settlement) {
             Ok(settling) => settling,
             Err(held) => Box::pin(held.release(settlement)).await,

@@ -5,7 +5,6 @@ use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::marker::PhantomData;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -31,11 +30,16 @@ pub struct InMemorySpawnLock<K> {
 }
 
 struct Shared {
+    locks: Mutex<Locks>,
+    hasher: RandomState,
+}
+
+#[derive(Default)]
+struct Locks {
     /// The hashes of the keys whose locks are held. Two keys with the same one, of 64 bits and seeded at random, would exclude
     /// each other for a while, which does no harm.
-    held: Mutex<HashSet<u64, BuildPassOn>>,
-    hasher: RandomState,
-    last_token: AtomicU64,
+    held: HashSet<u64, BuildPassOn>,
+    last_token: u64,
 }
 
 impl<K> InMemorySpawnLock<K> {
@@ -43,9 +47,8 @@ impl<K> InMemorySpawnLock<K> {
     pub fn new() -> Self {
         Self {
             shared: Arc::new(Shared {
-                held: Mutex::default(),
+                locks: Mutex::default(),
                 hasher: RandomState::new(),
-                last_token: AtomicU64::new(0),
             }),
             of: PhantomData,
         }
@@ -53,9 +56,20 @@ impl<K> InMemorySpawnLock<K> {
 }
 
 impl Shared {
-    /// The set is right after each single step, so a panic elsewhere cannot leave it half-changed.
-    fn held(&self) -> MutexGuard<'_, HashSet<u64, BuildPassOn>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    /// They are right after each single step, so a panic elsewhere cannot leave them half-changed.
+    fn locks(&self) -> MutexGuard<'_, Locks> {
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Locks {
+    /// Takes the lock of the key with this hash, if it is free. Returns the new holder's token.
+    fn take(&mut self, hash: u64) -> Option<u64> {
+        if !self.held.insert(hash) {
+            return None;
+        }
+        self.last_token += 1;
+        Some(self.last_token)
     }
 }
 
@@ -83,15 +97,14 @@ impl<K> fmt::Debug for InMemorySpawnLock<K> {
 impl<K: GateKey> InMemorySpawnLock<K> {
     fn try_lock(&self, key: &K) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
         let hash = self.shared.hasher.hash_one(key);
-        if !self.shared.held().insert(hash) {
-            return Err(SpawnLockError::AlreadyLocked {
-                path: PathBuf::from(key_label(key)),
-            });
-        }
+        let token = self.shared.locks().take(hash);
+        let token = token.ok_or_else(|| SpawnLockError::AlreadyLocked {
+            path: PathBuf::from(key_label(key)),
+        })?;
         Ok(Box::new(Lease {
             shared: Arc::clone(&self.shared),
             hash,
-            token: self.shared.last_token.fetch_add(1, Ordering::Relaxed) + 1,
+            token,
         }))
     }
 }
@@ -136,6 +149,6 @@ impl SpawnLease for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.shared.held().remove(&self.hash);
+        self.shared.locks().held.remove(&self.hash);
     }
 }
