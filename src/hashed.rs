@@ -24,10 +24,15 @@ impl<K: Hash> Hashed<K> {
         }
     }
 
-    /// Picks one of `count`, by other bits of the hash than a map looks at.
+    /// Picks one of `count`.
     pub(crate) fn shard(&self, count: usize) -> usize {
-        (self.hash >> 32) as usize % count
+        shard(self.hash, count)
     }
+}
+
+/// Picks one of `count`, by other bits of a hash than a map looks at.
+pub(crate) fn shard(hash: u64, count: usize) -> usize {
+    (hash >> 32) as usize % count
 }
 
 impl<K: PartialEq> PartialEq for Hashed<K> {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use super::{SpawnLease, SpawnLock, SpawnLockError};
-use crate::hashed::BuildPassOn;
+use crate::hashed::{BuildPassOn, shard};
 use crate::key::{GateKey, key_label};
 
 /// Spawn locks that live in this process. Clones share them, so two gates with clones of one lock exclude each other.
@@ -30,9 +30,12 @@ pub struct InMemorySpawnLock<K> {
 }
 
 struct Shared {
-    locks: Mutex<Locks>,
+    /// Each key has its place in one of these, by its hash, so that launches of different keys seldom meet.
+    shards: [Mutex<Locks>; SHARDS],
     hasher: RandomState,
 }
+
+const SHARDS: usize = 16;
 
 #[derive(Default)]
 struct Locks {
@@ -47,7 +50,7 @@ impl<K> InMemorySpawnLock<K> {
     pub fn new() -> Self {
         Self {
             shared: Arc::new(Shared {
-                locks: Mutex::default(),
+                shards: std::array::from_fn(|_| Mutex::default()),
                 hasher: RandomState::new(),
             }),
             of: PhantomData,
@@ -57,8 +60,9 @@ impl<K> InMemorySpawnLock<K> {
 
 impl Shared {
     /// They are right after each single step, so a panic elsewhere cannot leave them half-changed.
-    fn locks(&self) -> MutexGuard<'_, Locks> {
-        self.locks.lock().unwrap_or_else(PoisonError::into_inner)
+    fn locks(&self, hash: u64) -> MutexGuard<'_, Locks> {
+        let shard = &self.shards[shard(hash, SHARDS)];
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -97,7 +101,7 @@ impl<K> fmt::Debug for InMemorySpawnLock<K> {
 impl<K: GateKey> InMemorySpawnLock<K> {
     fn try_lock(&self, key: &K) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
         let hash = self.shared.hasher.hash_one(key);
-        let token = self.shared.locks().take(hash);
+        let token = self.shared.locks(hash).take(hash);
         let token = token.ok_or_else(|| SpawnLockError::AlreadyLocked {
             path: PathBuf::from(key_label(key)),
         })?;
@@ -149,6 +153,6 @@ impl SpawnLease for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.shared.locks().held.remove(&self.hash);
+        self.shared.locks(self.hash).held.remove(&self.hash);
     }
 }
