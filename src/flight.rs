@@ -9,7 +9,6 @@ use tokio::time::Instant;
 
 use crate::budget::{BudgetPolicy, BudgetRefusal};
 use crate::error::Stage;
-use crate::hashed::Hashed;
 use crate::key::{GateKey, key_label};
 use crate::lock::LockHolder;
 use crate::outcome::{Following, Outcome};
@@ -102,7 +101,7 @@ impl<K, T> Clone for Flight<K, T> {
 
 impl<K, T> Flight<K, T> {
     pub(crate) fn key(&self) -> &K {
-        &self.slot.key.key
+        &self.slot.key
     }
 
     /// How long it has been in progress.
@@ -186,11 +185,6 @@ impl<K, T> Flight<K, T> {
 }
 
 impl<K: GateKey, T> Flight<K, T> {
-    /// The key, to ask for it again.
-    pub(crate) fn hashed_key(&self) -> Hashed<K> {
-        self.slot.key.clone()
-    }
-
     /// The key as it is named in messages.
     pub(crate) fn label(&self) -> Arc<str> {
         key_label(self.key()).into()
@@ -209,8 +203,6 @@ impl<K, T> Drop for AskerWaits<'_, K, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::hash::RandomState;
-
     use super::*;
     use crate::budget::Settlement;
 
@@ -228,7 +220,7 @@ mod tests {
     #[test]
     fn a_flight_that_has_ended_does_nothing_to_its_successor() {
         let policy = &BudgetPolicy::default();
-        let slot = Arc::new(Slot::new(Hashed::new("key", &RandomState::new())));
+        let slot = Arc::new(Slot::new("key", 7));
         let elder = lead(&slot, 1);
         let failed = || Settling::Attempt(Settlement::Failed);
         elder.end(policy, Outcome::Vacated, failed());

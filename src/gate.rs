@@ -124,11 +124,12 @@ where
     ///
     /// Outside of a tokio runtime with time enabled.
     pub async fn acquire(&self, key: K) -> Result<Acquired<K, T>, GateError> {
-        let mut key = self.inner.hashed(key);
+        let mut key = key;
+        let hash = self.inner.hash(&key);
         let mut follow_until = None;
         loop {
-            let table = self.inner.table(&key).await;
-            let part = self.inner.enter(table, key, false)?;
+            let table = self.inner.table(hash).await;
+            let part = self.inner.enter(table, key, hash, false)?;
             let (flight, outcome) = match part {
                 Part::Follow(flight, following) => {
                     self.follow(flight, following, &mut follow_until).await?
@@ -153,7 +154,7 @@ where
                 }
                 Outcome::Failed(error) => return Err(error),
                 // Another leader is gone; or the permit was there, and this caller did not come for it in time.
-                Outcome::Vacated => key = flight.hashed_key(),
+                Outcome::Vacated => key = flight.key().clone(),
             }
         }
     }
@@ -186,11 +187,12 @@ where
         key: K,
         launcher: impl BackendLauncher<K, T>,
     ) -> Result<Launched<T>, GateError> {
-        let mut key = self.inner.hashed(key);
+        let mut key = key;
+        let hash = self.inner.hash(&key);
         let mut follow_until = None;
         loop {
-            let table = self.inner.table(&key).await;
-            let part = self.inner.enter(table, key, true)?;
+            let table = self.inner.table(hash).await;
+            let part = self.inner.enter(table, key, hash, true)?;
             let (flight, outcome) = match part {
                 Part::Follow(flight, following) => {
                     self.follow(flight, following, &mut follow_until).await?
@@ -209,7 +211,7 @@ where
                     });
                 }
                 Outcome::Failed(error) => return Err(error),
-                Outcome::Vacated => key = flight.hashed_key(),
+                Outcome::Vacated => key = flight.key().clone(),
             }
         }
     }
@@ -223,14 +225,14 @@ where
     /// Cancel safe: it changes nothing.
     pub async fn snapshot(&self, key: K) -> KeySnapshot<K> {
         let inner = &*self.inner;
-        let key = inner.hashed(key);
-        let ledger = inner.peek(&key.key).await;
+        let hash = inner.hash(&key);
+        let ledger = inner.peek(&key).await;
         let now = Instant::now();
-        let mut look = inner.table(&key).await.look(&key, &inner.policy, now);
+        let mut look = inner.table(hash).await.look(&key, hash, &inner.policy, now);
         if let Some(ledger) = ledger {
             look.usage = open_ledger::usage(&ledger, &inner.policy, &*inner.clock);
         }
-        KeySnapshot::new(key.key, look, now)
+        KeySnapshot::new(key, look, now)
     }
 
     /// Returns a snapshot of every key that has an attempt charged or a flight in progress, in no particular order, as far as
@@ -269,13 +271,13 @@ where
     /// Cancel safe: the ledger is reset as a whole or not at all.
     pub async fn reset(&self, key: &K) -> Result<(), GateError> {
         let inner = &*self.inner;
-        let key = &inner.hashed(key.clone());
-        inner.table(key).await.reset(key);
+        let hash = inner.hash(key);
+        inner.table(hash).await.reset(key, hash);
         if !inner.lock.keeps_ledger() {
             return Ok(());
         }
         let mut wait = LockWait::new(inner);
-        let lease = wait.take(inner, &key.key, |_| {}).await?;
+        let lease = wait.take(inner, key, |_| {}).await?;
         let mut held = Held::new(lease, &inner.policy, &inner.clock);
         if let Some(ledger) = &mut held.ledger {
             ledger.reset();
@@ -283,8 +285,8 @@ where
         let written = held.write_ledger().await;
         drop(held);
         // What a flight that ended meanwhile brought along is outdated.
-        inner.table(key).await.reset(key);
-        written.map_err(|error| LockError::new(key_label(&key.key), error).into())
+        inner.table(hash).await.reset(key, hash);
+        written.map_err(|error| LockError::new(key_label(key), error).into())
     }
 
     /// Closes the gate: every request from now on is refused, and this call waits for the flights in progress to end.

@@ -1,6 +1,6 @@
 //! What all handles of a gate, its leaders and its permits share.
 
-use std::hash::RandomState;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,10 +13,10 @@ use crate::budget::BudgetPolicy;
 use crate::clock::SharedClock;
 use crate::error::{BudgetExhausted, GateError};
 use crate::flight::{Part, Refused};
-use crate::hashed::Hashed;
 use crate::key::GateKey;
 use crate::ledger::Ledger;
 use crate::lock::SpawnLock;
+use crate::shard::shard;
 use crate::table::Table;
 
 #[derive(Debug)]
@@ -67,14 +67,16 @@ impl<K: GateKey, T> Inner<K, T> {
         }
     }
 
-    pub(crate) fn hashed(&self, key: K) -> Hashed<K> {
-        Hashed::new(key, &self.hasher)
+    /// The hash of a key, which is computed once for each request: it picks the table and the place there.
+    pub(crate) fn hash(&self, key: &K) -> u64 {
+        self.hasher.hash_one(key)
     }
 
-    pub(crate) async fn table(&self, key: &Hashed<K>) -> MutexGuard<'_, Table<K, T>> {
+    /// The table of the keys with such a hash.
+    pub(crate) async fn table(&self, hash: u64) -> MutexGuard<'_, Table<K, T>> {
         // What is ready at once must give way to the runtime's other tasks now and then. `try_lock` never does.
         consume_budget().await;
-        let table = &self.tables[key.shard(TABLES)];
+        let table = &self.tables[shard(hash, TABLES)];
         match table.try_lock() {
             Ok(table) => table,
             // Boxed, so that a request is small.
@@ -87,7 +89,8 @@ impl<K: GateKey, T> Inner<K, T> {
     pub(crate) fn enter(
         &self,
         mut table: MutexGuard<'_, Table<K, T>>,
-        key: Hashed<K>,
+        key: K,
+        hash: u64,
         can_discover: bool,
     ) -> Result<Part<K, T>, GateError> {
         // Read under the mutex: a close that comes later finds the flight.
@@ -98,10 +101,10 @@ impl<K: GateKey, T> Inner<K, T> {
         let now = Instant::now();
         let is_sweep_due = table.forget_idle(&self.policy, now);
         let number = table.number_flight();
-        let entered = match table.slot(&key) {
+        let entered = match table.slot(&key, hash) {
             Some(slot) => slot.enter(&self.policy, number, can_discover, now),
             None => table
-                .add(key)
+                .add(key, hash)
                 .enter(&self.policy, number, can_discover, now),
         };
         drop(table);

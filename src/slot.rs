@@ -11,7 +11,6 @@ use tokio::time::Instant;
 
 use crate::budget::{Attempt, BudgetPolicy, BudgetRefusal, KeyBudget, Settlement, Usage};
 use crate::error::Stage;
-use crate::hashed::Hashed;
 use crate::key::{GateKey, key_label};
 use crate::lock::LockHolder;
 use crate::outcome::{Followers, Following};
@@ -42,7 +41,8 @@ pub(crate) enum Settling {
 /// All that is known of a key.
 #[derive(Debug)]
 pub(crate) struct Slot<K, T> {
-    pub(crate) key: Hashed<K>,
+    pub(crate) key: K,
+    pub(crate) hash: u64,
     /// The key as it is named in refusals, of which there can be many; once there was one.
     label: OnceLock<Arc<str>>,
     state: Mutex<State<T>>,
@@ -90,9 +90,10 @@ pub(crate) struct FlightLook {
 }
 
 impl<K, T> Slot<K, T> {
-    pub(crate) fn new(key: Hashed<K>) -> Self {
+    pub(crate) fn new(key: K, hash: u64) -> Self {
         Self {
             key,
+            hash,
             label: OnceLock::new(),
             state: Mutex::new(State {
                 budget: KeyBudget::default(),
@@ -143,7 +144,7 @@ impl<K, T> Slot<K, T> {
 impl<K: GateKey, T> Slot<K, T> {
     /// The key as it is named in refusals.
     pub(crate) fn label(&self) -> Arc<str> {
-        Arc::clone(self.label.get_or_init(|| key_label(&self.key.key).into()))
+        Arc::clone(self.label.get_or_init(|| key_label(&self.key).into()))
     }
 }
 

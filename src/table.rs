@@ -1,14 +1,11 @@
 //! A table of slots, one for each key that is in use. It stands behind a mutex of the gate's.
 
-use std::borrow::Borrow;
-use std::collections::HashSet;
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use hashbrown::HashTable;
 use tokio::time::Instant;
 
 use crate::budget::{BudgetPolicy, KeyBudget};
-use crate::hashed::{BuildPassOn, Hashed};
 use crate::key::GateKey;
 use crate::outcome::Following;
 use crate::slot::{Look, Slot};
@@ -16,39 +13,15 @@ use crate::sweep::Sweep;
 
 #[derive(Debug)]
 pub(crate) struct Table<K, T> {
-    slots: HashSet<ByKey<K, T>, BuildPassOn>,
+    slots: HashTable<Arc<Slot<K, T>>>,
     last_flight: u64,
     sweep: Sweep,
-}
-
-/// A slot as the table finds it: by its key.
-#[derive(Debug)]
-struct ByKey<K, T>(Arc<Slot<K, T>>);
-
-impl<K: PartialEq, T> PartialEq for ByKey<K, T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.key == other.0.key
-    }
-}
-
-impl<K: Eq, T> Eq for ByKey<K, T> {}
-
-impl<K, T> Hash for ByKey<K, T> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.key.hash(state);
-    }
-}
-
-impl<K, T> Borrow<Hashed<K>> for ByKey<K, T> {
-    fn borrow(&self) -> &Hashed<K> {
-        &self.0.key
-    }
 }
 
 impl<K, T> Default for Table<K, T> {
     fn default() -> Self {
         Self {
-            slots: HashSet::default(),
+            slots: HashTable::new(),
             last_flight: 0,
             sweep: Sweep::default(),
         }
@@ -57,15 +30,16 @@ impl<K, T> Default for Table<K, T> {
 
 impl<K: GateKey, T> Table<K, T> {
     /// The slot of `key`, if it has one.
-    pub(crate) fn slot(&self, key: &Hashed<K>) -> Option<&Arc<Slot<K, T>>> {
-        self.slots.get(key).map(|ByKey(slot)| slot)
+    pub(crate) fn slot(&self, key: &K, hash: u64) -> Option<&Arc<Slot<K, T>>> {
+        self.slots
+            .find(hash, |slot| slot.hash == hash && slot.key == *key)
     }
 
     /// Gives a slot to a key that has none.
-    pub(crate) fn add(&mut self, key: Hashed<K>) -> Arc<Slot<K, T>> {
-        let slot = Arc::new(Slot::new(key));
-        self.slots.insert(ByKey(Arc::clone(&slot)));
-        slot
+    pub(crate) fn add(&mut self, key: K, hash: u64) -> &Arc<Slot<K, T>> {
+        let slot = Arc::new(Slot::new(key, hash));
+        let added = self.slots.insert_unique(hash, slot, |slot| slot.hash);
+        added.into_mut()
     }
 
     /// Returns a number that no flight of this table has yet.
@@ -75,15 +49,15 @@ impl<K: GateKey, T> Table<K, T> {
     }
 
     /// Forgets what `key` has used; a flight in progress goes on.
-    pub(crate) fn reset(&self, key: &Hashed<K>) {
-        if let Some(slot) = self.slot(key) {
+    pub(crate) fn reset(&self, key: &K, hash: u64) {
+        if let Some(slot) = self.slot(key, hash) {
             slot.reset(Instant::now());
         }
     }
 
     /// The usage of `key` and its flight in progress.
-    pub(crate) fn look(&self, key: &Hashed<K>, policy: &BudgetPolicy, now: Instant) -> Look {
-        match self.slot(key) {
+    pub(crate) fn look(&self, key: &K, hash: u64, policy: &BudgetPolicy, now: Instant) -> Look {
+        match self.slot(key, hash) {
             Some(slot) => slot.look(policy, now),
             None => Look {
                 usage: KeyBudget::default().usage(policy, now.into_std()),
@@ -94,27 +68,27 @@ impl<K: GateKey, T> Table<K, T> {
 
     /// The usage of every key that has an attempt charged or a flight in progress.
     pub(crate) fn look_at_all(&self, policy: &BudgetPolicy, now: Instant) -> Vec<(K, Look)> {
-        let slots = self.slots.iter().map(|ByKey(slot)| slot);
+        let slots = self.slots.iter();
         slots
             .filter(|slot| slot.is_live(policy, now))
-            .map(|slot| (slot.key.key.clone(), slot.look(policy, now)))
+            .map(|slot| (slot.key.clone(), slot.look(policy, now)))
             .collect()
     }
 
     /// Follows the flights in progress.
     pub(crate) fn follow_all(&self) -> Vec<Following<T>> {
         let slots = self.slots.iter();
-        slots.filter_map(|ByKey(slot)| slot.follow()).collect()
+        slots.filter_map(|slot| slot.follow()).collect()
     }
 
     /// Forgets the keys that are idle, if that is due. Returns whether it was due by time.
     pub(crate) fn forget_idle(&mut self, policy: &BudgetPolicy, now: Instant) -> bool {
         let is_due = self.sweep.is_due(policy.config.window, now.into_std());
         if is_due || self.sweep.has_grown(self.slots.len()) {
-            self.slots.retain(|ByKey(slot)| slot.is_live(policy, now));
+            self.slots.retain(|slot| slot.is_live(policy, now));
             let (left, capacity) = (self.slots.len(), self.slots.capacity());
             if let Some(capacity) = self.sweep.swept(left, capacity) {
-                self.slots.shrink_to(capacity);
+                self.slots.shrink_to(capacity, |slot| slot.hash);
             }
         }
         is_due

@@ -1,6 +1,5 @@
 //! A spawn lock without files, for tests and for programs that are alone on their machine.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::marker::PhantomData;
@@ -8,10 +7,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 use super::{SpawnLease, SpawnLock, SpawnLockError};
-use crate::hashed::{BuildPassOn, shard};
 use crate::key::{GateKey, key_label};
+use crate::shard::shard;
 
 /// Spawn locks that live in this process. Clones share them, so two gates with clones of one lock exclude each other.
 ///
@@ -41,7 +42,7 @@ const SHARDS: usize = 16;
 struct Locks {
     /// The hashes of the keys whose locks are held. Two keys with the same one, of 64 bits and seeded at random, would exclude
     /// each other for a while, which does no harm.
-    held: HashSet<u64, BuildPassOn>,
+    held: HashTable<u64>,
     last_token: u64,
 }
 
@@ -69,11 +70,18 @@ impl Shared {
 impl Locks {
     /// Takes the lock of the key with this hash, if it is free. Returns the new holder's token.
     fn take(&mut self, hash: u64) -> Option<u64> {
-        if !self.held.insert(hash) {
+        let Entry::Vacant(place) = self.held.entry(hash, |&held| held == hash, |&held| held) else {
             return None;
-        }
+        };
+        place.insert(hash);
         self.last_token += 1;
         Some(self.last_token)
+    }
+
+    fn free(&mut self, hash: u64) {
+        if let Ok(place) = self.held.find_entry(hash, |&held| held == hash) {
+            place.remove();
+        }
     }
 }
 
@@ -153,6 +161,6 @@ impl SpawnLease for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.shared.locks(self.hash).held.remove(&self.hash);
+        self.shared.locks(self.hash).free(self.hash);
     }
 }
