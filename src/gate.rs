@@ -130,9 +130,10 @@ where
         loop {
             let table = self.inner.table(hash).await;
             let part = self.inner.enter(table, key, hash, false)?;
-            let (flight, outcome) = match part {
+            let (flight, joined) = match part {
                 Part::Follow(flight, following) => {
-                    self.follow(flight, following, &mut follow_until).await?
+                    let joined = self.follow(&flight, following, &mut follow_until).await?;
+                    (flight, joined)
                 }
                 Part::Lead(flight, claim) => {
                     let seat = match permit_at_once(self.seat(flight), claim) {
@@ -143,18 +144,15 @@ where
                     let earning = Box::pin(earn_permit(seat, claim, None));
                     match Box::pin(off_caller(earning, &flight)).await {
                         Earned::Permit(permit) => return Ok(Acquired::Led(permit)),
-                        Earned::Ended(outcome) => (flight, outcome),
+                        Earned::Ended(outcome) => (flight, outcome.joined()?),
                         Earned::TaskLost(why) => return Err(task_lost(&flight, &why)),
                     }
                 }
             };
-            match outcome {
-                Outcome::Launched(value) | Outcome::Discovered(value) => {
-                    return Ok(Acquired::Joined(value));
-                }
-                Outcome::Failed(error) => return Err(error),
+            match joined {
+                Some(value) => return Ok(Acquired::Joined(value)),
                 // Another leader is gone; or the permit was there, and this caller did not come for it in time.
-                Outcome::Vacated => key = flight.key().clone(),
+                None => key = flight.key().clone(),
             }
         }
     }
@@ -193,26 +191,20 @@ where
         loop {
             let table = self.inner.table(hash).await;
             let part = self.inner.enter(table, key, hash, true)?;
-            let (flight, outcome) = match part {
-                Part::Follow(flight, following) => {
-                    self.follow(flight, following, &mut follow_until).await?
-                }
+            let (flight, following) = match part {
+                Part::Follow(flight, following) => (flight, following),
                 Part::Lead(flight, claim) => {
                     // Boxed, since a task is moved a few times before it runs.
                     let leading = Box::pin(lead(self.seat(flight.clone()), claim, launcher));
                     return self.led(&flight, tokio::spawn(leading), follow_until).await;
                 }
             };
-            match outcome {
-                Outcome::Launched(value) | Outcome::Discovered(value) => {
-                    return Ok(Launched {
-                        value,
-                        how: How::Joined,
-                    });
-                }
-                Outcome::Failed(error) => return Err(error),
-                Outcome::Vacated => key = flight.key().clone(),
+            let joined = self.follow(&flight, following, &mut follow_until).await?;
+            if let Some(value) = joined {
+                let how = How::Joined;
+                return Ok(Launched { value, how });
             }
+            key = flight.key().clone();
         }
     }
 
@@ -331,26 +323,24 @@ where
         *until.get_or_insert_with(|| Instant::now() + self.inner.timeouts.follow)
     }
 
-    /// Waits for a flight's outcome.
+    /// Waits for a flight's outcome, and returns what there is to join: nothing if this caller has to ask again.
     async fn follow(
         &self,
-        flight: Flight<K, T>,
+        flight: &Flight<K, T>,
         mut following: Following<T>,
         until: &mut Option<Instant>,
-    ) -> Result<(Flight<K, T>, Outcome<T>), GateError> {
+    ) -> Result<Option<T>, GateError> {
         let deadline = self.follow_until(until);
-        let outcome = match following.outcome(deadline).await {
-            Some(Outcome::Failed(GateError::BudgetExhausted(mut refusal))) => {
+        let outcome = following.outcome(deadline).await;
+        let joined = outcome.ok_or_else(|| self.timed_out(flight))?.joined();
+        match joined {
+            Err(GateError::BudgetExhausted(mut refusal)) => {
                 refusal.first = false;
-                Outcome::Failed(refusal.into())
+                Err(refusal.into())
             }
-            Some(Outcome::Vacated) if Instant::now() >= deadline => {
-                return Err(self.timed_out(&flight));
-            }
-            Some(outcome) => outcome,
-            None => return Err(self.timed_out(&flight)),
-        };
-        Ok((flight, outcome))
+            Ok(None) if Instant::now() >= deadline => Err(self.timed_out(flight)),
+            joined => joined,
+        }
     }
 
     /// Waits for the outcome of the flight that this caller's request leads, in a task of its own.

@@ -18,6 +18,17 @@ pub(crate) enum Outcome<T> {
     Vacated,
 }
 
+impl<T> Outcome<T> {
+    /// What a caller hears that did not launch: a backend, why there is none, or `None`, for it has to ask again.
+    pub(crate) fn joined(self) -> Result<Option<T>, GateError> {
+        match self {
+            Self::Launched(value) | Self::Discovered(value) => Ok(Some(value)),
+            Self::Failed(error) => Err(error),
+            Self::Vacated => Ok(None),
+        }
+    }
+}
+
 /// The leader's end of the channel.
 #[derive(Debug)]
 pub(crate) struct Followers<T>(Sender<Option<Outcome<T>>>);
