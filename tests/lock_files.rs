@@ -1,5 +1,8 @@
 //! Bad files, directories and file systems at the lock's path (promises 15 and 18): each a typed error that names the path.
 
+#[path = "support/held_file.rs"]
+mod held_file;
+
 use std::error::Error;
 use std::fs;
 use std::io;
@@ -345,8 +348,6 @@ async fn a_record_whose_checksum_is_wrong_is_not_believed() {
     assert_eq!(token, FAR + 1);
 }
 
-/// Nobody can read the bytes that are locked on Windows.
-#[cfg(not(windows))]
 #[tokio::test]
 async fn a_writer_leaves_the_newest_record_alone() {
     let records = [7, 8, 9].map(|sequence| record(sequence, 1, &launch(sequence)));
@@ -358,22 +359,21 @@ async fn a_writer_leaves_the_newest_record_alone() {
         let content = file_with(slots.map(|slot| &**slot));
         let (_directory, locks, path) = locks_with(&content);
         let _held = lease(&locks).await.unwrap();
-        let written = fs::read(&path).unwrap();
+        let written = held_file::read(&path);
         assert!(slot(&written, newest) == slot(&content, newest));
         assert!(slot(&written, 1 - newest) != slot(&content, 1 - newest));
     }
 }
 
-#[cfg(not(windows))]
 #[tokio::test]
 async fn each_write_of_a_lease_leaves_the_record_before_it_alone() {
     let (_directory, locks, path) = locks_with(b"");
     let mut held = lease(&locks).await.unwrap();
-    let mut before = fs::read(&path).unwrap();
+    let mut before = held_file::read(&path);
     for (launch, rewritten) in [(1, 0), (2, 1), (3, 0)] {
         let ledger: Ledger = format!("launch {launch}\n").parse().unwrap();
         held.write_ledger(&ledger).await.unwrap();
-        let after = fs::read(&path).unwrap();
+        let after = held_file::read(&path);
         let changed = SLOTS.map(|start| after[start..][..1920] != before[start..][..1920]);
         assert_eq!(changed, [rewritten == 0, rewritten == 1], "write {launch}");
         before = after;
@@ -410,16 +410,14 @@ async fn the_record_of_a_newer_version_is_refused_and_kept() {
 #[tokio::test]
 async fn the_file_says_in_words_what_it_is() {
     let (_directory, locks, path) = locks_with(b"");
-    let _held = lease(&locks).await.unwrap();
-    // On Windows nobody can read the bytes that are locked.
-    #[cfg(not(windows))]
-    {
-        let text = String::from_utf8(fs::read(&path).unwrap()).unwrap();
-        assert!(text.starts_with("spawn-gate: "), "{text}");
-        let holder = format!("\nholder {} ", std::process::id());
-        assert!(text.contains(&holder), "{text}");
-    }
+    let held = lease(&locks).await.unwrap();
     assert!(read_lock_holder(&path).unwrap().is_some());
+    let text = String::from_utf8(held_file::read(&path)).unwrap();
+    let holder = format!("\nholder {} ", std::process::id());
+    assert!(text.contains(&holder), "{text}");
+    drop(held);
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.starts_with("spawn-gate: "), "{text}");
 }
 
 #[cfg(unix)]

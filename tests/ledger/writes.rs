@@ -11,6 +11,7 @@ use spawn_gate::{
 };
 
 use super::{Gate, KEY, WINDOW, builder, finder, gate, lock_path, permit};
+use crate::held_file;
 use crate::hooked_lock::{At, Hooked, HookedLock};
 use crate::step_clock::StepClock;
 use crate::support::Script;
@@ -66,7 +67,7 @@ async fn a_lock_that_is_lost_while_launching_is_written_to_no_more() {
     let loser = permit(&gate(directory.path(), &clock)).await;
     fs::rename(&path, &moved).unwrap();
     let _winner = permit(&gate(directory.path(), &clock)).await;
-    let read = || [&path, &moved].map(|file| fs::read(file).unwrap());
+    let read = || [&path, &moved].map(|file| held_file::read(file));
     let before = read();
     let lost = loser.succeed(1).await.unwrap_err();
     assert!(
