@@ -43,10 +43,10 @@ async fn a_request_that_is_dropped_while_its_charge_is_written_leaves_no_charge_
 async fn a_lock_that_is_lost_while_the_charge_is_written_is_taken_anew_before_the_launch() {
     for lost_at in [At::Write(2), At::Written(2)] {
         let directory = tempfile::tempdir().unwrap();
-        let path = lock_path(directory.path());
+        let (path, moved) = (lock_path(directory.path()), directory.path().join("moved"));
         let lock = HookedLock::new(directory.path(), move |at| {
             if at == lost_at {
-                fs::remove_file(&path).unwrap();
+                fs::rename(&path, &moved).unwrap();
             }
             async { Ok(()) }
         });
