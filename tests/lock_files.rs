@@ -161,6 +161,19 @@ fn a_path_that_no_file_can_have_is_refused() {
 }
 
 #[test]
+fn a_name_longer_than_the_file_system_takes_is_named() {
+    let directory = directory();
+    let long = directory.path().join("x".repeat(300));
+    let of_directory = refusal(long.join("indexer.lock"));
+    for error in [refusal(&long), directory_refusal(&long), of_directory] {
+        assert!(
+            matches!(&error, SpawnLockError::NameTooLong { path, .. } if *path == long),
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
 fn a_directory_that_serves_is_used_again_also_by_those_who_accept_any_file_system() {
     let directory = directory();
     let resolved = directory.path().canonicalize().unwrap();
@@ -627,20 +640,8 @@ mod unix {
     }
 
     #[test]
-    fn a_name_longer_than_the_file_system_takes_is_named() {
+    fn a_path_longer_than_the_system_takes_is_named() {
         let directory = directory();
-        let long = directory.path().join("x".repeat(300));
-        for error in [refusal(&long), directory_refusal(&long)] {
-            assert!(
-                matches!(&error, SpawnLockError::NameTooLong { path, .. } if *path == long),
-                "{error:?}"
-            );
-        }
-        let error = refusal(long.join("indexer.lock"));
-        assert!(
-            matches!(&error, SpawnLockError::NameTooLong { path, .. } if *path == long),
-            "{error:?}"
-        );
         let deep = directory.path().join("x/".repeat(3000));
         let error = refusal(deep.join("indexer.lock"));
         assert!(
