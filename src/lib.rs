@@ -54,8 +54,8 @@
 //!
 //! # Features and platforms
 //!
-//! There are no cargo features. Linux is tested; macOS and the BSDs share its code; the Windows part is written but has not
-//! been run. The gate needs a tokio runtime with time enabled.
+//! There are no cargo features. Linux is tested; macOS and the BSDs share its code; for Windows most of the tests were run,
+//! under wine and not on Windows itself. The gate needs a tokio runtime with time enabled.
 
 mod budget;
 mod builder;

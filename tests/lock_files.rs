@@ -1,5 +1,8 @@
 //! Bad files, directories and file systems at the lock's path (promises 15 and 18): each a typed error that names the path.
 
+#[path = "support/held_file.rs"]
+mod held_file;
+
 use std::error::Error;
 use std::fs;
 use std::io;
@@ -158,11 +161,25 @@ fn a_path_that_no_file_can_have_is_refused() {
 }
 
 #[test]
+fn a_name_longer_than_the_file_system_takes_is_named() {
+    let directory = directory();
+    let long = directory.path().join("x".repeat(300));
+    let of_directory = refusal(long.join("indexer.lock"));
+    for error in [refusal(&long), directory_refusal(&long), of_directory] {
+        assert!(
+            matches!(&error, SpawnLockError::NameTooLong { path, .. } if *path == long),
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
 fn a_directory_that_serves_is_used_again_also_by_those_who_accept_any_file_system() {
     let directory = directory();
+    let resolved = directory.path().canonicalize().unwrap();
     for _ in 0..2 {
         let locks = FileSpawnLock::new(directory.path()).unwrap();
-        assert_eq!(locks.directory(), directory.path());
+        assert_eq!(locks.directory(), resolved);
     }
     FileSpawnLock::on_any_filesystem(directory.path()).unwrap();
 }
@@ -344,8 +361,6 @@ async fn a_record_whose_checksum_is_wrong_is_not_believed() {
     assert_eq!(token, FAR + 1);
 }
 
-/// Nobody can read the bytes that are locked on Windows.
-#[cfg(not(windows))]
 #[tokio::test]
 async fn a_writer_leaves_the_newest_record_alone() {
     let records = [7, 8, 9].map(|sequence| record(sequence, 1, &launch(sequence)));
@@ -357,22 +372,21 @@ async fn a_writer_leaves_the_newest_record_alone() {
         let content = file_with(slots.map(|slot| &**slot));
         let (_directory, locks, path) = locks_with(&content);
         let _held = lease(&locks).await.unwrap();
-        let written = fs::read(&path).unwrap();
+        let written = held_file::read(&path);
         assert!(slot(&written, newest) == slot(&content, newest));
         assert!(slot(&written, 1 - newest) != slot(&content, 1 - newest));
     }
 }
 
-#[cfg(not(windows))]
 #[tokio::test]
 async fn each_write_of_a_lease_leaves_the_record_before_it_alone() {
     let (_directory, locks, path) = locks_with(b"");
     let mut held = lease(&locks).await.unwrap();
-    let mut before = fs::read(&path).unwrap();
+    let mut before = held_file::read(&path);
     for (launch, rewritten) in [(1, 0), (2, 1), (3, 0)] {
         let ledger: Ledger = format!("launch {launch}\n").parse().unwrap();
         held.write_ledger(&ledger).await.unwrap();
-        let after = fs::read(&path).unwrap();
+        let after = held_file::read(&path);
         let changed = SLOTS.map(|start| after[start..][..1920] != before[start..][..1920]);
         assert_eq!(changed, [rewritten == 0, rewritten == 1], "write {launch}");
         before = after;
@@ -409,16 +423,14 @@ async fn the_record_of_a_newer_version_is_refused_and_kept() {
 #[tokio::test]
 async fn the_file_says_in_words_what_it_is() {
     let (_directory, locks, path) = locks_with(b"");
-    let _held = lease(&locks).await.unwrap();
-    // On Windows nobody can read the bytes that are locked.
-    #[cfg(not(windows))]
-    {
-        let text = String::from_utf8(fs::read(&path).unwrap()).unwrap();
-        assert!(text.starts_with("spawn-gate: "), "{text}");
-        let holder = format!("\nholder {} ", std::process::id());
-        assert!(text.contains(&holder), "{text}");
-    }
+    let held = lease(&locks).await.unwrap();
     assert!(read_lock_holder(&path).unwrap().is_some());
+    let text = String::from_utf8(held_file::read(&path)).unwrap();
+    let holder = format!("\nholder {} ", std::process::id());
+    assert!(text.contains(&holder), "{text}");
+    drop(held);
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.starts_with("spawn-gate: "), "{text}");
 }
 
 #[cfg(unix)]
@@ -628,20 +640,8 @@ mod unix {
     }
 
     #[test]
-    fn a_name_longer_than_the_file_system_takes_is_named() {
+    fn a_path_longer_than_the_system_takes_is_named() {
         let directory = directory();
-        let long = directory.path().join("x".repeat(300));
-        for error in [refusal(&long), directory_refusal(&long)] {
-            assert!(
-                matches!(&error, SpawnLockError::NameTooLong { path, .. } if *path == long),
-                "{error:?}"
-            );
-        }
-        let error = refusal(long.join("indexer.lock"));
-        assert!(
-            matches!(&error, SpawnLockError::NameTooLong { path, .. } if *path == long),
-            "{error:?}"
-        );
         let deep = directory.path().join("x/".repeat(3000));
         let error = refusal(deep.join("indexer.lock"));
         assert!(

@@ -2,6 +2,7 @@
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io;
+use std::os::windows::ffi::OsStrExt;
 use std::os::windows::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -124,8 +125,17 @@ pub(super) fn open_error(path: &Path, source: io::Error) -> SpawnLockError {
     match source.raw_os_error() {
         Some(ERROR_WRITE_PROTECT) => SpawnLockError::ReadOnlyFilesystem { path, source },
         Some(ERROR_FILENAME_EXCED_RANGE) => SpawnLockError::NameTooLong { path, source },
+        // The number is that of an invalid name then, or of a file that is not there.
+        Some(_) if has_too_long_name(&path) => SpawnLockError::NameTooLong { path, source },
         _ => SpawnLockError::Open { path, source },
     }
+}
+
+fn has_too_long_name(path: &Path) -> bool {
+    /// In UTF-16 code units, on all the file systems of Windows.
+    const LONGEST_NAME: usize = 255;
+    path.iter()
+        .any(|name| name.encode_wide().count() > LONGEST_NAME)
 }
 
 /// Whether the file system has no locks, as against a lock that is held or broken.

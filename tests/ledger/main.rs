@@ -4,6 +4,8 @@
 mod budget;
 #[path = "../support/halt.rs"]
 mod halt;
+#[path = "../support/held_file.rs"]
+mod held_file;
 #[path = "../support/hooked_lock.rs"]
 mod hooked_lock;
 mod join;

@@ -9,6 +9,7 @@ use spawn_gate::{
 };
 
 use super::{Gate, KEY, WINDOW, fail_once, gate, lock_path, permit};
+use crate::held_file;
 use crate::step_clock::StepClock;
 
 #[tokio::test]
@@ -149,7 +150,7 @@ async fn a_person_can_read_the_lock_file() {
     let gate = gate(directory.path(), &clock);
     fail_once(&gate).await;
     let held = permit(&gate).await;
-    let text = fs::read_to_string(lock_path(directory.path())).unwrap();
+    let text = String::from_utf8(held_file::read(&lock_path(directory.path()))).unwrap();
     let pid = std::process::id();
     let token = held.fencing_token();
     for line in [

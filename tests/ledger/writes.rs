@@ -11,6 +11,7 @@ use spawn_gate::{
 };
 
 use super::{Gate, KEY, WINDOW, builder, finder, gate, lock_path, permit};
+use crate::held_file;
 use crate::hooked_lock::{At, Hooked, HookedLock};
 use crate::step_clock::StepClock;
 use crate::support::Script;
@@ -42,10 +43,10 @@ async fn a_request_that_is_dropped_while_its_charge_is_written_leaves_no_charge_
 async fn a_lock_that_is_lost_while_the_charge_is_written_is_taken_anew_before_the_launch() {
     for lost_at in [At::Write(2), At::Written(2)] {
         let directory = tempfile::tempdir().unwrap();
-        let path = lock_path(directory.path());
+        let (path, moved) = (lock_path(directory.path()), directory.path().join("moved"));
         let lock = HookedLock::new(directory.path(), move |at| {
             if at == lost_at {
-                fs::remove_file(&path).unwrap();
+                fs::rename(&path, &moved).unwrap();
             }
             async { Ok(()) }
         });
@@ -66,7 +67,7 @@ async fn a_lock_that_is_lost_while_launching_is_written_to_no_more() {
     let loser = permit(&gate(directory.path(), &clock)).await;
     fs::rename(&path, &moved).unwrap();
     let _winner = permit(&gate(directory.path(), &clock)).await;
-    let read = || [&path, &moved].map(|file| fs::read(file).unwrap());
+    let read = || [&path, &moved].map(|file| held_file::read(file));
     let before = read();
     let lost = loser.succeed(1).await.unwrap_err();
     assert!(

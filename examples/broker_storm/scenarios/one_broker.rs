@@ -178,10 +178,11 @@ pub(super) async fn lock_file_replaced(scene: &Scene) -> Result<Vec<Check>, BoxE
     scene.backends_started(1).await?;
     let locks = FileSpawnLock::new(scene.directory.join("locks"))?;
     let lock_file = locks.path_of(&backend_key("search", VERSION));
-    std::fs::remove_file(&lock_file)?;
+    // Not deleted: on Windows a deleted file can keep its name until it is closed.
+    std::fs::rename(&lock_file, lock_file.with_extension("old"))?;
     // The harm that is to be noticed: the broker holds the lock, and so could somebody else now.
     drop(acquire_spawn_lock(&lock_file)?);
-    scene.say("the lock file was deleted and made anew while 20 clients wait for a launch");
+    scene.say("the lock file was moved away and made anew while 20 clients wait for a launch");
     scene.release_backends()?;
     let tally = clients.finish(scene).await?;
     let told = with_code(&tally.refusals, "lock-lost");
