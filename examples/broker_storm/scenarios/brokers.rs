@@ -12,7 +12,7 @@ use crate::cast::Broker;
 use crate::client::Answer;
 use crate::protocol::{Connection, Refusal};
 use crate::report::Check;
-use crate::scene::{POLL, Scene};
+use crate::scene::{POLL, Scene, within};
 
 pub(super) async fn cold_start(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.hold_backends()?;
@@ -46,10 +46,13 @@ async fn crash(scene: &Scene, broker: &Broker) -> Result<(), BoxError> {
     let Answer::Backend(_, address) = scene.ask(broker, "search").await? else {
         return Err("there is no backend to crash".into());
     };
-    let mut backend = Connection::open(address).await?;
-    backend.say("crash").await?;
-    backend.hung_up().await;
-    Ok(())
+    within("a backend to crash", async {
+        let mut backend = Connection::open(address).await?;
+        backend.say("crash").await?;
+        backend.hung_up().await;
+        Ok(())
+    })
+    .await
 }
 
 pub(super) async fn always_fails(scene: &Scene) -> Result<Vec<Check>, BoxError> {
