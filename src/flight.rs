@@ -16,11 +16,11 @@ use crate::slot::{Claim, Running, Settling, Slot};
 
 /// A request's part in a flight.
 #[derive(Debug)]
-pub(crate) enum Part<K, T> {
+pub(crate) enum Part<K, T, L = Flight<K, T>> {
     /// Wait for this flight's outcome.
     Follow(Flight<K, T>, Following<T>),
-    /// Lead this flight, which was just begun.
-    Lead(Flight<K, T>, Claim),
+    /// Lead this flight, which was just begun; later: with this seat.
+    Lead(L, Claim),
 }
 
 /// A request has no part: no attempt is left for this key.
@@ -104,7 +104,7 @@ impl<K, T> Flight<K, T> {
         &self.slot.key
     }
 
-    /// How long it has been in progress.
+    /// How long it has been in progress; zero once it has ended.
     pub(crate) fn age(&self) -> Duration {
         self.step(|running| running.began.elapsed())
             .unwrap_or_default()

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use tokio::sync::MutexGuard;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 
@@ -12,7 +13,7 @@ use crate::error::{GateError, LaunchError, LockError, Stage, TimeoutError};
 use crate::flight::{Flight, Part};
 use crate::handover::{Earned, off_caller};
 use crate::held::Held;
-use crate::inner::Inner;
+use crate::inner::{Inner, Unneeded, lock};
 use crate::key::{GateKey, key_label};
 use crate::launcher::{BackendLauncher, How, Launched};
 use crate::lead::{earn_permit, lead, permit_at_once};
@@ -22,6 +23,7 @@ use crate::open_ledger;
 use crate::outcome::{Following, Outcome};
 use crate::permit::{LaunchPermit, Seat};
 use crate::snapshot::KeySnapshot;
+use crate::table::Table;
 
 /// Starts each backend once, however many callers ask for it.
 ///
@@ -129,14 +131,14 @@ where
         let mut follow_until = None;
         loop {
             let table = self.inner.table(hash).await;
-            let part = self.inner.enter(table, key, hash, false)?;
+            let part = self.enter(table, key, hash, false)?;
             let (flight, joined) = match part {
                 Part::Follow(flight, following) => {
                     let joined = self.follow(&flight, following, &mut follow_until).await?;
                     (flight, joined)
                 }
-                Part::Lead(flight, claim) => {
-                    let seat = match permit_at_once(self.seat(flight), claim) {
+                Part::Lead(seat, claim) => {
+                    let seat = match permit_at_once(seat, claim) {
                         Ok(permit) => return Ok(Acquired::Led(permit)),
                         Err(seat) => seat,
                     };
@@ -190,12 +192,13 @@ where
         let mut follow_until = None;
         loop {
             let table = self.inner.table(hash).await;
-            let part = self.inner.enter(table, key, hash, true)?;
+            let part = self.enter(table, key, hash, true)?;
             let (flight, following) = match part {
                 Part::Follow(flight, following) => (flight, following),
-                Part::Lead(flight, claim) => {
+                Part::Lead(seat, claim) => {
+                    let flight = seat.flight.clone();
                     // Boxed, since a task is moved a few times before it runs.
-                    let leading = Box::pin(lead(self.seat(flight.clone()), claim, launcher));
+                    let leading = Box::pin(lead(seat, claim, launcher));
                     return self.led(&flight, tokio::spawn(leading), follow_until).await;
                 }
             };
@@ -236,7 +239,7 @@ where
     pub async fn snapshots(&self) -> Vec<KeySnapshot<K>> {
         let mut snapshots = Vec::new();
         for table in &self.inner.tables {
-            let table = table.lock().await;
+            let table = lock(table).await;
             let now = Instant::now();
             let looks = table.look_at_all(&self.inner.policy, now);
             drop(table);
@@ -297,7 +300,7 @@ where
         self.inner.is_closed.store(true, Ordering::SeqCst);
         let mut flights = Vec::new();
         for table in &self.inner.tables {
-            flights.append(&mut table.lock().await.follow_all());
+            flights.append(&mut lock(table).await.follow_all());
         }
         let limit = self.inner.timeouts.drain;
         let deadline = Instant::now() + limit;
@@ -314,8 +317,24 @@ where
         Ok(())
     }
 
-    fn seat(&self, flight: Flight<K, T>) -> Seat<K, T> {
-        Seat::new(Arc::clone(&self.inner), flight)
+    /// Enters the gate. A leader has its seat before any more code of the user's is run.
+    #[inline]
+    fn enter(
+        &self,
+        table: MutexGuard<'_, Table<K, T>>,
+        key: K,
+        hash: u64,
+        can_discover: bool,
+    ) -> Result<Part<K, T, Seat<K, T>>, GateError> {
+        let mut unneeded = Unneeded::default();
+        let inner = &self.inner;
+        let part = inner.enter(table, key, hash, can_discover, &mut unneeded)?;
+        let seated = match part {
+            Part::Follow(flight, following) => Part::Follow(flight, following),
+            Part::Lead(flight, claim) => Part::Lead(Seat::new(Arc::clone(inner), flight), claim),
+        };
+        drop(unneeded);
+        Ok(seated)
     }
 
     /// When a request that follows a flight from now on gives up; set at its first wait, and then the same for its further ones.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::coop::consume_budget;
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
 use crate::budget::BudgetPolicy;
@@ -17,6 +18,7 @@ use crate::key::GateKey;
 use crate::ledger::Ledger;
 use crate::lock::SpawnLock;
 use crate::shard::shard;
+use crate::slot::Slot;
 use crate::table::Table;
 
 #[derive(Debug)]
@@ -76,49 +78,51 @@ impl<K: GateKey, T> Inner<K, T> {
     pub(crate) async fn table(&self, hash: u64) -> MutexGuard<'_, Table<K, T>> {
         // What is ready at once must give way to the runtime's other tasks now and then. `try_lock` never does.
         consume_budget().await;
-        let table = &self.tables[shard(hash, TABLES)];
-        match table.try_lock() {
-            Ok(table) => table,
-            // Boxed, so that a request is small.
-            Err(_) => Box::pin(table.lock()).await,
-        }
+        lock(&self.tables[shard(hash, TABLES)]).await
     }
 
-    /// Enters the gate by the table of `key`: the caller gets its part, or is refused.
+    /// Enters the gate by the table of `hash`, which is that of `key`: the caller gets its part, or is refused.
     #[inline]
     pub(crate) fn enter(
         &self,
-        mut table: MutexGuard<'_, Table<K, T>>,
+        table: MutexGuard<'_, Table<K, T>>,
         key: K,
         hash: u64,
         can_discover: bool,
+        unneeded: &mut Unneeded<K, T>,
     ) -> Result<Part<K, T>, GateError> {
+        // Dropped before the key, whatever happens.
+        let mut table = table;
         // Read under the mutex: a close that comes later finds the flight.
         if self.is_closed.load(Ordering::SeqCst) {
             return Err(GateError::Closed);
         }
         // Read under the mutex, so that the times in the table are in order.
         let now = Instant::now();
-        let is_sweep_due = table.forget_idle(&self.policy, now);
+        let is_sweep_due = table.forget_idle(&self.policy, now, &mut unneeded.idle);
         let number = table.number_flight();
         let entered = match table.slot(&key, hash) {
-            Some(slot) => slot.enter(&self.policy, number, can_discover, now),
-            None => table
-                .add(key, hash)
-                .enter(&self.policy, number, can_discover, now),
+            Some(slot) => {
+                unneeded.key = Some(key);
+                slot.enter(&self.policy, number, can_discover, now)
+            }
+            None => {
+                let slot = table.add(key, hash);
+                slot.enter(&self.policy, number, can_discover, now)
+            }
         };
         drop(table);
         if is_sweep_due {
-            self.forget_idle();
+            self.forget_idle(&mut unneeded.idle);
         }
         entered.map_err(|Refused(slot, refusal)| BudgetExhausted::new(slot.label(), refusal).into())
     }
 
     /// Forgets the idle keys of all tables where nobody is and that is due: no request may ever come for some of them.
-    fn forget_idle(&self) {
+    fn forget_idle(&self, idle: &mut Vec<Arc<Slot<K, T>>>) {
         for table in &self.tables {
             if let Ok(mut table) = table.try_lock() {
-                table.forget_idle(&self.policy, Instant::now());
+                table.forget_idle(&self.policy, Instant::now(), idle);
             }
         }
     }
@@ -127,5 +131,33 @@ impl<K: GateKey, T> Inner<K, T> {
     pub(crate) async fn peek(&self, key: &K) -> Option<Ledger> {
         let peeked = timeout(LONGEST_PEEK, self.lock.peek(key)).await;
         peeked.ok().flatten()
+    }
+}
+
+/// What a request leaves over: its key, if there was a slot with that key, and slots that are idle. To be dropped after a leader
+/// has its seat, where nobody else is concerned: a key's `Drop` is the user's code, and can panic.
+#[derive(Debug)]
+pub(crate) struct Unneeded<K, T> {
+    key: Option<K>,
+    idle: Vec<Arc<Slot<K, T>>>,
+}
+
+impl<K, T> Default for Unneeded<K, T> {
+    fn default() -> Self {
+        Self {
+            key: None,
+            idle: Vec::new(),
+        }
+    }
+}
+
+/// Locks a table. Nobody queues for it: a request that is kept and not polled would be handed the table, and keep it from all
+/// others. Nor need they: a table is never held while a future waits.
+pub(crate) async fn lock<K, T>(table: &Mutex<Table<K, T>>) -> MutexGuard<'_, Table<K, T>> {
+    loop {
+        if let Ok(table) = table.try_lock() {
+            return table;
+        }
+        yield_now().await;
     }
 }

@@ -193,6 +193,7 @@ async fn prepare<K: GateKey, T: 'static>(
             Ok(attempt) => return Ok((held, attempt)),
             // The charge may be kept elsewhere than in a file that is gone.
             Err(Stop::LockLost(error)) if wait.may_retry_after(&error) => {
+                wait.began_before(seat.flight.age(), inner);
                 drop(held.leave(Settlement::Refund).await);
             }
             Err(Stop::LockLost(error)) => return Err((lock_failed(seat, error), Some(held))),

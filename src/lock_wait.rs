@@ -52,6 +52,12 @@ impl LockWait {
         }
     }
 
+    /// Has the deadline count from a time that is so long ago, if nothing had to be waited for yet.
+    pub(crate) fn began_before<K, T>(&mut self, age: Duration, inner: &Inner<K, T>) {
+        let left = inner.timeouts.lock.saturating_sub(age);
+        self.deadline.get_or_insert_with(|| Instant::now() + left);
+    }
+
     /// Counts one more file swap. Returns false when there were too many.
     pub(crate) fn may_retry_after(&mut self, error: &SpawnLockError) -> bool {
         let swapped = matches!(error, SpawnLockError::DeletedOrRecreated { .. });

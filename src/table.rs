@@ -81,11 +81,17 @@ impl<K: GateKey, T> Table<K, T> {
         slots.filter_map(|slot| slot.follow()).collect()
     }
 
-    /// Forgets the keys that are idle, if that is due. Returns whether it was due by time.
-    pub(crate) fn forget_idle(&mut self, policy: &BudgetPolicy, now: Instant) -> bool {
+    /// Forgets the keys that are idle, if that is due, and adds their slots to `idle`. Returns whether it was due by time.
+    pub(crate) fn forget_idle(
+        &mut self,
+        policy: &BudgetPolicy,
+        now: Instant,
+        idle: &mut Vec<Arc<Slot<K, T>>>,
+    ) -> bool {
         let is_due = self.sweep.is_due(policy.config.window, now.into_std());
         if is_due || self.sweep.has_grown(self.slots.len()) {
-            self.slots.retain(|slot| slot.is_live(policy, now));
+            let is_idle = |slot: &mut Arc<Slot<K, T>>| !slot.is_live(policy, now);
+            idle.extend(self.slots.extract_if(is_idle));
             let (left, capacity) = (self.slots.len(), self.slots.capacity());
             if let Some(capacity) = self.sweep.swept(left, capacity) {
                 self.slots.shrink_to(capacity, |slot| slot.hash);

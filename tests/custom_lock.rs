@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use spawn_gate::{
-    Acquired, GateError, LaunchPermit, Ledger, LedgerReading, SpawnBudgetConfig, SpawnGate,
-    SpawnLease, SpawnLock, SpawnLockError, async_trait,
+    Acquired, BackendLauncher, BoxError, GateError, LaunchPermit, Ledger, LedgerReading,
+    SpawnBudgetConfig, SpawnGate, SpawnLease, SpawnLock, SpawnLockError, async_trait,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 const KEY: &str = "indexer";
 
@@ -206,4 +206,50 @@ async fn a_lock_that_says_it_is_free_and_is_not_does_not_keep_a_waiter_busy() {
     assert!(matches!(heard, Err(GateError::Timeout(_))), "{heard:?}");
     // One in 12.5 ms, once its pauses have grown.
     assert!(tries.load(Ordering::SeqCst) < 30 * 80 + 20);
+}
+
+/// Had at once the first time, with a lease that is lost; held by somebody else from then on.
+#[derive(Debug, Default)]
+struct LostOnce {
+    was_had: AtomicBool,
+}
+
+#[async_trait]
+impl SpawnLock<&'static str> for LostOnce {
+    async fn try_acquire(&self, _: &&'static str) -> Lease {
+        Err(SpawnLockError::AlreadyLocked { path: KEY.into() })
+    }
+
+    fn try_acquire_now(&self, _: &&'static str) -> Option<Lease> {
+        let was_had = self.was_had.swap(true, Ordering::SeqCst);
+        (!was_had).then(|| Ok(Box::new(ServiceLease(Service::losing(1))) as Box<dyn SpawnLease>))
+    }
+}
+
+/// Takes its time to look.
+struct SlowToLook(Duration);
+
+#[async_trait]
+impl BackendLauncher<&'static str, u32> for SlowToLook {
+    async fn discover(&self, _: &&'static str) -> Result<Option<u32>, BoxError> {
+        sleep(self.0).await;
+        Ok(None)
+    }
+
+    async fn launch(&self, _: &LaunchPermit<&'static str, u32>) -> Result<u32, BoxError> {
+        unreachable!("the lock is held by somebody else")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_is_lost_and_has_to_be_taken_again_has_one_deadline() {
+    let limit = Duration::from_secs(10);
+    let gate = Gate::builder(LostOnce::default())
+        .lock_timeout(limit)
+        .build();
+    let began = Instant::now();
+    let slow = SlowToLook(limit - Duration::from_secs(1));
+    let heard = gate.launch(KEY, slow).await;
+    assert!(matches!(heard, Err(GateError::Timeout(_))), "{heard:?}");
+    assert_eq!(began.elapsed().as_secs(), limit.as_secs());
 }

@@ -1,0 +1,292 @@
+//! Code of the user's that a key brings along: whatever it does, and wherever the gate runs it, nobody else is kept waiting.
+
+use std::fmt;
+use std::future::Future;
+use std::hash::{Hash, Hasher};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use spawn_gate::{Acquired, GateError, GateKey, InMemorySpawnLock, LaunchPermit, SpawnGate};
+use tokio::task::yield_now;
+use tokio::time::{sleep, timeout};
+use tokio_test::{assert_pending, task};
+
+type Gate = SpawnGate<Key, u32>;
+
+/// A key that runs what it is told to.
+#[derive(Clone)]
+struct Key {
+    name: &'static str,
+    on_eq: Hook,
+    // There for what it does when it is cloned or dropped.
+    _on_clone: OnClone,
+    _on_drop: OnDrop,
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+type Hook = Option<Arc<dyn Fn() + Send + Sync>>;
+
+struct OnClone(Hook);
+
+#[derive(Clone)]
+struct OnDrop(Hook);
+
+fn run(hook: &Hook) {
+    if let Some(hook) = hook {
+        hook();
+    }
+}
+
+impl Clone for OnClone {
+    fn clone(&self) -> Self {
+        run(&self.0);
+        Self(self.0.clone())
+    }
+}
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        run(&self.0);
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        run(&self.on_eq);
+        run(&other.on_eq);
+        self.name == other.name
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
+impl GateKey for Key {
+    fn fields(&self, visit: &mut dyn FnMut(&[u8])) {
+        visit(self.name.as_bytes());
+    }
+}
+
+fn key(name: &'static str) -> Key {
+    Key {
+        name,
+        on_eq: None,
+        _on_clone: OnClone(None),
+        _on_drop: OnDrop(None),
+    }
+}
+
+fn dropping(name: &'static str, hook: impl Fn() + Send + Sync + 'static) -> Key {
+    Key {
+        _on_drop: OnDrop(Some(Arc::new(hook))),
+        ..key(name)
+    }
+}
+
+fn gate() -> Gate {
+    Gate::builder(InMemorySpawnLock::new()).build()
+}
+
+async fn lead(gate: &Gate, key: Key) -> LaunchPermit<Key, u32> {
+    match gate.acquire(key).await.unwrap() {
+        Acquired::Led(permit) => permit,
+        Acquired::Joined(value) => panic!("joined: {value}"),
+    }
+}
+
+/// Leaves a key with an attempt charged, so that it is known.
+async fn make_known(gate: &Gate, key: Key) {
+    lead(gate, key).await.fail("no such program").await;
+}
+
+/// A panic that is thrown once, when it is armed.
+#[derive(Clone, Default)]
+struct Bomb(Arc<AtomicBool>);
+
+impl Bomb {
+    fn arm(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    fn fuse(&self) -> impl Fn() + Send + Sync + 'static {
+        let armed = Arc::clone(&self.0);
+        move || assert!(!armed.swap(false, Ordering::SeqCst), "scripted")
+    }
+}
+
+/// Longer than any deadline of the gate.
+const FOR_EVER: Duration = Duration::from_secs(3600);
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_kept_and_not_polled_keeps_its_table_from_nobody() {
+    type Kept = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+    let gate = gate();
+    make_known(&gate, key("key")).await;
+    let kept: Arc<Mutex<Option<Kept>>> = Arc::default();
+    let meets_another = {
+        let (gate, kept) = (gate.clone(), Arc::clone(&kept));
+        // While keys are compared, the table is held; another request comes just then.
+        move || {
+            let mut kept = kept.lock().unwrap();
+            if kept.is_none() {
+                let gate = gate.clone();
+                let mut request = Box::pin(async move {
+                    drop(gate.acquire(key("key")).await);
+                });
+                let mut context = Context::from_waker(Waker::noop());
+                assert!(request.as_mut().poll(&mut context).is_pending());
+                *kept = Some(request);
+            }
+        }
+    };
+    let meeting = Key {
+        on_eq: Some(Arc::new(meets_another)),
+        ..key("key")
+    };
+    lead(&gate, meeting).await.succeed(1).await.unwrap();
+    assert!(kept.lock().unwrap().is_some());
+
+    let next = timeout(FOR_EVER, lead(&gate, key("key"))).await;
+    next.expect("the table is free").succeed(2).await.unwrap();
+    let closed = timeout(FOR_EVER, gate.close()).await;
+    closed.expect("all tables are free").unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_whose_drop_panics_leaves_no_flight_behind() {
+    let gate = gate();
+    make_known(&gate, key("key")).await;
+    let bomb = Bomb::default();
+    let fragile = dropping("key", bomb.fuse());
+    bomb.arm();
+    let request = tokio::spawn({
+        let gate = gate.clone();
+        async move { drop(gate.acquire(fragile).await) }
+    });
+    assert!(request.await.unwrap_err().is_panic());
+    assert!(gate.snapshot(key("key")).await.flight.is_none());
+    make_known(&gate, key("key")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_key_whose_drop_panics_leaves_no_flight_behind() {
+    // Chance decides whether the two keys share a table.
+    for _ in 0..20 {
+        let gate = gate();
+        let bomb = Bomb::default();
+        make_known(&gate, dropping("idle", bomb.fuse())).await;
+        make_known(&gate, key("key")).await;
+        sleep(FOR_EVER).await;
+        bomb.arm();
+        let request = tokio::spawn({
+            let gate = gate.clone();
+            async move { drop(gate.acquire(key("key")).await) }
+        });
+        assert!(request.await.unwrap_err().is_panic());
+        assert!(gate.snapshot(key("key")).await.flight.is_none());
+    }
+}
+
+/// Makes a key that notes, when it is dropped, whether its table is free.
+fn looking(gate: &Gate) -> (Key, Arc<Mutex<Vec<bool>>>) {
+    let seen: Arc<Mutex<Vec<bool>>> = Arc::default();
+    let look = {
+        let (gate, seen) = (gate.clone(), Arc::clone(&seen));
+        move || {
+            let look = pin!(gate.snapshot(key("key")));
+            let polled = look.poll(&mut Context::from_waker(Waker::noop()));
+            seen.lock().unwrap().push(polled.is_ready());
+        }
+    };
+    (dropping("key", look), seen)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_dropped_while_its_table_is_free() {
+    let gate = gate();
+    make_known(&gate, key("key")).await;
+
+    let (leading, seen) = looking(&gate);
+    let permit = lead(&gate, leading).await;
+    assert_eq!(*seen.lock().unwrap(), [true], "of a leader");
+
+    let (following, seen) = looking(&gate);
+    let mut follower = task::spawn(gate.acquire(following));
+    assert_pending!(follower.poll());
+    assert_eq!(*seen.lock().unwrap(), [true], "of a follower");
+    drop(follower);
+
+    permit.fail("no such program").await;
+    make_known(&gate, key("key")).await;
+    let (refused, seen) = looking(&gate);
+    assert!(gate.acquire(refused).await.is_err());
+    assert_eq!(*seen.lock().unwrap(), [true], "of one that is refused");
+
+    gate.close().await.unwrap();
+    let (late, seen) = looking(&gate);
+    let late = gate.acquire(late).await;
+    assert!(matches!(late, Err(GateError::Closed)));
+    assert_eq!(*seen.lock().unwrap(), [true], "of one that comes too late");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_key_is_dropped_while_its_table_is_free() {
+    let gate = gate();
+    let (idle, seen) = looking(&gate);
+    make_known(&gate, idle).await;
+    for _ in 0..3 {
+        sleep(FOR_EVER).await;
+        make_known(&gate, key("other")).await;
+    }
+    assert_eq!(*seen.lock().unwrap(), [true]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_that_panics_when_a_follower_takes_over_is_that_followers_loss_alone() {
+    let gate = gate();
+    let bomb = Bomb::default();
+    let fragile = Key {
+        _on_clone: OnClone(Some(Arc::new(bomb.fuse()))),
+        ..key("key")
+    };
+    let permit = lead(&gate, fragile).await;
+    let followers: Vec<_> = (0..3)
+        .map(|_| {
+            let gate = gate.clone();
+            tokio::spawn(async move {
+                match gate.acquire(key("key")).await.unwrap() {
+                    Acquired::Led(permit) => permit.succeed(5).await.map(|()| 5).unwrap(),
+                    Acquired::Joined(value) => value,
+                }
+            })
+        })
+        .collect();
+    while gate.snapshot(key("key")).await.flight.unwrap().waiting < 3 {
+        yield_now().await;
+    }
+    bomb.arm();
+    permit.refund().await;
+    let mut lost = 0;
+    for follower in followers {
+        match follower.await {
+            Ok(value) => assert_eq!(value, 5),
+            Err(error) => lost += u32::from(error.is_panic()),
+        }
+    }
+    assert_eq!(lost, 1);
+    assert!(gate.snapshot(key("key")).await.flight.is_none());
+}
