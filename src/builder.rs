@@ -93,7 +93,7 @@ where
     }
 
     /// Sets how long the leader waits for the spawn lock. Unless set: as long as another process may take to discover and
-    /// launch, and 10 seconds more. It is tried once in any case.
+    /// launch, and 10 seconds more. It is tried once in any case, and once again if it was had and lost.
     pub fn lock_timeout(mut self, limit: Duration) -> Self {
         self.lock_timeout = Some(bounded(limit));
         self

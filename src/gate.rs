@@ -241,10 +241,13 @@ where
         for table in &self.inner.tables {
             let table = lock(table).await;
             let now = Instant::now();
-            let looks = table.look_at_all(&self.inner.policy, now);
+            let slots = table.live_slots(&self.inner.policy, now);
+            // Before keys are cloned, which is the user's code.
             drop(table);
-            let looks = looks.into_iter();
-            snapshots.extend(looks.map(|(key, look)| KeySnapshot::new(key, look, now)));
+            snapshots.extend(slots.iter().map(|slot| {
+                let look = slot.look(&self.inner.policy, now);
+                KeySnapshot::new(slot.key.clone(), look, now)
+            }));
         }
         snapshots
     }
@@ -333,6 +336,7 @@ where
             Part::Follow(flight, following) => Part::Follow(flight, following),
             Part::Lead(flight, claim) => Part::Lead(Seat::new(Arc::clone(inner), flight), claim),
         };
+        // While the seat is a variable yet: a return value is not dropped if a destructor panics.
         drop(unneeded);
         Ok(seated)
     }

@@ -1,13 +1,14 @@
 //! What all handles of a gate, its leaders and its permits share.
 
+use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::coop::consume_budget;
-use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
 use crate::budget::BudgetPolicy;
@@ -135,7 +136,7 @@ impl<K: GateKey, T> Inner<K, T> {
 }
 
 /// What a request leaves over: its key, if there was a slot with that key, and slots that are idle. To be dropped after a leader
-/// has its seat, where nobody else is concerned: a key's `Drop` is the user's code, and can panic.
+/// has its seat, while no table is held: a key's `Drop` is the user's code, and can panic.
 #[derive(Debug)]
 pub(crate) struct Unneeded<K, T> {
     key: Option<K>,
@@ -152,12 +153,15 @@ impl<K, T> Default for Unneeded<K, T> {
 }
 
 /// Locks a table. Nobody queues for it: a request that is kept and not polled would be handed the table, and keep it from all
-/// others. Nor need they: a table is never held while a future waits.
+/// others. Nor need they: a table is never held while a future waits, so whoever finds it held wakes itself and tries again when
+/// it is polled next. (Tokio's `yield_now` would leave the waking to the thread's scheduler, which may be held up itself.)
 pub(crate) async fn lock<K, T>(table: &Mutex<Table<K, T>>) -> MutexGuard<'_, Table<K, T>> {
-    loop {
-        if let Ok(table) = table.try_lock() {
-            return table;
+    poll_fn(|context| match table.try_lock() {
+        Ok(table) => Poll::Ready(table),
+        Err(_) => {
+            context.waker().wake_by_ref();
+            Poll::Pending
         }
-        yield_now().await;
-    }
+    })
+    .await
 }

@@ -71,14 +71,17 @@ pub(crate) fn permit_at_once<K: GateKey, T>(
     let (Claim::Launch(attempt), false) = (claim, seat.inner.lock.keeps_ledger()) else {
         return Err(seat);
     };
-    match seat.inner.lock.try_acquire_now(seat.flight.key()) {
-        Some(Ok(lease)) if matches!(lease.verify_now(), Some(Ok(()))) => {
-            seat.flight.advance(Stage::Launch);
-            let held = Held::new(lease, &seat.inner.policy, &seat.inner.clock);
-            Ok(LaunchPermit::new(seat, held, attempt))
+    let lease = match seat.inner.lock.try_acquire_now(seat.flight.key()) {
+        Some(Ok(lease)) if matches!(lease.verify_now(), Some(Ok(()))) => lease,
+        unfit => {
+            // While the seat is still here: a lease that panics when it is dropped must not leave the flight without its leader.
+            drop(unfit);
+            return Err(seat);
         }
-        _ => Err(seat),
-    }
+    };
+    seat.flight.advance(Stage::Launch);
+    let held = Held::new(lease, &seat.inner.policy, &seat.inner.clock);
+    Ok(LaunchPermit::new(seat, held, attempt))
 }
 
 /// Turns a seat into a permit. If there is none to be had, or none is needed, the flight has ended when this returns, and the

@@ -66,12 +66,12 @@ impl<K: GateKey, T> Table<K, T> {
         }
     }
 
-    /// The usage of every key that has an attempt charged or a flight in progress.
-    pub(crate) fn look_at_all(&self, policy: &BudgetPolicy, now: Instant) -> Vec<(K, Look)> {
+    /// The slot of every key that has an attempt charged or a flight in progress.
+    pub(crate) fn live_slots(&self, policy: &BudgetPolicy, now: Instant) -> Vec<Arc<Slot<K, T>>> {
         let slots = self.slots.iter();
         slots
             .filter(|slot| slot.is_live(policy, now))
-            .map(|slot| (slot.key.clone(), slot.look(policy, now)))
+            .cloned()
             .collect()
     }
 

@@ -253,3 +253,49 @@ async fn a_lock_that_is_lost_and_has_to_be_taken_again_has_one_deadline() {
     assert!(matches!(heard, Err(GateError::Timeout(_))), "{heard:?}");
     assert_eq!(began.elapsed().as_secs(), limit.as_secs());
 }
+
+/// Not vouched for at once, and broken.
+#[derive(Debug)]
+struct Broken;
+
+#[async_trait]
+impl SpawnLock<&'static str> for Broken {
+    async fn try_acquire(&self, _: &&'static str) -> Lease {
+        pending().await
+    }
+
+    fn try_acquire_now(&self, _: &&'static str) -> Option<Lease> {
+        Some(Ok(Box::new(BrokenLease)))
+    }
+}
+
+#[derive(Debug)]
+struct BrokenLease;
+
+#[async_trait]
+impl SpawnLease for BrokenLease {
+    fn fencing_token(&self) -> u64 {
+        1
+    }
+
+    async fn verify(&self) -> Result<(), SpawnLockError> {
+        pending().await
+    }
+}
+
+impl Drop for BrokenLease {
+    fn drop(&mut self) {
+        panic!("scripted");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_whose_drop_panics_leaves_no_flight_behind() {
+    let gate = Gate::builder(Broken).build();
+    let request = tokio::spawn({
+        let gate = gate.clone();
+        async move { drop(gate.acquire(KEY).await) }
+    });
+    assert!(request.await.unwrap_err().is_panic());
+    assert!(gate.snapshot(KEY).await.flight.is_none());
+}

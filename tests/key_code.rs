@@ -167,6 +167,28 @@ async fn a_request_that_is_kept_and_not_polled_keeps_its_table_from_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_finds_its_table_held_wakes_itself() {
+    let gate = gate();
+    make_known(&gate, key("key")).await;
+    let woken: Arc<Mutex<Vec<bool>>> = Arc::default();
+    let meets_another = {
+        let (gate, woken) = (gate.clone(), Arc::clone(&woken));
+        move || {
+            let mut request = task::spawn(gate.snapshot(key("key")));
+            assert_pending!(request.poll());
+            woken.lock().unwrap().push(request.is_woken());
+        }
+    };
+    let meeting = Key {
+        on_eq: Some(Arc::new(meets_another)),
+        ..key("key")
+    };
+    drop(lead(&gate, meeting).await);
+    // Nobody else can be relied on: whoever drives the request may hold up its thread's scheduler meanwhile.
+    assert_eq!(*woken.lock().unwrap(), [true]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_whose_drop_panics_leaves_no_flight_behind() {
     let gate = gate();
     make_known(&gate, key("key")).await;
