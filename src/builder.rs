@@ -93,7 +93,8 @@ where
     }
 
     /// Sets how long the leader waits for the spawn lock. Unless set: as long as another process may take to discover and
-    /// launch, and 10 seconds more. It is tried once in any case, and once again if it was had and lost.
+    /// launch, and 10 seconds more. It is tried once in any case. The time with a lock that was
+    /// had and lost counts too.
     pub fn lock_timeout(mut self, limit: Duration) -> Self {
         self.lock_timeout = Some(bounded(limit));
         self

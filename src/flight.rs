@@ -14,12 +14,12 @@ use crate::lock::LockHolder;
 use crate::outcome::{Following, Outcome};
 use crate::slot::{Claim, Running, Settling, Slot};
 
-/// A request's part in a flight.
+/// A request's part in a flight. Who leads has the flight itself at first, and then a seat in it.
 #[derive(Debug)]
 pub(crate) enum Part<K, T, L = Flight<K, T>> {
     /// Wait for this flight's outcome.
     Follow(Flight<K, T>, Following<T>),
-    /// Lead this flight, which was just begun; later: with this seat.
+    /// Lead this flight, which was just begun.
     Lead(L, Claim),
 }
 

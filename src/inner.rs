@@ -77,8 +77,6 @@ impl<K: GateKey, T> Inner<K, T> {
 
     /// The table of the keys with such a hash.
     pub(crate) async fn table(&self, hash: u64) -> MutexGuard<'_, Table<K, T>> {
-        // What is ready at once must give way to the runtime's other tasks now and then. `try_lock` never does.
-        consume_budget().await;
         lock(&self.tables[shard(hash, TABLES)]).await
     }
 
@@ -156,6 +154,8 @@ impl<K, T> Default for Unneeded<K, T> {
 /// others. Nor need they: a table is never held while a future waits, so whoever finds it held wakes itself and tries again when
 /// it is polled next. (Tokio's `yield_now` would leave the waking to the thread's scheduler, which may be held up itself.)
 pub(crate) async fn lock<K, T>(table: &Mutex<Table<K, T>>) -> MutexGuard<'_, Table<K, T>> {
+    // What is ready at once must give way to the runtime's other tasks now and then. `try_lock` never does.
+    consume_budget().await;
     poll_fn(|context| match table.try_lock() {
         Ok(table) => Poll::Ready(table),
         Err(_) => {

@@ -1,11 +1,12 @@
 //! The cancellation matrix (promises 1, 3, 4, 7, 11, 25): whoever is dropped at whichever stage, whatever that stage then
 //! does, the survivors hear how it ended, the charge is right, and nothing is left in flight or locked.
 
+#[path = "support/hooked_key.rs"]
+mod hooked_key;
 #[path = "support/scripted_lock.rs"]
 mod scripted_lock;
 mod support;
 
-use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_test::{assert_pending, assert_ready, task};
 
+use crate::hooked_key::{Key, On, key};
 use crate::scripted_lock::{ScriptedLock, lost};
 use crate::support::{Script, until_waiting};
 
@@ -476,45 +478,6 @@ async fn a_permit_cancelled_while_a_follower_has_little_time_keeps_the_contract(
 
 // The table: it is only ever held for moments, so a key that stops at being compared is needed to find it held.
 
-#[derive(Clone)]
-struct Key {
-    name: &'static str,
-    on_eq: Option<Arc<dyn Fn() + Send + Sync>>,
-}
-
-fn key(name: &'static str) -> Key {
-    Key { name, on_eq: None }
-}
-
-impl std::fmt::Debug for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
-    }
-}
-
-impl PartialEq for Key {
-    fn eq(&self, other: &Self) -> bool {
-        if let Some(on_eq) = self.on_eq.as_ref().or(other.on_eq.as_ref()) {
-            on_eq();
-        }
-        self.name == other.name
-    }
-}
-
-impl Eq for Key {}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.name.hash(state);
-    }
-}
-
-impl GateKey for Key {
-    fn fields(&self, visit: &mut dyn FnMut(&[u8])) {
-        visit(self.name.as_bytes());
-    }
-}
-
 /// A thread that holds the gate's table.
 struct TableHolder {
     release: mpsc::Sender<Does>,
@@ -527,17 +490,14 @@ impl TableHolder {
         let (has_it, until_it_has) = mpsc::channel();
         let (release, released) = mpsc::channel();
         let released = std::sync::Mutex::new(released);
-        let slow_key = Key {
-            name: "key",
-            on_eq: Some(Arc::new(move || {
-                let _ = has_it.send(());
-                // Nobody sends any more after the first time.
-                let told = released.lock().unwrap().recv();
-                if let Ok(Does::Panic) = told {
-                    panic!("scripted");
-                }
-            })),
-        };
+        let slow_key = Key::hooked("key", On::Compare, move || {
+            let _ = has_it.send(());
+            // Nobody sends any more after the first time.
+            let told = released.lock().unwrap().recv();
+            if let Ok(Does::Panic) = told {
+                panic!("scripted");
+            }
+        });
         let gate = gate.clone();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -566,7 +526,7 @@ async fn lead(gate: &SpawnGate<Key, u32>, key: Key) -> LaunchPermit<Key, u32> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_cancelled_while_it_queues_for_the_table_leaves_no_trace() {
+async fn a_request_cancelled_while_its_table_is_held_leaves_no_trace() {
     for call in [Call::Acquire, Call::Launch] {
         for does in [Does::Ok, Does::Panic] {
             for (first_drops, second_drops) in

@@ -1,100 +1,23 @@
 //! Code of the user's that a key brings along: whatever it does, and wherever the gate runs it, nobody else is kept waiting.
 
-use std::fmt;
+#[path = "support/hooked_key.rs"]
+mod hooked_key;
+
 use std::future::Future;
-use std::hash::{Hash, Hasher};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use spawn_gate::{Acquired, GateError, GateKey, InMemorySpawnLock, LaunchPermit, SpawnGate};
+use spawn_gate::{Acquired, GateError, InMemorySpawnLock, LaunchPermit, SpawnGate};
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 use tokio_test::{assert_pending, task};
 
+use crate::hooked_key::{Key, On, key};
+
 type Gate = SpawnGate<Key, u32>;
-
-/// A key that runs what it is told to.
-#[derive(Clone)]
-struct Key {
-    name: &'static str,
-    on_eq: Hook,
-    // There for what it does when it is cloned or dropped.
-    _on_clone: OnClone,
-    _on_drop: OnDrop,
-}
-
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name)
-    }
-}
-
-type Hook = Option<Arc<dyn Fn() + Send + Sync>>;
-
-struct OnClone(Hook);
-
-#[derive(Clone)]
-struct OnDrop(Hook);
-
-fn run(hook: &Hook) {
-    if let Some(hook) = hook {
-        hook();
-    }
-}
-
-impl Clone for OnClone {
-    fn clone(&self) -> Self {
-        run(&self.0);
-        Self(self.0.clone())
-    }
-}
-
-impl Drop for OnDrop {
-    fn drop(&mut self) {
-        run(&self.0);
-    }
-}
-
-impl PartialEq for Key {
-    fn eq(&self, other: &Self) -> bool {
-        run(&self.on_eq);
-        run(&other.on_eq);
-        self.name == other.name
-    }
-}
-
-impl Eq for Key {}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.name.hash(state);
-    }
-}
-
-impl GateKey for Key {
-    fn fields(&self, visit: &mut dyn FnMut(&[u8])) {
-        visit(self.name.as_bytes());
-    }
-}
-
-fn key(name: &'static str) -> Key {
-    Key {
-        name,
-        on_eq: None,
-        _on_clone: OnClone(None),
-        _on_drop: OnDrop(None),
-    }
-}
-
-fn dropping(name: &'static str, hook: impl Fn() + Send + Sync + 'static) -> Key {
-    Key {
-        _on_drop: OnDrop(Some(Arc::new(hook))),
-        ..key(name)
-    }
-}
 
 fn gate() -> Gate {
     Gate::builder(InMemorySpawnLock::new()).build()
@@ -153,10 +76,7 @@ async fn a_request_that_is_kept_and_not_polled_keeps_its_table_from_nobody() {
             }
         }
     };
-    let meeting = Key {
-        on_eq: Some(Arc::new(meets_another)),
-        ..key("key")
-    };
+    let meeting = Key::hooked("key", On::Compare, meets_another);
     lead(&gate, meeting).await.succeed(1).await.unwrap();
     assert!(kept.lock().unwrap().is_some());
 
@@ -179,10 +99,7 @@ async fn a_request_that_finds_its_table_held_wakes_itself() {
             woken.lock().unwrap().push(request.is_woken());
         }
     };
-    let meeting = Key {
-        on_eq: Some(Arc::new(meets_another)),
-        ..key("key")
-    };
+    let meeting = Key::hooked("key", On::Compare, meets_another);
     drop(lead(&gate, meeting).await);
     // Nobody else can be relied on: whoever drives the request may hold up its thread's scheduler meanwhile.
     assert_eq!(*woken.lock().unwrap(), [true]);
@@ -193,7 +110,7 @@ async fn a_key_whose_drop_panics_leaves_no_flight_behind() {
     let gate = gate();
     make_known(&gate, key("key")).await;
     let bomb = Bomb::default();
-    let fragile = dropping("key", bomb.fuse());
+    let fragile = Key::hooked("key", On::Drop, bomb.fuse());
     bomb.arm();
     let request = tokio::spawn({
         let gate = gate.clone();
@@ -210,7 +127,7 @@ async fn a_forgotten_key_whose_drop_panics_leaves_no_flight_behind() {
     for _ in 0..20 {
         let gate = gate();
         let bomb = Bomb::default();
-        make_known(&gate, dropping("idle", bomb.fuse())).await;
+        make_known(&gate, Key::hooked("idle", On::Drop, bomb.fuse())).await;
         make_known(&gate, key("key")).await;
         sleep(FOR_EVER).await;
         bomb.arm();
@@ -234,7 +151,7 @@ fn looking(gate: &Gate) -> (Key, Arc<Mutex<Vec<bool>>>) {
             seen.lock().unwrap().push(polled.is_ready());
         }
     };
-    (dropping("key", look), seen)
+    (Key::hooked("key", On::Drop, look), seen)
 }
 
 #[tokio::test(start_paused = true)]
@@ -281,10 +198,7 @@ async fn a_forgotten_key_is_dropped_while_its_table_is_free() {
 async fn a_clone_that_panics_when_a_follower_takes_over_is_that_followers_loss_alone() {
     let gate = gate();
     let bomb = Bomb::default();
-    let fragile = Key {
-        _on_clone: OnClone(Some(Arc::new(bomb.fuse()))),
-        ..key("key")
-    };
+    let fragile = Key::hooked("key", On::Clone, bomb.fuse());
     let permit = lead(&gate, fragile).await;
     let followers: Vec<_> = (0..3)
         .map(|_| {

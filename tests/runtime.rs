@@ -373,6 +373,12 @@ async fn a_caller_that_is_answered_at_once_again_and_again_gives_way_to_other_ta
         gate.acquire("key").await.unwrap_err();
     }
     assert!(other.is_finished(), "starved by a caller that is refused");
+
+    let other = tokio::spawn(async {});
+    for _ in 0..MANY {
+        gate.snapshots().await;
+    }
+    assert!(other.is_finished(), "starved by an operator who looks");
 }
 
 // Callers, handles and runtimes that go away.
