@@ -15,9 +15,9 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use spawn_gate::{
-    Acquired, BackendLauncher, FileSpawnLock, GateError, How, LaunchError, LaunchPermit, Ledger,
-    LockHolder, SpawnGate, SpawnLease, SpawnLock, SpawnLockError, Stage, TimeoutError,
-    acquire_spawn_lock, inspect_spawn_lock,
+    Acquired, BackendLauncher, FileSpawnLock, GateError, How, InMemorySpawnLock, LaunchError,
+    LaunchPermit, Ledger, LockHolder, SpawnGate, SpawnLease, SpawnLock, SpawnLockError, Stage,
+    TimeoutError, acquire_spawn_lock, inspect_spawn_lock,
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -394,12 +394,10 @@ fn the_holder_of_a_lock_file_that_is_not_there_is_an_error_naming_it() {
     assert!(!path.exists());
 }
 
-#[tokio::test]
-async fn launch_numbers_only_grow_from_gate_to_gate() {
-    let (_directory, locks) = locks();
+async fn launch_numbers_only_grow(make_gate: impl Fn() -> Gate) {
     let mut last = 0;
     for _ in 0..5 {
-        let gate: Gate = SpawnGate::builder(locks.clone()).build();
+        let gate = make_gate();
         for _ in 0..2 {
             let permit = permit(&gate).await;
             assert!(permit.fencing_token() > last);
@@ -407,6 +405,14 @@ async fn launch_numbers_only_grow_from_gate_to_gate() {
             permit.succeed(1).await.unwrap();
         }
     }
+}
+
+#[tokio::test]
+async fn launch_numbers_only_grow_from_gate_to_gate() {
+    let (_directory, locks) = locks();
+    launch_numbers_only_grow(|| SpawnGate::builder(locks.clone()).build()).await;
+    let locks = InMemorySpawnLock::new();
+    launch_numbers_only_grow(|| SpawnGate::builder(locks.clone()).build()).await;
 }
 
 #[tokio::test]
