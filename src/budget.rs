@@ -265,6 +265,11 @@ impl<I: TimePoint> KeyBudget<I> {
         }
     }
 
+    /// Forgets that an attempt is in flight; what was charged for it stays.
+    pub(crate) fn forget_in_flight(&mut self) {
+        self.in_flight = None;
+    }
+
     /// The attempt in flight.
     pub(crate) fn in_flight(&self) -> Option<u64> {
         self.in_flight.map(NonZeroU64::get)

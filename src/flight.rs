@@ -239,4 +239,17 @@ mod tests {
         );
         assert_eq!(look.usage.used, 2);
     }
+
+    #[test]
+    fn a_flight_that_saw_the_ledger_before_a_reset_leaves_no_attempt_in_flight() {
+        let policy = &BudgetPolicy::default();
+        let slot = Arc::new(Slot::new("key", 7));
+        let flight = lead(&slot, 1);
+        let seen_at = Instant::now();
+        slot.reset(seen_at + Duration::from_secs(1));
+        let settling = Settling::Ledger(Box::default(), seen_at);
+        flight.end(policy, Outcome::Vacated, settling);
+        assert!(!slot.is_live(policy, Instant::now()));
+        lead(&slot, 2);
+    }
 }

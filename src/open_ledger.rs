@@ -61,7 +61,7 @@ impl OpenLedger {
         };
         ledger.launch = lease.fencing_token();
         // Whatever attempt was in flight ended with its holder; as text a ledger does not tell of it.
-        ledger.budget = ledger.budget.by_clock(|at| at);
+        ledger.budget.forget_in_flight();
         if ledger.holder.is_some() {
             // Whoever that was died, or dropped its permit: the backend of the last success was not proved stable.
             ledger.budget.found_down();

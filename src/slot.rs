@@ -161,8 +161,8 @@ impl<T> State<T> {
                 self.budget = *budget;
                 self.ledger_seen = Some(at);
             }
-            // Another look was later.
-            (Settling::Ledger(..), _) => {}
+            // A reset came after that look, so what it says is outdated; but the attempt is over.
+            (Settling::Ledger(..), _) => self.budget.forget_in_flight(),
             (Settling::Attempt(settlement), Claim::Launch(attempt)) => {
                 // The time is asked for only where it counts.
                 let now = match policy.stable_after {

@@ -279,6 +279,21 @@ async fn the_first_refusal_of_each_storm_is_marked_and_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_storm_is_a_new_one_after_a_charge_although_the_key_was_never_idle() {
+    let gate = Gate::builder(InMemorySpawnLock::new())
+        .budget(SpawnBudgetConfig::new(2, WINDOW))
+        .window_kind(WindowKind::Sliding)
+        .build();
+    fail(&gate, "key").await;
+    for storm in 1..=3 {
+        advance(WINDOW / 2).await;
+        fail(&gate, "key").await;
+        assert!(refused(&gate).await.first, "storm {storm}");
+        assert!(!refused(&gate).await.first, "storm {storm}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_fixed_window_is_forgotten_as_a_whole_and_a_sliding_one_attempt_by_attempt() {
     for (kind, next_number) in [(WindowKind::Fixed, 1), (WindowKind::Sliding, 2)] {
         let gate = Gate::builder(InMemorySpawnLock::new())

@@ -273,7 +273,9 @@ proptest! {
                     match subject.try_begin("key", at) {
                         Ok(permit) => {
                             prop_assert!(model.in_flight.is_none());
+                            prop_assert!(counting.len() < rules.max as usize);
                             prop_assert_eq!(permit.attempt_number as usize, counting.len() + 1);
+                            prop_assert_eq!(permit.remaining_after_begin, rules.max - permit.attempt_number);
                             if counting.is_empty() {
                                 model.up_since = None;
                             }

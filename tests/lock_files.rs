@@ -26,7 +26,6 @@ fn directory() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
-/// The lock of [`KEY`], as a gate takes it.
 /// Takes the lock and writes into its ledger who holds it, as a gate does.
 async fn lease(locks: &FileSpawnLock) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
     let mut lease = locks.try_acquire(&KEY).await?;
@@ -576,6 +575,7 @@ mod unix {
         for mode in [0o644, 0o640, 0o604] {
             chmod(&path, mode);
             drop(acquire_spawn_lock(&path).unwrap());
+            assert_eq!(self::mode(&path), 0o600);
         }
     }
 

@@ -712,6 +712,38 @@ async fn a_lock_lost_while_launching_is_named_to_the_leader_and_the_followers_an
     assert_eq!((launcher.launches(), attempts_used(&gate).await), (1, 1));
 }
 
+/// Launches, and notes what it is told to discard.
+struct Discards(tokio::sync::mpsc::UnboundedSender<(&'static str, u32)>);
+
+#[spawn_gate::async_trait]
+impl BackendLauncher<&'static str, u32> for Discards {
+    async fn discover(&self, _: &&'static str) -> Result<Option<u32>, Failure> {
+        Ok(None)
+    }
+
+    async fn launch(&self, _: &Permit) -> Result<u32, Failure> {
+        Ok(7)
+    }
+
+    async fn discard(&self, key: &&'static str, value: u32) {
+        let _ = self.0.send((key, value));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_whose_lock_was_lost_is_discarded_once_and_one_that_is_shared_is_not() {
+    let lock = ScriptedLock::new(InMemorySpawnLock::new())
+        .on_verify(|call| async move { if call == 2 { Err(lost()) } else { Ok(()) } });
+    let gate = Gate::builder(lock).build();
+    let (discarded, mut was_discarded) = tokio::sync::mpsc::unbounded_channel();
+    // Behind an `Arc`, which has to pass it on.
+    let launcher = Arc::new(Discards(discarded));
+    gate.launch("key", Arc::clone(&launcher)).await.unwrap_err();
+    assert_eq!(was_discarded.recv().await, Some(("key", 7)));
+    gate.launch("key", launcher).await.unwrap();
+    assert_eq!(was_discarded.recv().await, None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_permit_tells_that_its_lock_is_lost_and_cannot_succeed_any_more() {
     let gate = Gate::builder(lost_while_launching()).build();

@@ -3,6 +3,8 @@
 use std::fs;
 use std::future::pending;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use spawn_gate::{
@@ -12,6 +14,7 @@ use spawn_gate::{
 
 use super::{Gate, KEY, WINDOW, builder, fail_once, finder, gate, lock_path, permit};
 use crate::halt::Halt;
+use crate::hooked_lock::{At, HookedLock};
 use crate::step_clock::StepClock;
 use crate::support::Script;
 
@@ -298,10 +301,48 @@ async fn a_used_up_budget_is_refused_without_waiting_for_whoever_holds_the_lock(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_storm_of_refused_requests_looks_into_the_ledger_once_a_second_and_tells_once() {
+async fn a_process_that_is_out_of_attempts_waits_for_a_launch_in_progress_elsewhere() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
-    let gate = gate(directory.path(), &clock);
+    let [broker, other] = [(); 2].map(|()| gate(directory.path(), &clock));
+    for _ in 0..3 {
+        fail_once(&broker).await;
+    }
+    other.reset(&KEY).await.unwrap();
+    for _ in 0..2 {
+        fail_once(&other).await;
+    }
+    let last = permit(&other).await;
+    // So that the broker looks into the ledger again.
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let asking = tokio::spawn({
+        let broker = broker.clone();
+        async move { broker.launch(KEY, finder()).await }
+    });
+    while !asking.is_finished() {
+        let flight = broker.snapshot(KEY).await.flight;
+        if flight.is_some_and(|flight| flight.waiting_for.is_some()) {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    last.succeed(1).await.unwrap();
+    assert_eq!(asking.await.unwrap().unwrap().how, How::Discovered);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storm_of_refused_requests_looks_into_the_ledger_once_a_second_and_tells_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let looks = Arc::<AtomicU32>::default();
+    let lock = HookedLock::new(directory.path(), {
+        let looks = Arc::clone(&looks);
+        move |at| {
+            let is_look = matches!(at, At::Look(_));
+            looks.fetch_add(u32::from(is_look), Ordering::SeqCst);
+            async { Ok(()) }
+        }
+    });
+    let gate = builder(lock, &StepClock::new()).build();
     for _ in 0..3 {
         fail_once(&gate).await;
     }
@@ -314,6 +355,7 @@ async fn a_storm_of_refused_requests_looks_into_the_ledger_once_a_second_and_tel
         }
     }
     assert_eq!(told, 1);
+    assert_eq!(looks.load(Ordering::SeqCst), 5);
     // Nothing of this was charged, and what the ledger says is as before.
     assert_eq!(gate.snapshot(KEY).await.budget.attempts_used, 3);
 }
