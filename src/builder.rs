@@ -5,13 +5,13 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::budget::{BudgetPolicy, SpawnBudgetConfig, WindowKind};
 use crate::clock::{SharedClock, SystemClock};
 use crate::gate::SpawnGate;
 use crate::inner::{Inner, Timeouts};
 use crate::key::GateKey;
-use crate::ledger::MAX_SLIDING_ATTEMPTS;
+use crate::ledger_text::MAX_SLIDING_ATTEMPTS;
 use crate::lock::SpawnLock;
+use crate::policy::{BudgetPolicy, SpawnBudgetConfig, WindowKind};
 
 impl<K, T> SpawnGate<K, T>
 where
@@ -93,8 +93,8 @@ where
     }
 
     /// Sets how long the leader waits for the spawn lock. Unless set: as long as another process may take to discover and
-    /// launch, and 10 seconds more. It is tried once in any case. The time with a lock that was
-    /// had and lost counts too.
+    /// launch, and 10 seconds more. Even with no time, the lock is tried once. If a lock is lost and taken again, one deadline
+    /// covers both waits.
     pub fn lock_timeout(mut self, limit: Duration) -> Self {
         self.lock_timeout = Some(bounded(limit));
         self
@@ -166,7 +166,7 @@ impl<K, T> fmt::Debug for SpawnGateBuilder<K, T> {
     }
 }
 
-/// What the default of a wait for somebody else's stages has beyond these.
+/// Added to a default wait for others' stages, so that it does not end just before they do.
 const MARGIN: Duration = Duration::from_secs(10);
 
 /// Keeps sums of limits and clocks far from overflow: a year is as good as for ever.

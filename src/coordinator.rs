@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-use crate::budget::{BudgetPolicy, KeyBudget, Settlement, SpawnBudgetConfig, Usage, WindowKind};
+use crate::budget::{KeyBudget, Settlement, Usage};
 use crate::key::BackendKey;
+use crate::policy::{BudgetPolicy, SpawnBudgetConfig, WindowKind};
 use crate::sweep::Sweep;
 
 /// Decides, for any number of keys, whether an attempt may begin now.
@@ -104,7 +105,7 @@ impl<K: Clone + Eq + Hash> SpawnCoordinator<K> {
             budget.note_refused();
             SpawnBeginError::BudgetExhausted {
                 retry_after: refusal.retry_after,
-                remaining: refusal.remaining,
+                remaining: 0,
             }
         })?;
         self.last_attempt = id;

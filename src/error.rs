@@ -84,7 +84,7 @@ impl BudgetExhausted {
         Self {
             key: key.into(),
             retry_after: refusal.retry_after,
-            remaining: refusal.remaining,
+            remaining: 0,
             first: refusal.first,
         }
     }
@@ -143,7 +143,7 @@ pub enum LaunchError {
         /// What the launcher said there, cut after some 500 bytes.
         message: Arc<str>,
     },
-    /// The launcher panicked. The attempt is charged if the panic was in [`launch`](crate::BackendLauncher::launch).
+    /// The launcher panicked. The attempt is charged if the permit was held by then.
     #[error("the launcher of {key} panicked: {message}")]
     Panicked {
         /// The key, as it is named in messages.

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::budget::{BudgetPolicy, BudgetRefusal};
+use crate::budget::BudgetRefusal;
 use crate::error::Stage;
 use crate::key::{GateKey, key_label};
 use crate::lock::LockHolder;
 use crate::outcome::{Following, Outcome};
+use crate::policy::BudgetPolicy;
 use crate::slot::{Claim, Running, Settling, Slot};
 
 /// A request's part in a flight. Who leads has the flight itself at first, and then a seat in it.
@@ -231,13 +232,13 @@ mod tests {
         assert!(!is_in_progress(&elder));
         elder.advance(Stage::Launch);
         elder.note_attempt(77);
-        let look = slot.look(policy, Instant::now());
-        let flight = look.flight.unwrap();
+        let (usage, flight) = slot.snapshot(policy, Instant::now());
+        let flight = flight.unwrap();
         assert_eq!(
             (flight.stage, flight.attempt_number),
             (Stage::Lock, Some(2))
         );
-        assert_eq!(look.usage.used, 2);
+        assert_eq!(usage.used, 2);
     }
 
     #[test]

@@ -3,26 +3,21 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tokio::sync::MutexGuard;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, timeout_at};
 
-use crate::error::{GateError, LaunchError, LockError, Stage, TimeoutError};
+use crate::error::{GateError, LaunchError, Stage, TimeoutError};
 use crate::flight::{Flight, Part};
 use crate::handover::{Earned, off_caller};
-use crate::held::Held;
-use crate::inner::{Inner, Unneeded, lock};
-use crate::key::{GateKey, key_label};
+use crate::inner::{Inner, Unneeded};
+use crate::key::GateKey;
 use crate::launcher::{BackendLauncher, How, Launched};
 use crate::lead::{earn_permit, lead, permit_at_once};
 use crate::lock::{FileSpawnLock, SpawnLockError};
-use crate::lock_wait::LockWait;
-use crate::open_ledger;
 use crate::outcome::{Following, Outcome};
 use crate::permit::{LaunchPermit, Seat};
-use crate::snapshot::KeySnapshot;
 use crate::table::Table;
 
 /// Starts each backend once, however many callers ask for it.
@@ -63,7 +58,7 @@ use crate::table::Table;
 /// # }
 /// ```
 pub struct SpawnGate<K, T> {
-    inner: Arc<Inner<K, T>>,
+    pub(crate) inner: Arc<Inner<K, T>>,
 }
 
 /// What [`SpawnGate::acquire`] returns.
@@ -110,10 +105,13 @@ where
     ///
     /// - [`GateError::BudgetExhausted`]: no attempt is left; retry after the time it names.
     /// - [`GateError::Lock`]: the spawn lock cannot be taken; its source tells whether a retry helps.
-    /// - [`GateError::Timeout`]: the spawn lock was not free in time ([`Stage::Lock`]; the attempt was refunded), or
-    ///   another caller's launch is not done in time ([`Stage::Follow`]; it goes on). A retry helps.
-    /// - [`GateError::Launch`]: another caller's launch, which this one followed, failed. A retry makes another attempt.
-    /// - [`GateError::Closed`]: the gate is closed. [`GateError::ShutDown`]: the runtime is.
+    /// - [`GateError::Timeout`]: the spawn lock was not free in time ([`Stage::Lock`]; the attempt was refunded), the launch that
+    ///   this caller followed ran out of time ([`Stage::Discover`], [`Stage::Launch`]), or it goes on but this caller's wait is
+    ///   over ([`Stage::Follow`]). A retry helps.
+    /// - [`GateError::Launch`]: a launch that this caller waited for, in this process or another, failed. A retry makes another
+    ///   attempt.
+    /// - [`GateError::Closed`]: the gate is closed. A retry does not help.
+    /// - [`GateError::ShutDown`]: the runtime that led this request was shut down. A retry helps on another one only.
     ///
     /// # Cancel safety
     ///
@@ -170,7 +168,8 @@ where
     /// - [`GateError::Timeout`]: a stage took too long; a retry helps. At [`Stage::Launch`] the attempt is charged, at
     ///   [`Stage::Follow`] the launch goes on.
     /// - [`GateError::Launch`]: the launch failed, for all callers alike. A retry makes another attempt.
-    /// - [`GateError::Closed`]: the gate is closed. [`GateError::ShutDown`]: the runtime is.
+    /// - [`GateError::Closed`]: the gate is closed. A retry does not help.
+    /// - [`GateError::ShutDown`]: the runtime that led this request was shut down. A retry helps on another one only.
     ///
     /// # Cancel safety
     ///
@@ -209,115 +208,6 @@ where
             }
             key = flight.key().clone();
         }
-    }
-
-    /// Returns what `key` has used of its budget, and its flight, if one is in progress.
-    ///
-    /// If the lock keeps a ledger, the budget is that of all processes, and read from there.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe: it changes nothing.
-    pub async fn snapshot(&self, key: K) -> KeySnapshot<K> {
-        let inner = &*self.inner;
-        let hash = inner.hash(&key);
-        let ledger = inner.peek(&key).await;
-        let now = Instant::now();
-        let mut look = inner.table(hash).await.look(&key, hash, &inner.policy, now);
-        if let Some(ledger) = ledger {
-            look.usage = open_ledger::usage(&ledger, &inner.policy, &*inner.clock);
-        }
-        KeySnapshot::new(key, look, now)
-    }
-
-    /// Returns a snapshot of every key that has an attempt charged or a flight in progress, in no particular order, as far as
-    /// this process knows; it reads no ledger.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe: it changes nothing.
-    pub async fn snapshots(&self) -> Vec<KeySnapshot<K>> {
-        let mut snapshots = Vec::new();
-        for table in &self.inner.tables {
-            let table = lock(table).await;
-            let now = Instant::now();
-            let slots = table.live_slots(&self.inner.policy, now);
-            // Before keys are cloned, which is the user's code.
-            drop(table);
-            snapshots.extend(slots.iter().map(|slot| {
-                let look = slot.look(&self.inner.policy, now);
-                KeySnapshot::new(slot.key.clone(), look, now)
-            }));
-        }
-        snapshots
-    }
-
-    /// Forgets what `key` has used, for an operator who has mended the cause. A flight in progress goes on, and its failure
-    /// does not count.
-    ///
-    /// If the lock keeps a ledger, it is reset for all processes, for which this waits for the lock, so for a launch in
-    /// progress, whosesoever it is. Other processes that are refusing requests notice it within a second.
-    ///
-    /// # Errors
-    ///
-    /// [`GateError::Lock`] if the lock cannot be taken or the ledger not be written, [`GateError::Timeout`] with
-    /// [`Stage::Lock`] if the lock is not free in time. This process has forgotten its count all the same. A retry helps as
-    /// with [`launch`](Self::launch).
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe: the ledger is reset as a whole or not at all.
-    pub async fn reset(&self, key: &K) -> Result<(), GateError> {
-        let inner = &*self.inner;
-        let hash = inner.hash(key);
-        inner.table(hash).await.reset(key, hash);
-        if !inner.lock.keeps_ledger() {
-            return Ok(());
-        }
-        let mut wait = LockWait::new(inner);
-        let lease = wait.take(inner, key, |_| {}).await?;
-        let mut held = Held::new(lease, &inner.policy, &inner.clock);
-        if let Some(ledger) = &mut held.ledger {
-            ledger.reset();
-        }
-        let written = held.write_ledger().await;
-        drop(held);
-        // What a flight that ended meanwhile brought along is outdated.
-        inner.table(hash).await.reset(key, hash);
-        written.map_err(|error| LockError::new(key_label(key), error).into())
-    }
-
-    /// Closes the gate: every request from now on is refused, and this call waits for the flights in progress to end.
-    ///
-    /// Followers that are waiting hear their flight's outcome. Calling it again, from any handle, waits again.
-    ///
-    /// # Errors
-    ///
-    /// [`TimeoutError`] with [`Stage::Drain`] if a flight has not ended in time; [`snapshots`](Self::snapshots) tells which. The
-    /// gate stays closed; a retry waits on.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe: the gate stays closed, only the waiting ends.
-    pub async fn close(&self) -> Result<(), TimeoutError> {
-        self.inner.is_closed.store(true, Ordering::SeqCst);
-        let mut flights = Vec::new();
-        for table in &self.inner.tables {
-            flights.append(&mut lock(table).await.follow_all());
-        }
-        let limit = self.inner.timeouts.drain;
-        let deadline = Instant::now() + limit;
-        for mut flight in flights {
-            if flight.outcome(deadline).await.is_none() {
-                return Err(TimeoutError {
-                    key: None,
-                    stage: Stage::Drain,
-                    after: limit,
-                    waiting_for: None,
-                });
-            }
-        }
-        Ok(())
     }
 
     /// Enters the gate. A leader has its seat before any more code of the user's is run.

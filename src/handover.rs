@@ -30,13 +30,13 @@ pub(crate) enum Earned<K: GateKey, T> {
 }
 
 /// Where a permit lies until its caller takes it.
-struct Counter<K: GateKey, T> {
+struct Pickup<K: GateKey, T> {
     /// `None` before the task is done, and if it is lost.
     earned: Mutex<Option<Earned<K, T>>>,
     is_done: Notify,
 }
 
-impl<K: GateKey, T> Counter<K, T> {
+impl<K: GateKey, T> Pickup<K, T> {
     /// Takes what lies there and leaves `left`.
     fn swap(&self, left: Earned<K, T>) -> Option<Earned<K, T>> {
         let mut earned = self.earned.lock().unwrap_or_else(PoisonError::into_inner);
@@ -67,16 +67,16 @@ where
     if let Poll::Ready(permit) = at_once.await {
         return permit.into();
     }
-    let counter = Arc::new(Counter {
+    let pickup = Arc::new(Pickup {
         earned: Mutex::new(None),
         is_done: Notify::new(),
     });
     let (task_end, caller_end) = oneshot::channel::<()>();
     // Made here and not in the task: a runtime that shuts down drops a task which was never polled.
-    let counter_end = NotifyOnDrop(Arc::clone(&counter));
-    let task = tokio::spawn(serve(earn_permit, flight.clone(), counter_end, task_end));
-    counter.is_done.notified().await;
-    let earned = counter.swap(Earned::Ended(Outcome::Vacated));
+    let pickup_end = NotifyOnDrop(Arc::clone(&pickup));
+    let task = tokio::spawn(serve(earn_permit, flight.clone(), pickup_end, task_end));
+    pickup.is_done.notified().await;
+    let earned = pickup.swap(Earned::Ended(Outcome::Vacated));
     drop(caller_end);
     match earned {
         Some(earned) => earned,
@@ -91,10 +91,10 @@ where
 async fn serve<K: GateKey, T>(
     mut earn_permit: Pin<Box<impl Future<Output = Earning<K, T>>>>,
     flight: Flight<K, T>,
-    counter_end: NotifyOnDrop<K, T>,
+    pickup_end: NotifyOnDrop<K, T>,
     mut caller: oneshot::Sender<()>,
 ) {
-    let counter = &counter_end.0;
+    let pickup = &pickup_end.0;
     let earned = poll_fn(|cx| {
         // With the lock comes what must not be left half-done: the ledger. That is soon over.
         if caller.poll_closed(cx).is_ready() && !flight.has_lock() {
@@ -105,20 +105,20 @@ async fn serve<K: GateKey, T>(
     let Some(earned) = earned.await else {
         return;
     };
-    counter.swap(earned.into());
-    counter.is_done.notify_one();
+    pickup.swap(earned.into());
+    pickup.is_done.notify_one();
     // Most callers come at once, and then no timer is needed.
     yield_now().await;
     // Over when the caller has taken it, or is gone, or does not come.
     let _ = within(UNCLAIMED_FOR, caller.closed()).await;
-    let unclaimed = counter.swap(Earned::Ended(Outcome::Vacated));
+    let unclaimed = pickup.swap(Earned::Ended(Outcome::Vacated));
     if let Some(Earned::Permit(permit)) = unclaimed {
         permit.refund().await;
     }
 }
 
-/// The task's end of the counter: the caller hears of it also when the task is dropped or panics.
-struct NotifyOnDrop<K: GateKey, T>(Arc<Counter<K, T>>);
+/// The task's end of the pickup: the caller hears of it also when the task is dropped or panics.
+struct NotifyOnDrop<K: GateKey, T>(Arc<Pickup<K, T>>);
 
 impl<K: GateKey, T> Drop for NotifyOnDrop<K, T> {
     fn drop(&mut self) {

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::budget::{Attempt, BudgetPolicy, BudgetRefusal, Settlement};
+use crate::budget::{Attempt, BudgetRefusal, Settlement};
 use crate::catch_panic::CatchPanic;
 use crate::clock::SharedClock;
 use crate::lock::{SpawnLease, SpawnLockError};
 use crate::open_ledger::OpenLedger;
+use crate::policy::BudgetPolicy;
 use crate::slot::{Claim, Settling};
 use crate::within::within;
 
@@ -60,7 +61,7 @@ impl Held {
         };
         ledger.charge(has_looked).map_err(|refusal| match claim {
             Claim::Launch(_) => refusal,
-            // This process has told of the storm before, or has not.
+            // Only this process knows whether it has reported this storm already; the ledger does not say.
             Claim::Look(BudgetRefusal { first, .. }) => BudgetRefusal { first, ..refusal },
         })
     }

@@ -11,13 +11,13 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout};
 
-use crate::budget::BudgetPolicy;
 use crate::clock::SharedClock;
 use crate::error::{BudgetExhausted, GateError};
 use crate::flight::{Part, Refused};
 use crate::key::GateKey;
 use crate::ledger::Ledger;
 use crate::lock::SpawnLock;
+use crate::policy::BudgetPolicy;
 use crate::shard::shard;
 use crate::slot::Slot;
 use crate::table::Table;
@@ -77,7 +77,7 @@ impl<K: GateKey, T> Inner<K, T> {
 
     /// The table of the keys with such a hash.
     pub(crate) async fn table(&self, hash: u64) -> MutexGuard<'_, Table<K, T>> {
-        lock(&self.tables[shard(hash, TABLES)]).await
+        lock_table(&self.tables[shard(hash, TABLES)]).await
     }
 
     /// Enters the gate by the table of `hash`, which is that of `key`: the caller gets its part, or is refused.
@@ -153,7 +153,7 @@ impl<K, T> Default for Unneeded<K, T> {
 /// Locks a table. Nobody queues for it: a request that is kept and not polled would be handed the table, and keep it from all
 /// others. Nor need they: a table is never held while a future waits, so whoever finds it held wakes itself and tries again when
 /// it is polled next. (Tokio's `yield_now` would leave the waking to the thread's scheduler, which may be held up itself.)
-pub(crate) async fn lock<K, T>(table: &Mutex<Table<K, T>>) -> MutexGuard<'_, Table<K, T>> {
+pub(crate) async fn lock_table<K, T>(table: &Mutex<Table<K, T>>) -> MutexGuard<'_, Table<K, T>> {
     // What is ready at once must give way to the runtime's other tasks now and then. `try_lock` never does.
     consume_budget().await;
     poll_fn(|context| match table.try_lock() {

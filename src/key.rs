@@ -242,6 +242,6 @@ pub(crate) fn key_label<K: GateKey>(key: &K) -> String {
     label
 }
 
-pub(crate) fn hex_digit(nibble: u8) -> char {
+fn hex_digit(nibble: u8) -> char {
     char::from_digit(u32::from(nibble), 16).unwrap_or('0')
 }

@@ -53,6 +53,10 @@ pub trait BackendLauncher<K: GateKey, T>: Send + Sync + 'static {
     /// value, and nothing is charged. With a lock that processes share, this is how a process joins what another one launched;
     /// `Ok(None)` without looking means that each process launches its own, one after the other.
     ///
+    /// # Cancel safety
+    ///
+    /// Its future is dropped when the gate's discover timeout is over. A panic is caught and shared.
+    ///
     /// # Errors
     ///
     /// An error ends the flight as [`LaunchError::Discover`](crate::LaunchError::Discover): a launch on a guess could be a
@@ -61,8 +65,13 @@ pub trait BackendLauncher<K: GateKey, T>: Send + Sync + 'static {
 
     /// Starts the backend and returns once it is ready to serve.
     ///
-    /// It runs in a task of its own: no caller's cancellation ends it. When it takes longer than the gate's launch timeout,
-    /// its future is dropped; what it had started by then is for it to end (with `kill_on_drop`, say).
+    /// It runs in a task of its own. It must not ask the same gate for the same key: that request would follow the flight
+    /// which waits for it.
+    ///
+    /// # Cancel safety
+    ///
+    /// No caller's cancellation ends it. When it takes longer than the gate's launch timeout, its future is dropped; what it had
+    /// started by then is for it to end (with `kill_on_drop`, say). A panic is caught and shared.
     ///
     /// # Errors
     ///
@@ -70,7 +79,14 @@ pub trait BackendLauncher<K: GateKey, T>: Send + Sync + 'static {
     async fn launch(&self, permit: &LaunchPermit<K, T>) -> Result<T, BoxError>;
 
     /// Disposes of a backend that was launched and that nobody will hear of, because the spawn lock was lost meanwhile: another
-    /// process may have launched one too. Drops `value` unless implemented. It may take as long as a launch.
+    /// process may have launched one too. Drops `value` unless implemented. Not called for permits from
+    /// [`SpawnGate::acquire`](crate::SpawnGate::acquire), whose holders hear it from
+    /// [`LaunchPermit::succeed`](crate::LaunchPermit::succeed).
+    ///
+    /// # Cancel safety
+    ///
+    /// It runs in a task of its own, which [`SpawnGate::close`](crate::SpawnGate::close) does not wait for. Its future is dropped
+    /// if it takes longer than the launch timeout. A panic is caught and ignored.
     async fn discard(&self, key: &K, value: T)
     where
         T: Send + 'async_trait,

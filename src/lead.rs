@@ -68,7 +68,7 @@ pub(crate) fn permit_at_once<K: GateKey, T>(
     seat: Seat<K, T>,
     claim: Claim,
 ) -> Result<LaunchPermit<K, T>, Seat<K, T>> {
-    let (Claim::Launch(attempt), false) = (claim, seat.inner.lock.keeps_ledger()) else {
+    let (Claim::Launch(attempt), false) = (claim, seat.inner.policy.is_in_ledger) else {
         return Err(seat);
     };
     let lease = match seat.inner.lock.try_acquire_now(seat.flight.key()) {
@@ -138,11 +138,7 @@ async fn confirmed_refusal<K: GateKey, T>(
     let retry_after = open_ledger::usage(&ledger, &inner.policy, &*inner.clock).retry_after?;
     let mut budget = open_ledger::local_budget(&ledger, &inner.policy, &*inner.clock);
     budget.note_refused();
-    let refusal = BudgetRefusal {
-        retry_after,
-        remaining: 0,
-        first,
-    };
+    let refusal = BudgetRefusal { retry_after, first };
     Some((refusal, Settling::Ledger(Box::new(budget), seen_at)))
 }
 
@@ -194,7 +190,7 @@ async fn prepare<K: GateKey, T: 'static>(
         seat.flight.note_lock_held();
         match prepare_held(seat, claim, launcher, &wait, &mut held).await {
             Ok(attempt) => return Ok((held, attempt)),
-            // The charge may be kept elsewhere than in a file that is gone.
+            // Taken back all the same: a lock service's ledger outlives the lost lease.
             Err(Stop::LockLost(error)) if wait.may_retry_after(&error) => {
                 wait.began_before(seat.flight.age(), inner);
                 drop(held.leave(Settlement::Refund).await);

@@ -1,37 +1,11 @@
-//! The ledger: what all processes know of a key, as a value and as text. Pure; where it is kept is the lock's affair.
-//!
-//! As text, one fact a line, for programs and for people (times in seconds, by the wall clock and, after `/`, since boot):
-//!
-//! ```text
-//! launch 1795548335141                               the newest launch number
-//! boot 3f2a…                                         the boot that the times after `/` are of
-//! window 1795548301.467/8345.120 2                   a fixed window: when it began, attempts in it
-//! attempts 1795548301.467/8345.120 …                 or a sliding one: when each attempt was made
-//! up-since 1795548301.467/8345.120                   a success that has yet to prove stable
-//! holder 4711 1795548335.140/8378.793 83787          the launching process: its number, since when, when it started
-//! outcome 1795548335141 launched 1795548340.2/…      how the newest launch that ended did: `launched`,
-//! outcome 1795548335141 failed 1795548340.2/… text   or `failed` and why
-//! ```
-//!
-//! Unknown lines are passed over, so that a later crate can add some within this version.
+//! The ledger: what all processes know of a key, as a value.
 
-use std::fmt;
-use std::str::FromStr;
-use std::time::Duration;
-
-use crate::budget::{Charges, KeyBudget};
-use crate::clock::{BootReading, ClockReading};
-
-/// A sliding window in a ledger holds at most this many attempts; a larger maximum counts as this one. (That many fit into a
-/// lock file's record, whatever the clocks read.)
-pub(crate) const MAX_SLIDING_ATTEMPTS: u32 = 24;
-
-/// How much of a failure's message is kept, in bytes of its escaped form.
-const MAX_MESSAGE_LEN: usize = 512;
+use crate::budget::KeyBudget;
+use crate::clock::ClockReading;
 
 /// What the processes that share a spawn lock know of its key: launch number, budget, holder, last outcome.
 ///
-/// A [`SpawnLock`](crate::SpawnLock) keeps it as text, by its [`Display`](fmt::Display) and [`FromStr`] forms.
+/// A [`SpawnLock`](crate::SpawnLock) keeps it as text, by its [`Display`](std::fmt::Display) and [`FromStr`](std::str::FromStr) forms.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     pub(crate) launch: u64,
@@ -41,12 +15,13 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Returns the number of the newest launch: its fencing token.
+    /// Returns the fencing token of the newest holder that wrote here, whether or not it launched.
     pub fn launch_number(&self) -> u64 {
         self.launch
     }
 
-    /// Returns who launches, or launched and died of it: only while the lock is held is it sure to hold it.
+    /// Returns the process that was launching when this was written. One that was killed stays here until the next holder
+    /// writes; [`LockReport::is_held`](crate::LockReport::is_held) tells whether the lock is held.
     pub fn holder(&self) -> Option<&LedgerHolder> {
         self.holder.as_ref()
     }
@@ -58,46 +33,33 @@ impl Ledger {
 
     /// Returns how many attempts were charged and have not been taken back or aged out when the record was written.
     pub fn attempts_charged(&self) -> u32 {
-        match &self.budget.charges {
-            Charges::None => 0,
-            Charges::Fixed { used, .. } => *used,
-            Charges::Sliding(times) => times.len() as u32,
+        self.budget.charges.used()
+    }
+
+    /// The same without the message of a failure, if there is no room for that.
+    pub(crate) fn without_message(&self) -> Self {
+        let mut short = self.clone();
+        if let Some(failure) = short
+            .last_outcome
+            .as_mut()
+            .and_then(|last| last.failure.as_mut())
+        {
+            failure.clear();
         }
+        short
     }
 }
 
-/// A process that launches, for people: by the time this is read it may be gone, and its number in use by another.
+/// A process that launches, for people: by the time this is read it may be gone, and its id in use by another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LedgerHolder {
-    /// Its process number.
+    /// Its process id.
     pub pid: u32,
     /// Since when it has been launching.
     pub since: ClockReading,
     /// When the process started, in the kernel's ticks since boot, where the platform tells it.
     pub process_started: Option<u64>,
-}
-
-impl LedgerHolder {
-    pub(crate) fn this_process(now: ClockReading) -> Self {
-        Self {
-            pid: std::process::id(),
-            since: now,
-            process_started: process_started(),
-        }
-    }
-}
-
-/// Field 22 of the process's `stat`; the fields before the last `)` may hold anything.
-fn process_started() -> Option<u64> {
-    use std::sync::OnceLock;
-
-    static STARTED: OnceLock<Option<u64>> = OnceLock::new();
-    *STARTED.get_or_init(|| {
-        let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-        let (_, fields) = stat.rsplit_once(')')?;
-        fields.split_whitespace().nth(19)?.parse().ok()
-    })
 }
 
 /// How a launch ended.
@@ -110,220 +72,4 @@ pub struct LastOutcome {
     pub at: ClockReading,
     /// What the launcher said, if it failed; cut after some 500 bytes.
     pub failure: Option<String>,
-}
-
-impl fmt::Display for Ledger {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let boot = self.newest_boot();
-        let time = |reading: &ClockReading| TimeText(*reading, boot);
-        writeln!(f, "launch {}", self.launch)?;
-        if let Some(boot) = boot {
-            writeln!(f, "boot {boot:032x}")?;
-        }
-        match &self.budget.charges {
-            Charges::None => {}
-            Charges::Fixed { window_began, used } => {
-                writeln!(f, "window {} {used}", time(window_began))?;
-            }
-            Charges::Sliding(times) => {
-                f.write_str("attempts")?;
-                // Of more than there is room for, the oldest would age out first.
-                let surplus = times.len().saturating_sub(MAX_SLIDING_ATTEMPTS as usize);
-                for at in times.iter().skip(surplus) {
-                    write!(f, " {}", time(at))?;
-                }
-                f.write_str("\n")?;
-            }
-        }
-        if let Some(since) = &self.budget.up_since {
-            writeln!(f, "up-since {}", time(since))?;
-        }
-        if let Some(holder) = &self.holder {
-            write!(f, "holder {} {}", holder.pid, time(&holder.since))?;
-            if let Some(started) = holder.process_started {
-                write!(f, " {started}")?;
-            }
-            f.write_str("\n")?;
-        }
-        if let Some(last) = &self.last_outcome {
-            let (launch, at) = (last.launch, time(&last.at));
-            match &last.failure {
-                None => writeln!(f, "outcome {launch} launched {at}")?,
-                Some(why) => writeln!(f, "outcome {launch} failed {at} {}", escaped(why))?,
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Ledger {
-    pub(crate) fn without_message(&self) -> Self {
-        let mut short = self.clone();
-        if let Some(failure) = short
-            .last_outcome
-            .as_mut()
-            .and_then(|last| last.failure.as_mut())
-        {
-            failure.clear();
-        }
-        short
-    }
-
-    /// The boot that the record's times are of. Times of another boot are kept by the wall clock alone: nobody can count
-    /// from them any more.
-    fn newest_boot(&self) -> Option<u128> {
-        let budget = match &self.budget.charges {
-            Charges::None => None,
-            Charges::Fixed { window_began, .. } => Some(window_began),
-            Charges::Sliding(times) => times.last(),
-        };
-        let holder = self.holder.as_ref().map(|holder| &holder.since);
-        let outcome = self.last_outcome.as_ref().map(|last| &last.at);
-        [budget, self.budget.up_since.as_ref(), holder, outcome]
-            .into_iter()
-            .flatten()
-            .max_by_key(|reading| reading.unix)
-            .and_then(|reading| reading.boot)
-            .map(|boot| boot.id)
-    }
-}
-
-/// The text is not that of a [`Ledger`].
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a ledger: cannot read the line {line:?}")]
-pub struct ParseLedgerError {
-    /// The line that cannot be read.
-    pub line: String,
-}
-
-impl FromStr for Ledger {
-    type Err = ParseLedgerError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut ledger = Self::default();
-        let mut boot = None;
-        for line in text.lines() {
-            let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
-            read_line(&mut ledger, &mut boot, word, rest).ok_or_else(|| ParseLedgerError {
-                line: line.chars().take(80).collect(),
-            })?;
-        }
-        Ok(ledger)
-    }
-}
-
-fn read_line(ledger: &mut Ledger, boot: &mut Option<u128>, word: &str, rest: &str) -> Option<()> {
-    let mut words = rest.split(' ');
-    let mut next = || words.next().filter(|word| !word.is_empty());
-    match word {
-        "launch" => ledger.launch = next()?.parse().ok()?,
-        "boot" => *boot = Some(u128::from_str_radix(next()?, 16).ok()?),
-        "window" => {
-            ledger.budget.charges = Charges::Fixed {
-                window_began: read_time(next()?, *boot)?,
-                used: next()?.parse().ok()?,
-            };
-        }
-        "attempts" => {
-            let times = rest.split(' ').map(|word| read_time(word, *boot));
-            let times: Box<[_]> = times.collect::<Option<_>>()?;
-            if times.len() > MAX_SLIDING_ATTEMPTS as usize {
-                return None;
-            }
-            ledger.budget.charges = Charges::Sliding(times);
-        }
-        "up-since" => ledger.budget.up_since = Some(read_time(next()?, *boot)?),
-        "holder" => {
-            ledger.holder = Some(LedgerHolder {
-                pid: next()?.parse().ok()?,
-                since: read_time(next()?, *boot)?,
-                process_started: next().map(str::parse).transpose().ok()?,
-            });
-        }
-        "outcome" => {
-            let launch = next()?.parse().ok()?;
-            let failed = match next()? {
-                "launched" => false,
-                "failed" => true,
-                _ => return None,
-            };
-            ledger.last_outcome = Some(LastOutcome {
-                launch,
-                at: read_time(next()?, *boot)?,
-                failure: failed.then(|| rest.splitn(4, ' ').nth(3).unwrap_or_default().to_owned()),
-            });
-        }
-        _ => {}
-    }
-    Some(())
-}
-
-/// A time as text: seconds by the wall clock and, if it is of the record's boot, seconds since that.
-struct TimeText(ClockReading, Option<u128>);
-
-impl fmt::Display for TimeText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(reading, record_boot) = self;
-        write_seconds(f, reading.unix)?;
-        match reading.boot {
-            Some(boot) if Some(boot.id) == *record_boot => {
-                f.write_str("/")?;
-                write_seconds(f, boot.elapsed)
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Whole milliseconds: finer is not needed, and a record stays short.
-fn write_seconds(f: &mut fmt::Formatter<'_>, time: Duration) -> fmt::Result {
-    write!(f, "{}.{:03}", time.as_secs(), time.subsec_millis())
-}
-
-fn read_time(word: &str, boot: Option<u128>) -> Option<ClockReading> {
-    let (wall, since_boot) = match word.split_once('/') {
-        Some((wall, since_boot)) => (wall, Some(since_boot)),
-        None => (word, None),
-    };
-    let boot = match since_boot {
-        Some(elapsed) => Some(BootReading {
-            id: boot?,
-            elapsed: read_seconds(elapsed)?,
-        }),
-        None => None,
-    };
-    Some(ClockReading {
-        unix: read_seconds(wall)?,
-        boot,
-    })
-}
-
-fn read_seconds(text: &str) -> Option<Duration> {
-    let (seconds, millis) = text.split_once('.')?;
-    if millis.len() != 3 {
-        return None;
-    }
-    Some(Duration::new(
-        seconds.parse().ok()?,
-        1_000_000 * millis.parse::<u32>().ok()?,
-    ))
-}
-
-/// A message as one line, cut to what a record has room for.
-fn escaped(message: &str) -> String {
-    let mut text = String::new();
-    for c in message.chars() {
-        let before = text.len();
-        if c.is_control() {
-            text.extend(c.escape_default());
-        } else {
-            text.push(c);
-        }
-        if text.len() > MAX_MESSAGE_LEN {
-            text.truncate(before);
-            text.push('…');
-            break;
-        }
-    }
-    text
 }

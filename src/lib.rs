@@ -57,9 +57,15 @@
 //! There are no cargo features. Linux is tested; macOS and the BSDs share its code; for Windows most of the tests were run,
 //! under wine and not on Windows itself. The gate needs a tokio runtime with time enabled.
 
+// In the order of the data flow, each imports only from those before it:
+//
+// clock policy charges budget sweep key coordinator shard ledger ledger_text lock error outcome snapshot slot flight table
+// inner catch_panic open_ledger within held permit launcher handover lock_wait lead gate admin builder
+mod admin;
 mod budget;
 mod builder;
 mod catch_panic;
+mod charges;
 mod clock;
 mod coordinator;
 mod error;
@@ -72,11 +78,13 @@ mod key;
 mod launcher;
 mod lead;
 mod ledger;
+mod ledger_text;
 mod lock;
 mod lock_wait;
 mod open_ledger;
 mod outcome;
 mod permit;
+mod policy;
 mod shard;
 mod slot;
 mod snapshot;
@@ -84,9 +92,6 @@ mod sweep;
 mod table;
 mod within;
 
-pub use crate::budget::{
-    DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW, DEFAULT_SPAWN_BUDGET_WINDOW, SpawnBudgetConfig, WindowKind,
-};
 pub use crate::builder::SpawnGateBuilder;
 pub use crate::clock::{BootReading, ClockReading, SharedClock, SystemClock};
 pub use crate::coordinator::{
@@ -102,13 +107,17 @@ pub use crate::launcher::{BackendLauncher, BoxError, How, Launched};
 /// For the implementations of this crate's traits.
 pub use async_trait::async_trait;
 
-pub use crate::ledger::{LastOutcome, Ledger, LedgerHolder, ParseLedgerError};
+pub use crate::ledger::{LastOutcome, Ledger, LedgerHolder};
+pub use crate::ledger_text::ParseLedgerError;
 pub use crate::lock::{
     FileKind, FileSpawnLock, InMemorySpawnLock, LedgerReading, LockHolder, LockReport, SpawnLease,
     SpawnLock, SpawnLockError, SpawnLockFileIdentity, SpawnLockGuard, Unsafety, acquire_spawn_lock,
     inspect_spawn_lock,
 };
 pub use crate::permit::LaunchPermit;
+pub use crate::policy::{
+    DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW, DEFAULT_SPAWN_BUDGET_WINDOW, SpawnBudgetConfig, WindowKind,
+};
 pub use crate::snapshot::{FlightSnapshot, KeySnapshot};
 
 /// Compiles the README's example.

@@ -52,7 +52,7 @@ impl LockWait {
         }
     }
 
-    /// Has the deadline count from a time that is so long ago, if nothing had to be waited for yet.
+    /// Sets the deadline, unless it is set, as if the wait had begun `age` ago.
     pub(crate) fn began_before<K, T>(&mut self, age: Duration, inner: &Inner<K, T>) {
         let left = inner.timeouts.lock.saturating_sub(age);
         self.deadline.get_or_insert_with(|| Instant::now() + left);

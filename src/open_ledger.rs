@@ -1,13 +1,15 @@
-//! The ledger in the hands of a leader that holds the lock: what it reads there, and what it writes. Pure but for the clock.
+//! The ledger in the hands of a leader that holds the lock: what it reads there, and what it writes. Pure, but for the clock and for what this
+//! process is.
 
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::budget::{Attempt, BudgetPolicy, BudgetRefusal, KeyBudget, Settlement, Usage};
-use crate::clock::{SharedClock, TimePoint};
+use crate::budget::{Attempt, BudgetRefusal, KeyBudget, Settlement, Usage};
+use crate::clock::{ClockReading, SharedClock, TimePoint};
 use crate::ledger::{LastOutcome, Ledger, LedgerHolder};
 use crate::lock::{LedgerReading, SpawnLease};
+use crate::policy::BudgetPolicy;
 
 /// The id of the ledger's attempt: there is one at most, that of the leader that holds the lock.
 const ATTEMPT: u64 = 1;
@@ -66,7 +68,7 @@ impl OpenLedger {
             // Whoever that was died, or dropped its permit: the backend of the last success was not proved stable.
             ledger.budget.found_down();
         }
-        ledger.holder = Some(LedgerHolder::this_process(clock.now()));
+        ledger.holder = Some(this_process(clock.now()));
         Some(Self {
             ledger,
             policy: *policy,
@@ -138,4 +140,30 @@ impl OpenLedger {
     pub(crate) fn local_budget(&self) -> KeyBudget {
         local_budget(&self.ledger, &self.policy, &*self.clock)
     }
+}
+
+fn this_process(since: ClockReading) -> LedgerHolder {
+    LedgerHolder {
+        pid: std::process::id(),
+        since,
+        process_started: process_started(),
+    }
+}
+
+/// Field 22 of the process's `stat`; the fields before the last `)` may hold anything.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn process_started() -> Option<u64> {
+    use std::sync::OnceLock;
+
+    static STARTED: OnceLock<Option<u64>> = OnceLock::new();
+    *STARTED.get_or_init(|| {
+        let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+        let (_, fields) = stat.rsplit_once(')')?;
+        fields.split_whitespace().nth(19)?.parse().ok()
+    })
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn process_started() -> Option<u64> {
+    None
 }

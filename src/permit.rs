@@ -77,7 +77,7 @@ impl<K: GateKey, T> Drop for Seat<K, T> {
 ///
 /// # Panics
 ///
-/// The methods that settle it panic outside of a tokio runtime with time enabled; dropping it does not.
+/// The methods that settle it may panic outside of a tokio runtime with time enabled; dropping it does not.
 #[must_use = "dropping a permit abandons the launch and leaves its attempt charged; settle it"]
 pub struct LaunchPermit<K: GateKey, T>(Box<Parts<K, T>>);
 
@@ -125,7 +125,8 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     /// # Errors
     ///
     /// [`SpawnLockError::DeletedOrRecreated`] if the lock file was deleted or replaced: another process can hold the lock
-    /// by now. A retry of this call does not help; [`fail`](Self::fail) the launch.
+    /// by now. Any other error means that it cannot be told: treat the lock as lost too. A retry of this call does not help;
+    /// [`fail`](Self::fail) the launch.
     ///
     /// # Cancel safety
     ///
@@ -141,7 +142,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     ///
     /// # Errors
     ///
-    /// [`LaunchError::LockLost`] if the lock was lost while launching, or does not say; the followers hear the same. `value`
+    /// [`LaunchError::LockLost`] if the lock was lost while launching, or cannot be verified; the followers hear the same. `value`
     /// is dropped (keep a clone of a handle that you may need), and the backend may be one of two: stop it, or let it compare
     /// fencing tokens.
     ///

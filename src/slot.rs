@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::budget::{Attempt, BudgetPolicy, BudgetRefusal, KeyBudget, Settlement, Usage};
+use crate::budget::{Attempt, BudgetRefusal, KeyBudget, Settlement, Usage};
 use crate::error::Stage;
 use crate::key::{GateKey, key_label};
 use crate::lock::LockHolder;
 use crate::outcome::{Followers, Following};
+use crate::policy::BudgetPolicy;
+use crate::snapshot::FlightSnapshot;
 
 /// How long a refusal by the ledger stands before a request looks at the ledger again. So an operator's reset from another
 /// process is noticed within this time, and a storm of refused requests costs one look in it.
@@ -72,23 +74,6 @@ pub(crate) struct Running<T> {
     pub(crate) followers: Option<Followers<T>>,
 }
 
-/// What a key has used, and how its flight fares.
-#[derive(Debug)]
-pub(crate) struct Look {
-    pub(crate) usage: Usage,
-    pub(crate) flight: Option<FlightLook>,
-}
-
-/// A flight at one moment.
-#[derive(Debug)]
-pub(crate) struct FlightLook {
-    pub(crate) attempt_number: Option<u32>,
-    pub(crate) began: Instant,
-    pub(crate) stage: Stage,
-    pub(crate) waiting_for: Option<LockHolder>,
-    pub(crate) waiting: usize,
-}
-
 impl<K, T> Slot<K, T> {
     pub(crate) fn new(key: K, hash: u64) -> Self {
         Self {
@@ -114,18 +99,21 @@ impl<K, T> Slot<K, T> {
         state.ledger_seen = Some(now);
     }
 
-    pub(crate) fn look(&self, policy: &BudgetPolicy, now: Instant) -> Look {
+    /// What was used, and the flight in progress.
+    pub(crate) fn snapshot(
+        &self,
+        policy: &BudgetPolicy,
+        now: Instant,
+    ) -> (Usage, Option<FlightSnapshot>) {
         let state = self.state();
-        Look {
-            usage: state.budget.usage(policy, now.into_std()),
-            flight: state.flight.as_deref().map(|running| FlightLook {
-                attempt_number: running.attempt_number,
-                began: running.began,
-                stage: running.stage,
-                waiting_for: running.waiting_for.as_deref().cloned(),
-                waiting: running.waiting(),
-            }),
-        }
+        let flight = state.flight.as_deref().map(|running| FlightSnapshot {
+            stage: running.stage,
+            age: now.saturating_duration_since(running.began),
+            attempt_number: running.attempt_number,
+            waiting: running.waiting(),
+            waiting_for: running.waiting_for.as_deref().cloned(),
+        });
+        (state.budget.usage(policy, now.into_std()), flight)
     }
 
     /// Follows the flight in progress.

@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
+use crate::budget::Usage;
 use crate::coordinator::SpawnBudgetSnapshot;
 use crate::error::Stage;
 use crate::lock::LockHolder;
-use crate::slot::Look;
 
 /// A key's budget and flight, at one moment.
 #[derive(Clone, Debug)]
@@ -37,16 +35,9 @@ pub struct FlightSnapshot {
 }
 
 impl<K> KeySnapshot<K> {
-    pub(crate) fn new(key: K, look: Look, now: Instant) -> Self {
-        let mut budget = SpawnBudgetSnapshot::new(key, look.usage);
-        budget.in_flight = look.flight.is_some();
-        let flight = look.flight.map(|flight| FlightSnapshot {
-            stage: flight.stage,
-            age: now.saturating_duration_since(flight.began),
-            attempt_number: flight.attempt_number,
-            waiting: flight.waiting,
-            waiting_for: flight.waiting_for,
-        });
+    pub(crate) fn new(key: K, usage: Usage, flight: Option<FlightSnapshot>) -> Self {
+        let mut budget = SpawnBudgetSnapshot::new(key, usage);
+        budget.in_flight = flight.is_some();
         Self { budget, flight }
     }
 }

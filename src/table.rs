@@ -5,10 +5,12 @@ use std::sync::Arc;
 use hashbrown::HashTable;
 use tokio::time::Instant;
 
-use crate::budget::{BudgetPolicy, KeyBudget};
+use crate::budget::{KeyBudget, Usage};
 use crate::key::GateKey;
 use crate::outcome::Following;
-use crate::slot::{Look, Slot};
+use crate::policy::BudgetPolicy;
+use crate::slot::Slot;
+use crate::snapshot::FlightSnapshot;
 use crate::sweep::Sweep;
 
 #[derive(Debug)]
@@ -55,14 +57,17 @@ impl<K: GateKey, T> Table<K, T> {
         }
     }
 
-    /// The usage of `key` and its flight in progress.
-    pub(crate) fn look(&self, key: &K, hash: u64, policy: &BudgetPolicy, now: Instant) -> Look {
+    /// What `key` has used, and its flight in progress.
+    pub(crate) fn snapshot(
+        &self,
+        key: &K,
+        hash: u64,
+        policy: &BudgetPolicy,
+        now: Instant,
+    ) -> (Usage, Option<FlightSnapshot>) {
         match self.slot(key, hash) {
-            Some(slot) => slot.look(policy, now),
-            None => Look {
-                usage: KeyBudget::default().usage(policy, now.into_std()),
-                flight: None,
-            },
+            Some(slot) => slot.snapshot(policy, now),
+            None => (KeyBudget::default().usage(policy, now.into_std()), None),
         }
     }
 

@@ -9,10 +9,11 @@ use async_trait::async_trait;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
+use super::contract::{LedgerReading, SpawnLease, SpawnLock};
 use super::error::SpawnLockError;
 use super::file::{Filesystem, SpawnLockGuard, acquire_with};
 use super::release::released;
-use super::{LedgerReading, SpawnLease, SpawnLock, record, sys};
+use super::{record, sys};
 use crate::key::{GateKey, LockName};
 use crate::ledger::Ledger;
 

@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
-use super::{SpawnLease, SpawnLock, SpawnLockError};
+use super::contract::{SpawnLease, SpawnLock};
+use super::error::SpawnLockError;
 use crate::key::{GateKey, key_label};
 use crate::shard::shard;
 

@@ -181,9 +181,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::budget::{Charges, KeyBudget};
+    use crate::budget::KeyBudget;
+    use crate::charges::Charges;
     use crate::clock::{BootReading, ClockReading};
-    use crate::ledger::{LastOutcome, LedgerHolder, MAX_SLIDING_ATTEMPTS};
+    use crate::ledger::{LastOutcome, LedgerHolder};
+    use crate::ledger_text::MAX_SLIDING_ATTEMPTS;
 
     /// A lock file after these ledgers were written to it, one after the other.
     fn file_of(ledgers: &[Ledger]) -> Vec<u8> {

@@ -1,0 +1,132 @@
+//! What an operator does with a gate: look, reset, close.
+
+use std::sync::atomic::Ordering;
+
+use tokio::time::Instant;
+
+use crate::error::{GateError, LockError, Stage, TimeoutError};
+use crate::gate::SpawnGate;
+use crate::held::Held;
+use crate::inner::lock_table;
+use crate::key::{GateKey, key_label};
+use crate::lock_wait::LockWait;
+use crate::open_ledger;
+use crate::snapshot::KeySnapshot;
+
+impl<K, T> SpawnGate<K, T>
+where
+    K: GateKey,
+    T: Clone + Send + Sync + 'static,
+{
+    /// Returns what `key` has used of its budget, and its flight, if one is in progress.
+    ///
+    /// If the lock keeps a ledger, the budget is that of all processes, and read from there. If it cannot be read within a
+    /// second, it is this process's own count.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it changes nothing.
+    pub async fn snapshot(&self, key: K) -> KeySnapshot<K> {
+        let inner = &*self.inner;
+        let hash = inner.hash(&key);
+        let ledger = inner.peek(&key).await;
+        let now = Instant::now();
+        let table = inner.table(hash).await;
+        let (mut usage, flight) = table.snapshot(&key, hash, &inner.policy, now);
+        drop(table);
+        if let Some(ledger) = ledger {
+            usage = open_ledger::usage(&ledger, &inner.policy, &*inner.clock);
+        }
+        KeySnapshot::new(key, usage, flight)
+    }
+
+    /// Returns a snapshot of every key that has an attempt charged or a flight in progress, in no particular order, as far as
+    /// this process knows; it reads no ledger.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it changes nothing.
+    pub async fn snapshots(&self) -> Vec<KeySnapshot<K>> {
+        let mut snapshots = Vec::new();
+        for table in &self.inner.tables {
+            let table = lock_table(table).await;
+            let now = Instant::now();
+            let slots = table.live_slots(&self.inner.policy, now);
+            // Before keys are cloned, which is the user's code.
+            drop(table);
+            snapshots.extend(slots.iter().map(|slot| {
+                let (usage, flight) = slot.snapshot(&self.inner.policy, now);
+                KeySnapshot::new(slot.key.clone(), usage, flight)
+            }));
+        }
+        snapshots
+    }
+
+    /// Forgets what `key` has used, for an operator who has mended the cause. A flight in progress goes on, and its failure
+    /// does not count.
+    ///
+    /// If the lock keeps a ledger, it is reset for all processes, for which this waits for the lock, so for a launch in
+    /// progress, by any process. Other processes that are refusing requests notice it within a second.
+    ///
+    /// # Errors
+    ///
+    /// [`GateError::Lock`] if the lock cannot be taken or the ledger not be written, [`GateError::Timeout`] with
+    /// [`Stage::Lock`] if the lock is not free in time. This process has forgotten its count all the same. A retry helps as
+    /// with [`launch`](Self::launch).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the ledger is reset as a whole or not at all.
+    pub async fn reset(&self, key: &K) -> Result<(), GateError> {
+        let inner = &*self.inner;
+        let hash = inner.hash(key);
+        inner.table(hash).await.reset(key, hash);
+        if !inner.policy.is_in_ledger {
+            return Ok(());
+        }
+        let mut wait = LockWait::new(inner);
+        let lease = wait.take(inner, key, |_| {}).await?;
+        let mut held = Held::new(lease, &inner.policy, &inner.clock);
+        if let Some(ledger) = &mut held.ledger {
+            ledger.reset();
+        }
+        let written = held.write_ledger().await;
+        drop(held);
+        // What a flight that ended meanwhile brought along is outdated.
+        inner.table(hash).await.reset(key, hash);
+        written.map_err(|error| LockError::new(key_label(key), error).into())
+    }
+
+    /// Closes the gate: every request from now on is refused, and this call waits for the flights in progress to end.
+    ///
+    /// Followers that are waiting hear their flight's outcome. Calling it again, from any handle, waits again.
+    ///
+    /// # Errors
+    ///
+    /// [`TimeoutError`] with [`Stage::Drain`] if a flight has not ended in time; [`snapshots`](Self::snapshots) tells which. The
+    /// gate stays closed; a retry waits on.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the gate stays closed, only the waiting ends.
+    pub async fn close(&self) -> Result<(), TimeoutError> {
+        self.inner.is_closed.store(true, Ordering::SeqCst);
+        let mut flights = Vec::new();
+        for table in &self.inner.tables {
+            flights.append(&mut lock_table(table).await.follow_all());
+        }
+        let limit = self.inner.timeouts.drain;
+        let deadline = Instant::now() + limit;
+        for mut flight in flights {
+            if flight.outcome(deadline).await.is_none() {
+                return Err(TimeoutError {
+                    key: None,
+                    stage: Stage::Drain,
+                    after: limit,
+                    waiting_for: None,
+                });
+            }
+        }
+        Ok(())
+    }
+}
