@@ -1,5 +1,7 @@
 //! What an operator does with a gate: look, reset, close.
 
+use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tokio::time::Instant;
@@ -7,7 +9,7 @@ use tokio::time::Instant;
 use crate::error::{GateError, LockError, Stage, TimeoutError};
 use crate::gate::SpawnGate;
 use crate::held::Held;
-use crate::inner::lock_table;
+use crate::inner::{Inner, lock_table};
 use crate::key::{GateKey, key_label};
 use crate::lock_wait::LockWait;
 use crate::open_ledger;
@@ -71,30 +73,31 @@ where
     /// # Errors
     ///
     /// [`GateError::Lock`] if the lock cannot be taken or the ledger not be written, [`GateError::Timeout`] with
-    /// [`Stage::Lock`] if the lock is not free in time. This process has forgotten its count all the same. A retry helps as
-    /// with [`launch`](Self::launch).
+    /// [`Stage::Lock`] if the lock is not free in time, [`GateError::ShutDown`] if the runtime is shut down meanwhile. This process
+    /// has forgotten its count all the same. A retry helps as with [`launch`](Self::launch).
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: the ledger is reset as a whole or not at all.
+    /// Cancel safe. The reset of a ledger goes on if the future is dropped: in a task of its own, it waits for the lock as long as
+    /// it would have.
+    ///
+    /// # Panics
+    ///
+    /// If the lock keeps a ledger, outside of a tokio runtime with time enabled.
     pub async fn reset(&self, key: &K) -> Result<(), GateError> {
-        let inner = &*self.inner;
+        let inner = &self.inner;
         let hash = inner.hash(key);
         inner.table(hash).await.reset(key, hash);
         if !inner.policy.is_in_ledger {
             return Ok(());
         }
-        let mut wait = LockWait::new(inner);
-        let lease = wait.take(inner, key, |_| {}).await?;
-        let mut held = Held::new(lease, &inner.policy, &inner.clock);
-        if let Some(ledger) = &mut held.ledger {
-            ledger.reset();
+        // In a task of its own: a caller that is kept and not polled must not keep the lock.
+        let reset = tokio::spawn(reset_ledger(Arc::clone(inner), key.clone(), hash));
+        match reset.await {
+            Ok(reset) => reset,
+            Err(why) if why.is_panic() => resume_unwind(why.into_panic()),
+            Err(_) => Err(GateError::ShutDown),
         }
-        let written = held.write_ledger().await;
-        drop(held);
-        // What a flight that ended meanwhile brought along is outdated.
-        inner.table(hash).await.reset(key, hash);
-        written.map_err(|error| LockError::new(key_label(key), error).into())
     }
 
     /// Closes the gate: every request from now on is refused, and this call waits for the flights in progress to end.
@@ -129,4 +132,23 @@ where
         }
         Ok(())
     }
+}
+
+/// Resets the ledger of `key`, for which it waits for the lock.
+async fn reset_ledger<K: GateKey, T>(
+    inner: Arc<Inner<K, T>>,
+    key: K,
+    hash: u64,
+) -> Result<(), GateError> {
+    let mut wait = LockWait::new(&inner);
+    let lease = wait.take(&inner, &key, |_| {}).await?;
+    let mut held = Held::new(lease, &inner.policy, &inner.clock);
+    if let Some(ledger) = &mut held.ledger {
+        ledger.reset();
+    }
+    let written = held.write_ledger().await;
+    drop(held);
+    // What a flight that ended meanwhile brought along is outdated.
+    inner.table(hash).await.reset(&key, hash);
+    written.map_err(|error| LockError::new(key_label(&key), error).into())
 }

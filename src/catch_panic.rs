@@ -1,4 +1,4 @@
-//! A future that turns a panic of the future inside it into its message.
+//! Turning a panic of the user's code into its message.
 
 use std::any::Any;
 use std::future::Future;
@@ -33,6 +33,11 @@ impl<F: Future> Future for CatchPanic<F> {
             Err(payload) => Poll::Ready(Err(message(payload))),
         }
     }
+}
+
+/// Runs code of the user's where a panic must not get out. Returns its message then.
+pub(crate) fn caught<V>(run: impl FnOnce() -> V) -> Result<V, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(message)
 }
 
 fn message(payload: Box<dyn Any + Send>) -> String {

@@ -2,7 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -39,8 +39,11 @@ struct Pickup<K: GateKey, T> {
 impl<K: GateKey, T> Pickup<K, T> {
     /// Takes what lies there and leaves `left`.
     fn swap(&self, left: Earned<K, T>) -> Option<Earned<K, T>> {
-        let mut earned = self.earned.lock().unwrap_or_else(PoisonError::into_inner);
-        earned.replace(left)
+        self.lock().replace(left)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Earned<K, T>>> {
+        self.earned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -73,7 +76,7 @@ where
     });
     let (task_end, caller_end) = oneshot::channel::<()>();
     // Made here and not in the task: a runtime that shuts down drops a task which was never polled.
-    let pickup_end = NotifyOnDrop(Arc::clone(&pickup));
+    let pickup_end = PickupEnd(Arc::clone(&pickup));
     let task = tokio::spawn(serve(earn_permit, flight.clone(), pickup_end, task_end));
     pickup.is_done.notified().await;
     let earned = pickup.swap(Earned::Ended(Outcome::Vacated));
@@ -91,7 +94,7 @@ where
 async fn serve<K: GateKey, T>(
     mut earn_permit: Pin<Box<impl Future<Output = Earning<K, T>>>>,
     flight: Flight<K, T>,
-    pickup_end: NotifyOnDrop<K, T>,
+    pickup_end: PickupEnd<K, T>,
     mut caller: oneshot::Sender<()>,
 ) {
     let pickup = &pickup_end.0;
@@ -117,11 +120,22 @@ async fn serve<K: GateKey, T>(
     }
 }
 
-/// The task's end of the pickup: the caller hears of it also when the task is dropped or panics.
-struct NotifyOnDrop<K: GateKey, T>(Arc<Pickup<K, T>>);
+/// The task's end of the pickup. If the task is dropped or panics, the caller hears of it, and a permit that it did not come for
+/// is given back.
+struct PickupEnd<K: GateKey, T>(Arc<Pickup<K, T>>);
 
-impl<K: GateKey, T> Drop for NotifyOnDrop<K, T> {
+impl<K: GateKey, T> Drop for PickupEnd<K, T> {
     fn drop(&mut self) {
+        let unclaimed = {
+            let mut earned = self.0.lock();
+            match *earned {
+                Some(Earned::Permit(_)) => earned.replace(Earned::Ended(Outcome::Vacated)),
+                _ => None,
+            }
+        };
         self.0.is_done.notify_one();
+        if let Some(Earned::Permit(permit)) = unclaimed {
+            permit.vacate();
+        }
     }
 }

@@ -1,7 +1,9 @@
 //! What all handles of a gate, its leaders and its permits share.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, RandomState};
+use std::mem;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
@@ -152,15 +154,20 @@ impl<K, T> Default for Unneeded<K, T> {
 
 /// Locks a table. Nobody queues for it: a request that is kept and not polled would be handed the table, and keep it from all
 /// others. Nor need they: a table is never held while a future waits, so whoever finds it held wakes itself and tries again when
-/// it is polled next. (Tokio's `yield_now` would leave the waking to the thread's scheduler, which may be held up itself.)
+/// it is polled next. (Tokio's `yield_now`, and a budget of operations that is used up, leave the waking to the thread's scheduler, which may be
+/// held up itself.)
 pub(crate) async fn lock_table<K, T>(table: &Mutex<Table<K, T>>) -> MutexGuard<'_, Table<K, T>> {
-    // What is ready at once must give way to the runtime's other tasks now and then. `try_lock` never does.
-    consume_budget().await;
-    poll_fn(|context| match table.try_lock() {
-        Ok(table) => Poll::Ready(table),
-        Err(_) => {
-            context.waker().wake_by_ref();
-            Poll::Pending
+    let mut may_give_way = true;
+    poll_fn(|context| {
+        // What is ready at once must give way to the runtime's other tasks now and then. `try_lock` never does.
+        let gives_way =
+            mem::take(&mut may_give_way) && pin!(consume_budget()).poll(context).is_pending();
+        match table.try_lock() {
+            Ok(table) if !gives_way => Poll::Ready(table),
+            _ => {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
         }
     })
     .await

@@ -76,6 +76,8 @@ pub enum BrokerInstanceKey {
     },
 }
 
+const SHARED: &str = "shared";
+
 impl BrokerInstanceKey {
     /// Returns the instance as text: `shared`, `private:NAME` or `explicit:NAME`.
     ///
@@ -87,7 +89,7 @@ impl BrokerInstanceKey {
     /// ```
     pub fn id(&self) -> String {
         match self {
-            Self::Shared => "shared".to_owned(),
+            Self::Shared => SHARED.to_owned(),
             Self::Private { service_name } => format!("private:{service_name}"),
             Self::Explicit { name } => format!("explicit:{name}"),
         }
@@ -141,7 +143,10 @@ impl fmt::Display for BackendKey {
 
 impl GateKey for BackendKey {
     fn fields(&self, visit: &mut dyn FnMut(&[u8])) {
-        visit(self.instance.id().as_bytes());
+        match &self.instance {
+            BrokerInstanceKey::Shared => visit(SHARED.as_bytes()),
+            named => visit(named.id().as_bytes()),
+        }
         visit(self.service_name.as_bytes());
         visit(self.service_version.as_bytes());
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::budget::{Attempt, BudgetRefusal, Settlement};
-use crate::catch_panic::CatchPanic;
+use crate::catch_panic::{CatchPanic, caught};
 use crate::error::{
     BudgetExhausted, GateError, LaunchError, LockError, SharedError, Stage, TimeoutError,
 };
@@ -31,33 +31,49 @@ where
 {
     let limit = seat.inner.timeouts.launch;
     let flight = seat.flight.clone();
-    let permit = match earn_permit(seat, claim, Some(&launcher)).await {
-        Ok(permit) => permit,
-        Err(outcome) => return outcome,
+    let (outcome, unwanted) = match earn_permit(seat, claim, Some(&launcher)).await {
+        Ok(permit) => launch(permit, &launcher, limit).await,
+        Err(outcome) => (outcome, None),
     };
+    if let Some(value) = unwanted {
+        // Apart, since all can be told meanwhile. However it goes, there is nobody to be told.
+        tokio::spawn(async move {
+            let discard = async || {
+                launcher.discard(flight.key(), value).await;
+                Ok(())
+            };
+            let _ = bounded(limit, discard).await;
+        });
+    } else {
+        // The followers have heard the outcome, and the caller shall hear the same.
+        let _ = caught(|| drop(launcher));
+    }
+    outcome
+}
+
+/// Runs the launcher, and settles. Returns the outcome, and a backend that nobody hears of.
+async fn launch<K, T>(
+    permit: LaunchPermit<K, T>,
+    launcher: &impl BackendLauncher<K, T>,
+    limit: Duration,
+) -> (Outcome<T>, Option<T>)
+where
+    K: GateKey,
+    T: Clone + Send + Sync + 'static,
+{
     match bounded(limit, async || launcher.launch(&permit).await).await {
         Ok(Ok(value)) => {
             let kept = value.clone();
             match permit.succeed(value).await {
-                Ok(()) => Outcome::Launched(kept),
-                Err(error) => {
-                    // Apart, since all can be told meanwhile. However it goes, there is nobody to be told.
-                    tokio::spawn(async move {
-                        let discard = async || {
-                            launcher.discard(flight.key(), kept).await;
-                            Ok(())
-                        };
-                        let _ = bounded(limit, discard).await;
-                    });
-                    Outcome::Failed(error)
-                }
+                Ok(()) => (Outcome::Launched(kept), None),
+                Err(error) => (Outcome::Failed(error), Some(kept)),
             }
         }
-        Ok(Err(error)) => Outcome::Failed(permit.fail(error).await),
+        Ok(Err(error)) => (Outcome::Failed(permit.fail(error).await), None),
         Err(broken) => {
-            let error = broken.into_error(flight.label(), Stage::Launch, limit);
+            let error = broken.into_error(permit.label(), Stage::Launch, limit);
             permit.end_failed(error.clone(), error.to_string()).await;
-            Outcome::Failed(error)
+            (Outcome::Failed(error), None)
         }
     }
 }
@@ -109,10 +125,21 @@ pub(crate) async fn earn_permit<K: GateKey, T: Clone + 'static>(
                 None => Settling::Attempt(settlement),
             };
             let outcome = ending.into_outcome();
-            seat.end(outcome.clone(), settling);
+            let shared = match &outcome {
+                // The followers may be on a runtime that is not shut down: one of them takes over.
+                Outcome::Failed(GateError::Lock(error)) if is_shutdown(&error.source) => {
+                    Outcome::Vacated
+                }
+                outcome => outcome.clone(),
+            };
+            seat.end(shared, settling);
             Err(outcome)
         }
     }
+}
+
+fn is_shutdown(error: &SpawnLockError) -> bool {
+    matches!(error, SpawnLockError::RuntimeShutDown { .. })
 }
 
 /// Asks the ledger whether a refusal still stands, without waiting for the lock. `None` if it does not, if that cannot be told,

@@ -1,10 +1,10 @@
 //! The leader's seat, and the permit that it becomes once the spawn lock is held.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::budget::{Attempt, Settlement};
+use crate::catch_panic::caught;
 use crate::error::{GateError, LaunchError, SharedError, Stage};
 use crate::flight::Flight;
 use crate::held::Held;
@@ -42,15 +42,15 @@ impl<K: GateKey, T> Drop for Seat<K, T> {
         if self.has_ended {
             return;
         }
-        // Named outside of the flight's own lock, and guarded: the key's code is the user's.
-        let key =
-            catch_unwind(AssertUnwindSafe(|| self.flight.label())).unwrap_or_else(|_| "?".into());
-        self.flight.end_with(&self.inner.policy, |stage| {
+        let is_panicking = std::thread::panicking();
+        // Named outside of the flight's own lock, and guarded: the key's code is the user's, and so are the followers' wakers.
+        let key = caught(|| self.flight.label()).unwrap_or_else(|_| "?".into());
+        let ending = |stage| {
             let settlement = match stage {
                 Stage::Launch => Settlement::Failed,
                 _ => Settlement::Refund,
             };
-            let outcome = if std::thread::panicking() {
+            let outcome = if is_panicking {
                 // Heard by all, so that they do not run into the same panic in turn.
                 Outcome::Failed(LaunchError::task_panicked(key).into())
             } else if stage == Stage::Launch {
@@ -59,7 +59,8 @@ impl<K: GateKey, T> Drop for Seat<K, T> {
                 Outcome::Vacated
             };
             (outcome, Settling::Attempt(settlement))
-        });
+        };
+        let _ = caught(|| self.flight.end_with(&self.inner.policy, ending));
     }
 }
 
@@ -153,7 +154,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     pub async fn succeed(mut self, value: T) -> Result<(), GateError> {
         if let Err(lost) = self.0.held.verify().await {
             let error = GateError::from(LaunchError::LockLost {
-                key: self.0.seat.flight.label(),
+                key: self.label(),
                 source: Arc::new(lost),
             });
             // What is written now would go to a file that nobody reads any more, or that is not ours.
@@ -183,7 +184,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
         let source = SharedError::new(error);
         let message = source.to_string();
         let error = GateError::from(LaunchError::Failed {
-            key: self.0.seat.flight.label(),
+            key: self.label(),
             attempt: self.0.attempt.number,
             source,
         });
@@ -215,6 +216,18 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
         let Parts { held, seat, .. } = *self.0;
         let settling = held.leave(Settlement::Refund).await;
         seat.end(Outcome::Vacated, settling);
+    }
+
+    /// The key as it is named in messages.
+    pub(crate) fn label(&self) -> Arc<str> {
+        self.0.seat.flight.label()
+    }
+
+    /// Gives the permit back at once, where nothing can be awaited: as [`refund`](Self::refund), but what the ledger was charged
+    /// stays.
+    pub(crate) fn vacate(self) {
+        // The seat tells by the stage that there was no launch.
+        self.0.seat.flight.advance(Stage::Lock);
     }
 
     /// Ends the flight with `error`, charged; `message` is what other processes hear.

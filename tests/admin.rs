@@ -360,6 +360,17 @@ async fn a_refund_after_a_reset_gives_nothing_back_twice() {
     assert_eq!(gate.snapshot("key").await.budget.attempts_used, 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_reset_that_is_kept_and_not_polled_keeps_the_lock_from_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    let gates = [(); 2].map(|()| Gate::new(directory.path()).unwrap());
+    let [operators, other] = gates;
+    let mut kept = task::spawn(operators.reset(&"key"));
+    assert_pending!(kept.poll());
+    lead(&other, "key").await.succeed(1).await.unwrap();
+    drop(kept);
+}
+
 // A success that has to prove stable.
 
 const STABLE: Duration = Duration::from_secs(20);

@@ -4,16 +4,19 @@
 mod hooked_key;
 
 use std::future::Future;
+use std::hash::{Hash, Hasher};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Waker};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
-use spawn_gate::{Acquired, GateError, InMemorySpawnLock, LaunchPermit, SpawnGate};
+use spawn_gate::{
+    Acquired, GateError, GateKey, InMemorySpawnLock, LaunchError, LaunchPermit, SpawnGate,
+};
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
-use tokio_test::{assert_pending, task};
+use tokio_test::{assert_pending, assert_ready, task};
 
 use crate::hooked_key::{Key, On, key};
 
@@ -225,4 +228,92 @@ async fn a_clone_that_panics_when_a_follower_takes_over_is_that_followers_loss_a
     }
     assert_eq!(lost, 1);
     assert!(gate.snapshot(key("key")).await.flight.is_none());
+}
+
+/// What a panic leaves that is not even over when it was caught.
+struct Splinter;
+
+impl Drop for Splinter {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("scripted");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_whose_key_cannot_be_named_is_dropped_without_a_panic_and_its_followers_hear() {
+    let gate = gate();
+    let is_armed = Arc::<AtomicBool>::default();
+    let nameless = Key::hooked("key", On::Name, {
+        let is_armed = Arc::clone(&is_armed);
+        move || {
+            if is_armed.load(Ordering::SeqCst) {
+                std::panic::panic_any(Splinter);
+            }
+        }
+    });
+    let permit = lead(&gate, nameless).await;
+    let mut follower = task::spawn(gate.acquire(key("key")));
+    assert_pending!(follower.poll());
+    is_armed.store(true, Ordering::SeqCst);
+    drop(permit);
+    assert!(matches!(
+        assert_ready!(follower.poll()),
+        Err(GateError::Launch(LaunchError::Abandoned { .. }))
+    ));
+}
+
+/// A task's handle that panics when it is used.
+struct BrokenHandle;
+
+impl Wake for BrokenHandle {
+    fn wake(self: Arc<Self>) {
+        panic!("scripted");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_one_of_whose_followers_cannot_be_woken_is_dropped_without_a_panic() {
+    let gate = gate();
+    let permit = lead(&gate, key("key")).await;
+    let mut follower = Box::pin(gate.acquire(key("key")));
+    let broken = Waker::from(Arc::new(BrokenHandle));
+    let mut context = Context::from_waker(&broken);
+    assert!(follower.as_mut().poll(&mut context).is_pending());
+    drop(permit);
+    assert!(gate.snapshot(key("key")).await.flight.is_none());
+    assert!(matches!(
+        follower.await,
+        Err(GateError::Launch(LaunchError::Abandoned { .. }))
+    ));
+}
+
+/// Keys of which no two are equal, and all have the same hash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Alike(&'static str);
+
+impl Hash for Alike {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
+impl GateKey for Alike {
+    fn fields(&self, visit: &mut dyn FnMut(&[u8])) {
+        visit(self.0.as_bytes());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_hash_alike_are_launched_side_by_side() {
+    let gate: SpawnGate<Alike, u32> = SpawnGate::builder(InMemorySpawnLock::new()).build();
+    let mut permits = Vec::new();
+    for name in ["one", "other"] {
+        match gate.acquire(Alike(name)).await.unwrap() {
+            Acquired::Led(permit) => permits.push(permit),
+            Acquired::Joined(value) => panic!("joined: {value}"),
+        }
+    }
+    let [one, other] = permits.try_into().unwrap();
+    one.succeed(1).await.unwrap();
+    other.succeed(2).await.unwrap();
 }

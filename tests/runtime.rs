@@ -6,7 +6,7 @@ mod support;
 
 use std::error::Error;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -381,6 +381,21 @@ async fn a_caller_that_is_answered_at_once_again_and_again_gives_way_to_other_ta
     assert!(other.is_finished(), "starved by an operator who looks");
 }
 
+#[tokio::test]
+async fn a_caller_that_drives_its_requests_by_itself_is_woken_however_many_it_makes() {
+    let gate = gate();
+    let requests = async {
+        for _ in 0..MANY {
+            lead(&gate).await.succeed(1).await.unwrap();
+        }
+    };
+    let mut requests = task::spawn(requests);
+    // As a blocking executor does that runs on a runtime's thread: nothing else gets that thread meanwhile.
+    while requests.poll().is_pending() {
+        assert!(requests.is_woken());
+    }
+}
+
 // Callers, handles and runtimes that go away.
 
 #[tokio::test(start_paused = true)]
@@ -506,6 +521,98 @@ fn when_a_runtime_is_shut_down_before_the_launch_a_follower_on_another_one_takes
     };
     assert_eq!(attempt, 1, "the lost runtime's attempt is refunded");
     assert_eq!(lost_launcher.launches(), 0);
+}
+
+/// The file lock, whose tries a test holds up in the middle, on the worker's thread.
+struct HeldUp {
+    real: FileSpawnLock,
+    has_begun: std::sync::mpsc::Sender<()>,
+    may_go_on: Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl std::fmt::Debug for HeldUp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HeldUp")
+    }
+}
+
+#[async_trait]
+impl SpawnLock<&'static str> for HeldUp {
+    async fn try_acquire(&self, key: &&'static str) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
+        self.has_begun.send(()).unwrap();
+        self.may_go_on.lock().unwrap().recv().unwrap();
+        self.real.try_acquire(key).await
+    }
+}
+
+#[test]
+fn when_a_runtime_is_shut_down_while_it_takes_the_lock_a_follower_on_another_one_takes_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let (has_begun, begun) = std::sync::mpsc::channel();
+    let (go_on, may_go_on) = std::sync::mpsc::channel();
+    let gate = Gate::builder(HeldUp {
+        real: FileSpawnLock::new(directory.path()).unwrap(),
+        has_begun,
+        may_go_on: Mutex::new(may_go_on),
+    })
+    .build();
+    let here = Builder::new_current_thread().enable_all().build().unwrap();
+    let there = Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    there.spawn({
+        let gate = gate.clone();
+        async move { drop(gate.acquire("key").await) }
+    });
+    begun.recv().unwrap();
+    let follower = here.spawn({
+        let gate = gate.clone();
+        async move { lead(&gate).await.succeed(7).await }
+    });
+    here.block_on(until_waiting(&gate, "key", 1));
+    there.shutdown_background();
+    // The one that is held up by now, and the follower's own.
+    go_on.send(()).unwrap();
+    go_on.send(()).unwrap();
+    here.block_on(follower).unwrap().unwrap();
+}
+
+#[test]
+fn a_permit_that_nobody_came_for_is_given_back_when_its_runtime_is_shut_down() {
+    let directory = tempfile::tempdir().unwrap();
+    let gate = Gate::new(directory.path()).unwrap();
+    let here = Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let there = Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let mut kept = task::spawn(gate.acquire("key"));
+    {
+        let _entered = there.enter();
+        assert_pending!(kept.poll());
+    }
+    let follower = here.spawn({
+        let gate = gate.clone();
+        async move { lead(&gate).await.succeed(7).await }
+    });
+    here.block_on(async {
+        until_waiting(&gate, "key", 1).await;
+        while gate.snapshot("key").await.flight.unwrap().stage != Stage::Launch {
+            tokio::task::yield_now().await;
+        }
+    });
+    drop(there);
+    here.block_on(follower).unwrap().unwrap();
+    // Whoever comes late asks again.
+    let late = here.block_on(kept).unwrap();
+    assert!(matches!(late, Acquired::Led(_)), "{late:?}");
 }
 
 #[test]

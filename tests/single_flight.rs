@@ -744,6 +744,33 @@ async fn a_backend_whose_lock_was_lost_is_discarded_once_and_one_that_is_shared_
     assert_eq!(was_discarded.recv().await, None);
 }
 
+/// Launches, and panics when it is dropped.
+struct Fragile;
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        panic!("scripted");
+    }
+}
+
+#[spawn_gate::async_trait]
+impl BackendLauncher<&'static str, u32> for Fragile {
+    async fn discover(&self, _: &&'static str) -> Result<Option<u32>, Failure> {
+        Ok(None)
+    }
+
+    async fn launch(&self, _: &Permit) -> Result<u32, Failure> {
+        Ok(7)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_launcher_that_panics_when_it_is_dropped_changes_nobodys_outcome() {
+    let gate = Gate::builder(InMemorySpawnLock::new()).build();
+    let launched = gate.launch("key", Fragile).await.unwrap();
+    assert_eq!((launched.value, launched.how), (7, How::Led));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_permit_tells_that_its_lock_is_lost_and_cannot_succeed_any_more() {
     let gate = Gate::builder(lost_while_launching()).build();

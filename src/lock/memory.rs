@@ -1,7 +1,7 @@
 //! A spawn lock without files, for tests and for programs that are alone on their machine.
 
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -61,6 +61,17 @@ impl<K> InMemorySpawnLock<K> {
 }
 
 impl Shared {
+    /// By the key's fields, which tell any two keys apart: two that are not equal may have the same [`Hash`](std::hash::Hash).
+    fn hash<K: GateKey>(&self, key: &K) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        key.fields(&mut |field| {
+            // The length goes first: ("ab", "c") and ("a", "bc") are different keys.
+            hasher.write_usize(field.len());
+            hasher.write(field);
+        });
+        hasher.finish()
+    }
+
     /// They are right after each single step, so a panic elsewhere cannot leave them half-changed.
     fn locks(&self, hash: u64) -> MutexGuard<'_, Locks> {
         let shard = &self.shards[shard(hash, SHARDS)];
@@ -109,7 +120,7 @@ impl<K> fmt::Debug for InMemorySpawnLock<K> {
 
 impl<K: GateKey> InMemorySpawnLock<K> {
     fn try_lock(&self, key: &K) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
-        let hash = self.shared.hasher.hash_one(key);
+        let hash = self.shared.hash(key);
         let token = self.shared.locks(hash).take(hash);
         let token = token.ok_or_else(|| SpawnLockError::AlreadyLocked {
             path: PathBuf::from(key_label(key)),

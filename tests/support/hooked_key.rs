@@ -1,4 +1,4 @@
-//! A key that runs a test's code when the gate compares, clones or drops it.
+//! A key that runs a test's code when the gate compares, clones, drops or names it.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -18,6 +18,7 @@ pub(crate) enum On {
     Compare,
     Clone,
     Drop,
+    Name,
 }
 
 struct Hook(Option<Arc<dyn Fn(On) + Send + Sync>>);
@@ -83,6 +84,7 @@ impl Hash for Key {
 
 impl GateKey for Key {
     fn fields(&self, visit: &mut dyn FnMut(&[u8])) {
+        self.hook.run(On::Name);
         visit(self.name.as_bytes());
     }
 }
