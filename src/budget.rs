@@ -195,6 +195,11 @@ impl<I: TimePoint> KeyBudget<I> {
         self.in_flight.map(NonZeroU64::get)
     }
 
+    /// Whether no attempt is left, unless some have aged.
+    pub(crate) fn is_used_up(&self, policy: &BudgetPolicy) -> bool {
+        self.charges.used() >= policy.config.max_attempts
+    }
+
     /// Whether nothing was charged and nothing is in flight, aged or not: cheaper than [`is_idle`](Self::is_idle).
     pub(crate) fn is_blank(&self) -> bool {
         self.in_flight.is_none() && self.charges.used() == 0

@@ -37,6 +37,10 @@ pub enum GateError {
 }
 
 impl GateError {
+    pub(crate) fn is_from_elsewhere(&self) -> bool {
+        matches!(self, Self::Launch(LaunchError::FailedElsewhere { .. }))
+    }
+
     /// Returns how long to wait before the next request, where that is known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -58,8 +62,8 @@ impl GateError {
     }
 }
 
-/// The refusal of a key that has used all its attempts.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// The refusal of a key that has used all its attempts. Its source is how the last of them failed.
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("the spawn budget of {key} is used up; retry after {:?}", whole_millis(*retry_after))]
 #[non_exhaustive]
 pub struct BudgetExhausted {
@@ -69,8 +73,12 @@ pub struct BudgetExhausted {
     pub retry_after: Duration,
     /// Attempts left now: always zero.
     pub remaining: u32,
-    /// True for the first refusal since the budget ran out: the one worth a log line or an alarm.
+    /// True for this process's first refusal since the budget ran out: the one worth a log line or an alarm.
     pub first: bool,
+    /// How the last launch failed: what this process saw of it, or what the ledger tells. `None` if that is not known, as of a
+    /// launch that was killed.
+    #[source]
+    pub last_failure: Option<Arc<GateError>>,
 }
 
 /// Rounded up: whoever waits for it does not come too early.
@@ -80,12 +88,17 @@ fn whole_millis(time: Duration) -> Duration {
 }
 
 impl BudgetExhausted {
-    pub(crate) fn new(key: impl Into<Arc<str>>, refusal: BudgetRefusal) -> Self {
+    pub(crate) fn new(
+        key: Arc<str>,
+        refusal: BudgetRefusal,
+        last_failure: Option<Arc<GateError>>,
+    ) -> Self {
         Self {
-            key: key.into(),
+            key,
             retry_after: refusal.retry_after,
             remaining: 0,
             first: refusal.first,
+            last_failure,
         }
     }
 }
@@ -134,13 +147,24 @@ pub enum LaunchError {
         source: SharedError,
     },
     /// Another process's launch, for which this one waited, failed. Nothing was launched here, the attempt was refunded.
-    #[error("launch {launch} of {key} by another process failed: {message}")]
+    #[error("a launch of {key} by another process failed: {message}")]
     FailedElsewhere {
         /// The key, as it is named in messages.
         key: Arc<str>,
         /// The launch's number.
         launch: u64,
         /// What the launcher said there, cut after some 500 bytes.
+        message: Arc<str>,
+    },
+    /// A launch that was over before this request failed, in this process or another. Heard only as the source of a
+    /// [`BudgetExhausted`], where a ledger tells of it.
+    #[error("the last launch of {key} failed: {message}")]
+    FailedBefore {
+        /// The key, as it is named in messages.
+        key: Arc<str>,
+        /// The launch's number.
+        launch: u64,
+        /// What the launcher said, cut after some 500 bytes.
         message: Arc<str>,
     },
     /// The launcher panicked. The attempt is charged if the permit was held by then.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::budget::BudgetRefusal;
-use crate::error::Stage;
+use crate::error::{BudgetExhausted, GateError, Stage};
 use crate::key::{GateKey, key_label};
 use crate::lock::LockHolder;
 use crate::outcome::{Following, Outcome};
@@ -26,7 +26,18 @@ pub(crate) enum Part<K, T, L = Flight<K, T>> {
 
 /// A request has no part: no attempt is left for this key.
 #[derive(Debug)]
-pub(crate) struct Refused<K, T>(pub(crate) Arc<Slot<K, T>>, pub(crate) BudgetRefusal);
+pub(crate) struct Refused<K, T> {
+    slot: Arc<Slot<K, T>>,
+    refusal: BudgetRefusal,
+    last_failure: Option<Arc<GateError>>,
+}
+
+impl<K: GateKey, T> From<Refused<K, T>> for GateError {
+    fn from(refused: Refused<K, T>) -> Self {
+        let key = refused.slot.label();
+        BudgetExhausted::new(key, refused.refusal, refused.last_failure).into()
+    }
+}
 
 pub(crate) type Entered<K, T> = Result<Part<K, T>, Refused<K, T>>;
 
@@ -55,7 +66,11 @@ impl<K: GateKey, T> Slot<K, T> {
             }
             Err(refusal) => {
                 state.budget.note_refused();
-                return Err(Refused(Arc::clone(self), refusal));
+                return Err(Refused {
+                    slot: Arc::clone(self),
+                    refusal,
+                    last_failure: state.last_failure.clone(),
+                });
             }
         };
         state.flight = Some(Box::new(Running {
@@ -172,10 +187,18 @@ impl<K, T> Flight<K, T> {
         };
         let (outcome, settling) = ending(running.stage);
         state.settle(policy, &running, settling);
+        let outdated = state.note_failure(policy, &running, &outcome);
         drop(state);
         if let Some(followers) = running.followers {
             followers.tell_outcome(outcome);
         }
+        // Last of all: it holds the user's errors, and their code can panic.
+        drop(outdated);
+    }
+
+    /// How the last launch failed, if that used up the budget.
+    pub(crate) fn last_failure(&self) -> Option<Arc<GateError>> {
+        self.slot.state().last_failure.clone()
     }
 
     /// Counts the caller that asked for the launch among those who wait, until the guard is dropped.

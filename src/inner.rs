@@ -14,8 +14,8 @@ use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, timeout};
 
 use crate::clock::SharedClock;
-use crate::error::{BudgetExhausted, GateError};
-use crate::flight::{Part, Refused};
+use crate::error::GateError;
+use crate::flight::Part;
 use crate::key::GateKey;
 use crate::ledger::Ledger;
 use crate::lock::SpawnLock;
@@ -116,7 +116,7 @@ impl<K: GateKey, T> Inner<K, T> {
         if is_sweep_due {
             self.forget_idle(&mut unneeded.idle);
         }
-        entered.map_err(|Refused(slot, refusal)| BudgetExhausted::new(slot.label(), refusal).into())
+        entered.map_err(GateError::from)
     }
 
     /// Forgets the idle keys of all tables where nobody is and that is due: no request may ever come for some of them.

@@ -14,9 +14,10 @@ use crate::error::{
 use crate::held::Held;
 use crate::key::GateKey;
 use crate::launcher::{BackendLauncher, BoxError};
+use crate::ledger::Ledger;
 use crate::lock::SpawnLockError;
 use crate::lock_wait::LockWait;
-use crate::open_ledger;
+use crate::open_ledger::{self, OpenLedger};
 use crate::outcome::Outcome;
 use crate::permit::{LaunchPermit, Seat};
 use crate::slot::{Claim, Settling};
@@ -107,9 +108,8 @@ pub(crate) async fn earn_permit<K: GateKey, T: Clone + 'static>(
     claim: Claim,
     launcher: Option<&dyn BackendLauncher<K, T>>,
 ) -> Result<LaunchPermit<K, T>, Outcome<T>> {
-    if let Some((refusal, settling)) = confirmed_refusal(&seat, claim, launcher.is_some()).await {
-        let refused = BudgetExhausted::new(seat.flight.label(), refusal);
-        let outcome = Outcome::Failed(refused.into());
+    if let Some((error, settling)) = confirmed_refusal(&seat, claim, launcher.is_some()).await {
+        let outcome = Outcome::Failed(error);
         seat.end(outcome.clone(), settling);
         return Err(outcome);
     }
@@ -148,7 +148,7 @@ async fn confirmed_refusal<K: GateKey, T>(
     seat: &Seat<K, T>,
     claim: Claim,
     can_discover: bool,
-) -> Option<(BudgetRefusal, Settling)> {
+) -> Option<(GateError, Settling)> {
     let inner = &*seat.inner;
     let Claim::Look(BudgetRefusal { first, .. }) = claim else {
         return None;
@@ -166,7 +166,30 @@ async fn confirmed_refusal<K: GateKey, T>(
     let mut budget = open_ledger::local_budget(&ledger, &inner.policy, &*inner.clock);
     budget.note_refused();
     let refusal = BudgetRefusal { retry_after, first };
-    Some((refusal, Settling::Ledger(Box::new(budget), seen_at)))
+    let error = refused(seat, refusal, Some(&ledger));
+    Some((error, Settling::Ledger(Box::new(budget), seen_at)))
+}
+
+/// What a request hears for which no attempt is left, with how the last one failed.
+fn refused<K: GateKey, T>(
+    seat: &Seat<K, T>,
+    refusal: BudgetRefusal,
+    ledger: Option<&Ledger>,
+) -> GateError {
+    let key = seat.flight.label();
+    let last_failure = match ledger {
+        None => seat.flight.last_failure(),
+        Some(ledger) => open_ledger::last_failure(ledger).map(|(launch, message)| {
+            let (key, message) = (Arc::clone(&key), message.into());
+            let error = LaunchError::FailedBefore {
+                key,
+                launch,
+                message,
+            };
+            Arc::new(error.into())
+        }),
+    };
+    BudgetExhausted::new(key, refusal, last_failure).into()
 }
 
 /// How a flight ends before it has its permit.
@@ -275,8 +298,8 @@ async fn prepare_held<K: GateKey, T: 'static>(
                 let waited = seat.flight.age();
                 refusal.retry_after = refusal.retry_after.saturating_sub(waited);
             }
-            let error = BudgetExhausted::new(seat.flight.label(), refusal);
-            Ending::Refused(error.into())
+            let ledger = held.ledger.as_deref().map(OpenLedger::to_write);
+            Ending::Refused(refused(seat, refusal, ledger))
         })?;
     seat.flight.note_attempt(attempt.number);
     let written = held.write_ledger().await;

@@ -26,6 +26,12 @@ pub(crate) fn usage(ledger: &Ledger, policy: &BudgetPolicy, clock: &dyn SharedCl
     ledger.budget.usage(policy, clock.now())
 }
 
+/// How the last launch failed: its number, and what the launcher said. `None` if it did not fail, or was killed.
+pub(crate) fn last_failure(ledger: &Ledger) -> Option<(u64, &str)> {
+    let last = ledger.last_outcome()?;
+    Some((last.launch, last.failure.as_deref()?))
+}
+
 /// What a ledger counts, by this process's clock.
 pub(crate) fn local_budget(
     ledger: &Ledger,
@@ -83,9 +89,7 @@ impl OpenLedger {
 
     /// The failure of a launch that ended after the one with the number `seen`.
     pub(crate) fn failure_after(&self, seen: u64) -> Option<(u64, &str)> {
-        let last = self.ledger.last_outcome.as_ref()?;
-        let why = last.failure.as_deref()?;
-        (last.launch > seen).then_some((last.launch, why))
+        last_failure(&self.ledger).filter(|&(launch, _)| launch > seen)
     }
 
     /// Charges one attempt, if one is left for all processes together. `has_looked`: no backend runs, so a success that has yet

@@ -4,16 +4,17 @@
 //! user's runs. So the first ending of a flight wins, nothing that comes late changes an outcome or a budget, and a flight can be
 //! ended in `Drop`.
 
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::budget::{Attempt, BudgetRefusal, KeyBudget, Settlement, Usage};
-use crate::error::Stage;
+use crate::error::{GateError, Stage};
 use crate::key::{GateKey, key_label};
 use crate::lock::LockHolder;
-use crate::outcome::{Followers, Following};
+use crate::outcome::{Followers, Following, Outcome};
 use crate::policy::BudgetPolicy;
 use crate::snapshot::FlightSnapshot;
 
@@ -55,6 +56,8 @@ pub(crate) struct State<T> {
     pub(crate) budget: KeyBudget,
     /// When the ledger was seen from which the budget was taken, where the lock keeps one.
     pub(crate) ledger_seen: Option<Instant>,
+    /// How the last launch failed, once that has used up the budget: what refused requests are told.
+    pub(crate) last_failure: Option<Arc<GateError>>,
     pub(crate) flight: Option<Box<Running<T>>>,
 }
 
@@ -83,6 +86,7 @@ impl<K, T> Slot<K, T> {
             state: Mutex::new(State {
                 budget: KeyBudget::default(),
                 ledger_seen: None,
+                last_failure: None,
                 flight: None,
             }),
         }
@@ -166,6 +170,26 @@ impl<T> State<T> {
             }
             (Settling::Attempt(_), Claim::Look(_)) => {}
         }
+    }
+
+    /// Notes what later requests are told if they are refused. Returns what they were told before, to be dropped elsewhere.
+    pub(crate) fn note_failure(
+        &mut self,
+        policy: &BudgetPolicy,
+        ended: &Running<T>,
+        outcome: &Outcome<T>,
+    ) -> Option<Arc<GateError>> {
+        let failure = match outcome {
+            Outcome::Launched(_) | Outcome::Discovered(_) => None,
+            Outcome::Failed(GateError::BudgetExhausted(refused)) => refused.last_failure.clone(),
+            Outcome::Failed(error) if ended.stage == Stage::Launch || error.is_from_elsewhere() => {
+                let is_used_up = self.budget.is_used_up(policy);
+                is_used_up.then(|| Arc::new(error.clone()))
+            }
+            // It did not come to a launch.
+            Outcome::Failed(_) | Outcome::Vacated => return None,
+        };
+        mem::replace(&mut self.last_failure, failure)
     }
 }
 

@@ -317,3 +317,44 @@ async fn keys_that_hash_alike_are_launched_side_by_side() {
     one.succeed(1).await.unwrap();
     other.succeed(2).await.unwrap();
 }
+
+/// An error that asks for its key's snapshot when it is dropped.
+struct AsksAgain(Gate, Arc<AtomicBool>);
+
+impl Drop for AsksAgain {
+    fn drop(&mut self) {
+        let mut look = task::spawn(self.0.snapshot(key("key")));
+        self.1.store(look.poll().is_ready(), Ordering::SeqCst);
+    }
+}
+
+impl std::fmt::Debug for AsksAgain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AsksAgain")
+    }
+}
+
+impl std::fmt::Display for AsksAgain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("no such program")
+    }
+}
+
+impl std::error::Error for AsksAgain {}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_that_is_kept_for_refusals_is_dropped_while_its_key_is_free() {
+    let gate = gate();
+    let was_answered = Arc::<AtomicBool>::default();
+    for _ in 0..2 {
+        lead(&gate, key("key")).await.fail("first").await;
+    }
+    let error = AsksAgain(gate.clone(), Arc::clone(&was_answered));
+    lead(&gate, key("key")).await.fail(error).await;
+    assert!(gate.acquire(key("key")).await.is_err());
+    assert!(!was_answered.load(Ordering::SeqCst), "dropped too early");
+
+    gate.reset(&key("key")).await.unwrap();
+    lead(&gate, key("key")).await.succeed(1).await.unwrap();
+    assert!(was_answered.load(Ordering::SeqCst));
+}

@@ -693,6 +693,46 @@ async fn the_chain_of_sources_carries_the_launchers_own_error_to_every_caller() 
     );
 }
 
+/// What callers hear who are refused.
+async fn refusals(gate: &Gate) -> [Vec<String>; 2] {
+    let launched = gate.launch("key", slow()).await.unwrap_err();
+    let acquired = gate.acquire("key").await.unwrap_err();
+    [launched, acquired].map(|error| {
+        assert!(matches!(error, GateError::BudgetExhausted(_)), "{error:?}");
+        let mut chain = chain(&error);
+        // How long to wait is told elsewhere.
+        chain[0].truncate("the spawn budget of key is used up".len());
+        chain
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_chain_of_sources_of_a_refusal_tells_how_the_last_attempt_failed() {
+    let gate = Gate::builder(InMemorySpawnLock::new())
+        .launch_timeout(seconds(5))
+        .build();
+    let used_up = "the spawn budget of key is used up";
+    for storm in 1..=2 {
+        for attempt in 1..=3 {
+            let permit = lead(&gate).await;
+            permit.fail(format!("reason {attempt} of {storm}")).await;
+        }
+        let told = [
+            used_up.to_owned(),
+            "attempt 3 to launch key failed".to_owned(),
+            format!("reason 3 of {storm}"),
+        ];
+        assert_eq!(refusals(&gate).await, [told.clone(), told]);
+        sleep(seconds(30)).await;
+    }
+
+    for _ in 1..=3 {
+        gate.launch("key", never()).await.unwrap_err();
+    }
+    let told = [used_up, "timed out after 5s while launching key"];
+    assert_eq!(refusals(&gate).await, [told, told]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_chain_of_sources_carries_the_locks_own_error() {
     let lock = ScriptedLock::new(InMemorySpawnLock::new()).on_try(|_| async {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use spawn_gate::{
-    Acquired, BootReading, ClockReading, FileSpawnLock, GateError, How, LedgerReading,
+    Acquired, BootReading, ClockReading, FileSpawnLock, GateError, How, LaunchError, LedgerReading,
     SpawnBudgetConfig, Stage, WindowKind, acquire_spawn_lock, inspect_spawn_lock,
 };
 
@@ -328,6 +328,37 @@ async fn a_process_that_is_out_of_attempts_waits_for_a_launch_in_progress_elsewh
     }
     last.succeed(1).await.unwrap();
     assert_eq!(asking.await.unwrap().unwrap().how, How::Discovered);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_tells_how_the_last_launch_failed_in_whichever_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let [failing, other] = [(); 2].map(|()| gate(directory.path(), &clock));
+    for attempt in 1..=3 {
+        let reason = format!("reason {attempt}");
+        permit(&failing).await.fail(reason).await;
+    }
+    // After a second, the one that failed looks into the ledger, too.
+    for _ in 0..2 {
+        for gate in [&failing, &other] {
+            let Err(GateError::BudgetExhausted(refusal)) = gate.acquire(KEY).await else {
+                panic!("not refused");
+            };
+            let last = refusal.last_failure.unwrap();
+            let GateError::Launch(last) = &*last else {
+                panic!("not a launch: {last:?}");
+            };
+            match last {
+                LaunchError::Failed { source, .. } => assert_eq!(source.to_string(), "reason 3"),
+                last => assert_eq!(
+                    last.to_string(),
+                    "the last launch of indexer failed: reason 3"
+                ),
+            }
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
