@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use hmac_sha256::Hash as Sha256;
 use spawn_gate::{
-    FileKind, FileSpawnLock, Ledger, LockHolder, SpawnLease, SpawnLock, SpawnLockError,
-    acquire_spawn_lock, inspect_spawn_lock,
+    FileKind, FileSpawnLock, Ledger, LedgerReading, LockHolder, SpawnLease, SpawnLock,
+    SpawnLockError, acquire_spawn_lock, inspect_spawn_lock,
 };
 use tempfile::TempDir;
 
@@ -75,6 +75,7 @@ fn named(error: &SpawnLockError) -> &Path {
     match error {
         SpawnLockError::Open { path, .. }
         | SpawnLockError::NotARegularFile { path, .. }
+        | SpawnLockError::NotADirectory { path }
         | SpawnLockError::Unsafe { path, .. }
         | SpawnLockError::ReadOnlyFilesystem { path, .. }
         | SpawnLockError::NameTooLong { path, .. }
@@ -135,14 +136,22 @@ fn a_lock_directory_that_is_a_file_is_refused_and_kept() {
     let directory = directory();
     let path = directory.path().join("locks");
     write_private(&path, b"not a directory");
-    is_open_error(
-        &directory_refusal(&path),
-        &path,
-        io::ErrorKind::AlreadyExists,
+    let refused = directory_refusal(&path);
+    assert!(
+        matches!(&refused, SpawnLockError::NotADirectory { path: named } if *named == path),
+        "{refused:?}"
     );
     let inner = path.join("indexer.lock");
     assert_eq!(named(&refusal(&inner)), inner);
     assert_eq!(fs::read(&path).unwrap(), b"not a directory");
+}
+
+#[test]
+fn a_lock_directory_without_a_name_is_refused() {
+    let refused = FileSpawnLock::new("").unwrap_err();
+    is_open_error(&refused, Path::new(""), io::ErrorKind::InvalidInput);
+    let source = refused.source().expect("the operating system is not asked");
+    assert_eq!(source.to_string(), "the path is empty");
 }
 
 #[test]
@@ -262,7 +271,7 @@ fn noise(len: usize) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_lock_works_whatever_stands_in_its_file() {
-    let good = record(7, 1, "launch 8\nholder 4711 1763999999123\nend\n");
+    let good = record(7, 1, "launch 8\nholder 4711 1763999999.123\nend\n");
     let contents = [
         Vec::new(),
         b"\0".to_vec(),
@@ -282,7 +291,7 @@ async fn a_lock_works_whatever_stands_in_its_file() {
         file_with([&record(7, 1, "launch many\nend\n"), ""]),
         file_with([&record(7, 1, "holder 1\nend\n"), &record(8, 1, "end\n")]),
         file_with([
-            &record(7, 1, "holder 4294967295 18446744073709551615\nend\n"),
+            &record(7, 1, "holder 4294967295 18446744073709551615.000\nend\n"),
             "",
         ]),
         file_with([&record(u64::MAX, 1, "end\n"), ""]),
@@ -352,10 +361,17 @@ async fn a_write_that_was_cut_short_leaves_the_record_before_it() {
 
 #[tokio::test]
 async fn a_record_whose_checksum_is_wrong_is_not_believed() {
-    let right = record(9, 1, &format!("holder 4711 0\n{}", launch(FAR + 10)));
+    let right = record(
+        9,
+        1,
+        &format!("holder 4711 1763999999.123\n{}", launch(FAR + 10)),
+    );
     let wrong = right.replace("4711", "4712");
     let (_directory, locks, path) = locks_with(&file_with([&record(8, 1, &launch(FAR)), &wrong]));
-    assert_eq!(read_lock_holder(&path).unwrap(), None);
+    let LedgerReading::Found(believed) = inspect_spawn_lock(&path).unwrap().ledger else {
+        panic!("the record before it is right");
+    };
+    assert_eq!((believed.launch_number(), believed.holder()), (FAR, None));
     let token = lease(&locks).await.unwrap().fencing_token();
     assert_eq!(token, FAR + 1);
 }
@@ -635,7 +651,11 @@ mod unix {
         let directory = directory();
         let (link, target) = (directory.path().join("link"), directory.path().join("to"));
         symlink(&target, &link).unwrap();
-        assert_eq!(named(&directory_refusal(&link)), link);
+        let refused = directory_refusal(&link);
+        assert!(
+            matches!(&refused, SpawnLockError::NotADirectory { path } if *path == link),
+            "{refused:?}"
+        );
         assert!(!target.exists());
     }
 

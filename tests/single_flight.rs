@@ -13,7 +13,7 @@ use spawn_gate::{
 };
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{advance, sleep};
+use tokio::time::{Instant, advance, sleep};
 use tokio_test::{assert_pending, assert_ready, task};
 
 use crate::scripted_lock::{ScriptedLock, lost};
@@ -710,6 +710,30 @@ async fn a_lock_lost_while_launching_is_named_to_the_leader_and_the_followers_an
         assert!(matches!(*source, SpawnLockError::DeletedOrRecreated { .. }));
     }
     assert_eq!((launcher.launches(), attempts_used(&gate).await), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_is_dropped_while_it_waits_for_a_lost_lock_again_is_followed_at_once() {
+    let lock = ScriptedLock::new(InMemorySpawnLock::new())
+        .on_try(|call| async move {
+            if call == 2 {
+                std::future::pending::<()>().await;
+            }
+            Ok(())
+        })
+        .on_verify(|call| async move { if call == 1 { Err(lost()) } else { Ok(()) } });
+    let gate = Gate::builder(lock.clone()).build();
+    let mut leader = Box::pin(gate.acquire("key"));
+    while lock.tries.calls() < 2 {
+        assert_pending!(task::spawn(&mut leader).poll());
+        tokio::task::yield_now().await;
+    }
+    let mut follower = task::spawn(gate.acquire("key"));
+    assert_pending!(follower.poll());
+    let dropped_at = Instant::now();
+    drop(leader);
+    assert!(matches!(follower.await, Ok(Acquired::Led(_))));
+    assert_eq!(dropped_at.elapsed(), Duration::ZERO);
 }
 
 /// Launches, and notes what it is told to discard.

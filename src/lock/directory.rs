@@ -1,5 +1,6 @@
 //! The spawn lock over a directory of lock files: where blocking calls leave the runtime's threads.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -83,7 +84,16 @@ impl FileSpawnLock {
     }
 
     fn with_filesystem(directory: PathBuf, filesystem: Filesystem) -> Result<Self, SpawnLockError> {
-        let made = sys::make_directory(&directory).and_then(|()| directory.canonicalize());
+        if directory.as_os_str().is_empty() {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "the path is empty");
+            return Err(sys::open_error(&directory, source));
+        }
+        let made = match sys::make_directory(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(SpawnLockError::NotADirectory { path: directory });
+            }
+            made => made.and_then(|()| directory.canonicalize()),
+        };
         // Resolved once: neither a link that is changed nor a change of the working directory moves the locks later.
         let directory = made.map_err(|source| sys::open_error(&directory, source))?;
         let probe = directory.join(PROBE_NAME);

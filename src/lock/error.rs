@@ -63,6 +63,13 @@ pub enum SpawnLockError {
         /// What stands there.
         found: FileKind,
     },
+    /// Something else than a directory stands where the lock directory is to be, or a link that leads nowhere. A retry helps once
+    /// it is gone.
+    #[error("the lock directory {} is not a directory", path.display())]
+    NotADirectory {
+        /// The lock directory.
+        path: PathBuf,
+    },
     /// The lock file or its directory belongs to another user, or others may write to it: they could free the lock or
     /// swap the file. A retry helps once owner and mode are right.
     #[error("the spawn lock is not safe: {} {problem}", path.display())]

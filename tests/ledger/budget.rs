@@ -331,6 +331,25 @@ async fn a_process_that_is_out_of_attempts_waits_for_a_launch_in_progress_elsewh
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_process_that_is_out_of_attempts_finds_what_another_one_launched_and_is_not_yet_stable() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let [broker, other] = [(); 2].map(|()| {
+        builder(FileSpawnLock::new(directory.path()).unwrap(), &clock)
+            .budget(SpawnBudgetConfig::new(1, WINDOW))
+            .stable_after(WINDOW)
+            .build()
+    });
+    fail_once(&broker).await;
+    other.reset(&KEY).await.unwrap();
+    permit(&other).await.succeed(9).await.unwrap();
+    // So that the broker looks into the ledger again.
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let launched = broker.launch(KEY, finder()).await.unwrap();
+    assert_eq!((launched.value, launched.how), (9, How::Discovered));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refusal_tells_how_the_last_launch_failed_in_whichever_process() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
