@@ -55,7 +55,11 @@ fn print_report(report: &LockReport) {
     }
     match &report.ledger {
         LedgerReading::Found(ledger) => {
-            println!("  attempts charged: {}", ledger.attempts_charged());
+            // For how long they count, the gates know and the ledger does not.
+            if let Some(oldest) = ledger.oldest_attempt() {
+                let (count, at) = (ledger.attempts_charged(), ago(oldest.system_time()));
+                println!("  attempts charged: {count}, the oldest {at}");
+            }
             if let Some(last) = ledger.last_outcome() {
                 let at = ago(last.at.system_time());
                 match &last.failure {

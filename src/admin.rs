@@ -102,7 +102,8 @@ where
 
     /// Closes the gate: every request from now on is refused, and this call waits for the flights in progress to end.
     ///
-    /// Followers that are waiting hear their flight's outcome. Calling it again, from any handle, waits again.
+    /// Followers that are waiting hear their flight's outcome; give their tasks time to pass it on before the runtime ends.
+    /// Calling it again, from any handle, waits again.
     ///
     /// # Errors
     ///

@@ -83,7 +83,8 @@ where
     }
 
     /// Lets a success reset the budget only after this time without another launch of the key, against a backend that
-    /// starts well and dies at once, again and again. Unless set, a success resets the budget at once.
+    /// starts well and dies at once, again and again. Unless set, a success resets the budget at once, and such a backend is
+    /// launched again whenever it is asked for.
     ///
     /// While a success is younger than that, [`SpawnGate::launch`] looks for its backend before it refuses a request for
     /// want of attempts; [`SpawnGate::acquire`] cannot.

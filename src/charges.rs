@@ -28,6 +28,15 @@ impl<I> Charges<I> {
             Self::Sliding(times) => u32::try_from(times.len()).unwrap_or(u32::MAX),
         }
     }
+
+    /// When the first of them was made.
+    pub(crate) fn oldest(&self) -> Option<&I> {
+        match self {
+            Self::None => None,
+            Self::Fixed { window_began, .. } => Some(window_began),
+            Self::Sliding(times) => times.first(),
+        }
+    }
 }
 
 impl<I: TimePoint> Charges<I> {

@@ -52,7 +52,8 @@ impl GateError {
     /// Whether the same request can succeed later (after [`retry_after`](Self::retry_after), if there is one) without
     /// anybody mending anything.
     ///
-    /// A launch that failed counts as such a case: a retry makes another attempt, as long as the budget lasts.
+    /// A launch that failed counts as such a case: a retry makes another attempt, as long as the budget lasts. So does a
+    /// `discover` that failed, which nothing is charged for: pause before you ask again.
     pub fn retry_helps(&self) -> bool {
         match self {
             Self::BudgetExhausted(_) | Self::Launch(_) | Self::Timeout(_) => true,

@@ -27,7 +27,8 @@ use crate::table::Table;
 /// refused at once and told when to retry. While it launches, the leader holds the key's spawn lock, so that another
 /// process does not launch too.
 ///
-/// The gate does not remember the backends it launched: ask it when you have none that works.
+/// The gate does not remember the backends it launched. Try the backend first, and ask the gate when it does not answer: it
+/// looks for a running one only while it holds the spawn lock, one request after the other.
 ///
 /// Handles are cheap to clone, and all clones are one gate. It needs a tokio runtime with time enabled; all its waiting
 /// goes by tokio's clock, so tests can pause it.
@@ -122,7 +123,8 @@ where
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime with time enabled.
+    /// Outside of a tokio runtime with time enabled; or, in tokio's timer, if that runtime is shut down while the future is polled
+    /// elsewhere.
     pub async fn acquire(&self, key: K) -> Result<Acquired<K, T>, GateError> {
         let mut key = key;
         let hash = self.inner.hash(&key);
@@ -159,6 +161,9 @@ where
 
     /// Returns the backend of `key`: launches it with `launcher`, joins a launch in progress, or finds one running.
     ///
+    /// While no attempt is left, requests are refused without a look for a running backend, unless the last success is younger
+    /// than [`stable_after`](crate::SpawnGateBuilder::stable_after).
+    ///
     /// The flight runs in a task of its own, on the runtime of the caller who leads it. Only the leader's launcher is used.
     ///
     /// # Errors
@@ -179,7 +184,7 @@ where
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime with time enabled. A panic of the launcher is caught and shared as
+    /// As [`acquire`](Self::acquire). A panic of the launcher is caught and shared as
     /// [`LaunchError::Panicked`](crate::LaunchError::Panicked).
     pub async fn launch(
         &self,

@@ -8,9 +8,13 @@ use async_trait::async_trait;
 use crate::key::GateKey;
 use crate::permit::LaunchPermit;
 
-/// Knows how to find, and how to start, the backend of a key. Implement it with `#[async_trait]`.
+/// Knows how to find, and how to start, the backend of a key. Implement it with `#[async_trait]`, which this crate re-exports;
+/// without it the compiler says that lifetimes do not match.
 ///
 /// # Examples
+///
+/// A backend at a fixed port. (That whoever answers there is the backend is taken for granted; `examples/cli_daemon` in the
+/// repository makes sure of it.)
 ///
 /// ```
 /// use spawn_gate::{BackendLauncher, BoxError, LaunchPermit, async_trait};
@@ -33,15 +37,21 @@ use crate::permit::LaunchPermit;
 ///     }
 ///
 ///     async fn launch(&self, permit: &LaunchPermit<String, u16>) -> Result<u16, BoxError> {
-///         Command::new("indexer")
+///         let mut child = Command::new("indexer")
 ///             .arg(format!("--port={}", self.port))
 ///             .env("LAUNCH_NUMBER", permit.fencing_token().to_string())
 ///             .spawn()?;
 ///         // Return once it is ready, not once it is started: that is what everybody is waiting for.
-///         while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
-///             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+///         let ready = async {
+///             while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
+///                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+///             }
+///         };
+///         tokio::select! {
+///             () = ready => Ok(self.port),
+///             // Nobody has to wait for one that is dead.
+///             status = child.wait() => Err(format!("it ended before it was ready: {}", status?).into()),
 ///         }
-///         Ok(self.port)
 ///     }
 /// }
 /// ```

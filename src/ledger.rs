@@ -36,6 +36,11 @@ impl Ledger {
         self.budget.charges.used()
     }
 
+    /// Returns when the oldest of these attempts was made. When its window is over it counts no longer.
+    pub fn oldest_attempt(&self) -> Option<ClockReading> {
+        self.budget.charges.oldest().copied()
+    }
+
     /// The same without the message of a failure, if there is no room for that.
     pub(crate) fn without_message(&self) -> Self {
         let mut short = self.clone();

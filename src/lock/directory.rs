@@ -23,7 +23,8 @@ use crate::ledger::Ledger;
 ///
 /// The files are named by [`LockName`] and stay when a lock is released. Each holds the key's [`Ledger`]: the budget that all
 /// the processes share, who launches, and how the last launch ended; `cat` shows it. Do not delete the files while they may
-/// be in use: a gate notices it, but only the launch number tells two backends apart then, and the key's count is lost.
+/// be in use: a gate notices it, but only the launch number tells two backends apart then, and the key's count is lost. There is
+/// one file more, `probe.lock`, which is taken only to see whether the directory serves.
 ///
 /// A file that holds something else than a ledger counts as a budget that was just used up. A ledger that a newer version of
 /// this crate wrote is an error, [`SpawnLockError::LedgerVersion`].

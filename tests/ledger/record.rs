@@ -4,11 +4,11 @@ use std::fs;
 use std::time::Duration;
 
 use spawn_gate::{
-    FileSpawnLock, GateError, Ledger, LedgerReading, LockError, SpawnBudgetConfig, SpawnLockError,
-    acquire_spawn_lock, inspect_spawn_lock,
+    FileSpawnLock, GateError, Ledger, LedgerReading, LockError, SharedClock, SpawnBudgetConfig,
+    SpawnLockError, WindowKind, acquire_spawn_lock, inspect_spawn_lock,
 };
 
-use super::{Gate, KEY, WINDOW, fail_once, gate, lock_path, permit};
+use super::{Gate, KEY, WINDOW, builder, fail_once, gate, lock_path, permit};
 use crate::held_file;
 use crate::step_clock::StepClock;
 
@@ -40,6 +40,30 @@ async fn a_file_that_cannot_be_read_is_rewritten_as_a_whole() {
     let bytes = fs::read(&path).unwrap();
     assert!(bytes.starts_with(b"spawn-gate: "));
     assert!(!bytes.contains(&1));
+}
+
+#[tokio::test]
+async fn a_ledger_tells_how_many_attempts_were_charged_and_since_when() {
+    for kind in [WindowKind::Fixed, WindowKind::Sliding] {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = StepClock::new();
+        let gate = builder(FileSpawnLock::new(directory.path()).unwrap(), &clock)
+            .window_kind(kind)
+            .build();
+        let began = clock.now();
+        for _ in 0..2 {
+            fail_once(&gate).await;
+            clock.advance(Duration::from_secs(5));
+        }
+        let report = inspect_spawn_lock(lock_path(directory.path())).unwrap();
+        let LedgerReading::Found(ledger) = report.ledger else {
+            panic!("{report:?}");
+        };
+        assert_eq!(ledger.attempts_charged(), 2);
+        let oldest = ledger.oldest_attempt().unwrap();
+        assert_eq!(oldest.unix.as_millis(), began.unix.as_millis(), "{kind:?}");
+    }
+    assert_eq!(Ledger::default().oldest_attempt(), None);
 }
 
 #[test]
