@@ -3,14 +3,17 @@
 //! ```console
 //! $ cargo run --example cli_daemon -- --state DIR ask TEXT   # answered by the daemon, which is started if need be
 //! $ cargo run --example cli_daemon -- --state DIR stop
+//! $ cargo run --example cli_daemon                           # a self-check with real processes (on Unix)
 //! ```
 //!
 //! `contact.rs` is how the two find and recognise each other, `launcher.rs` how the tool starts the daemon, `daemon.rs` the
-//! daemon. The exit status is 1 for an error, 75 if that says when to try again.
+//! daemon; leave out `self_check.rs`. The exit status is 1 for an error, 75 if that says when to try again.
 
 mod contact;
 mod daemon;
 mod launcher;
+#[cfg(unix)]
+mod self_check;
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -60,6 +63,8 @@ async fn run(args: &[OsString]) -> Result<(), BoxError> {
     // Made for this user alone if there is none; one that others can write to is refused: what stands there is trusted.
     let state = || Ok::<_, SpawnLockError>(FileSpawnLock::new(&args[1])?.directory().to_owned());
     match words[..] {
+        #[cfg(unix)]
+        [] => self_check::run().await,
         ["--state", _, "ask", text] => ask(&state()?, text).await,
         ["--state", _, "stop"] => stop(&state()?).await,
         // Here it is not made: who deleted it meanwhile wants no daemon.
