@@ -12,7 +12,7 @@ use spawn_gate::BoxError;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::EX_TEMPFAIL;
 use crate::contact::{Address, POLL, is_taken};
@@ -74,8 +74,11 @@ async fn crowd(mut scene: Scene) -> Result<usize, BoxError> {
 
 async fn interrupted(mut scene: Scene) -> Result<usize, BoxError> {
     let slow = ("CLI_DAEMON_SLOW_MS", "2000");
+    let began = Instant::now();
     let mut invocation = scene.command("ask")?.envs([slow]).spawn()?;
     until(|| Ok(Address::read(&scene.state)?.is_some())).await?;
+    let is_early = began.elapsed() < Duration::from_secs(2);
+    scene.check("says where it is before it is ready", true, is_early);
     invocation.start_kill()?;
     let answered = invocation.wait().await?.success();
     scene.check("killed while its daemon starts: answered", false, answered);
