@@ -46,7 +46,7 @@ fn lock_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
 fn print_report(report: &LockReport) {
     match report.holder() {
         Some(holder) => println!(
-            "  held by process {}, since {}",
+            "  held, taken by process {} {}",
             holder.pid,
             ago(holder.since)
         ),

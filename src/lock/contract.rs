@@ -170,10 +170,13 @@ impl LockHolder {
 
 impl fmt::Display for LockHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is held by process {}", self.path.display(), self.pid)?;
-        if let Ok(age) = self.since.elapsed() {
-            write!(f, " for {:.1} s", age.as_secs_f64())?;
+        // Not that this process holds it: it may be gone, and a child that it forked hold the lock yet.
+        let (path, pid) = (self.path.display(), self.pid);
+        write!(f, "{path}, which process {pid} took")?;
+        match self.since.elapsed() {
+            Ok(age) => write!(f, " {:.1} s ago", age.as_secs_f64()),
+            // The clock was set back.
+            Err(_) => Ok(()),
         }
-        Ok(())
     }
 }

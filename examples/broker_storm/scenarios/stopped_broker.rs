@@ -30,7 +30,7 @@ pub(super) async fn stopped(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.say(format_args!(
         "a client of an impatient broker hears: {told}"
     ));
-    let holder = format!("is held by process {} for", launching.pid());
+    let holder = format!("which process {} took", launching.pid());
 
     drop(stopped);
     let mut tally = at_launching.finish(scene).await?;
