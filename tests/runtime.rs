@@ -39,6 +39,17 @@ fn gate() -> Gate {
     Gate::builder(InMemorySpawnLock::new()).build()
 }
 
+fn one_thread() -> Runtime {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_all().build().unwrap()
+}
+
+fn workers(count: usize) -> Runtime {
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(count);
+    builder.enable_all().build().unwrap()
+}
+
 fn slow() -> Script {
     Script::launching(|_| async {
         sleep(LAUNCH_TIME).await;
@@ -444,12 +455,8 @@ fn shut_down_mid_launch(shut_down: fn(Runtime)) {
     let directory = tempfile::tempdir().unwrap();
     let lock = FileSpawnLock::new(directory.path()).unwrap();
     let gate = Gate::builder(lock.clone()).build();
-    let here = Builder::new_current_thread().enable_all().build().unwrap();
-    let there = Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
+    let here = one_thread();
+    let there = workers(2);
     let (began, mut has_begun) = mpsc::unbounded_channel();
     let launcher = Script::launching(move |_| {
         began.send(()).unwrap();
@@ -490,12 +497,8 @@ fn a_runtime_shut_down_with_a_timeout_mid_launch_abandons_it_and_frees_the_file_
 #[test]
 fn when_a_runtime_is_shut_down_before_the_launch_a_follower_on_another_one_takes_over() {
     let gate = gate();
-    let here = Builder::new_current_thread().enable_all().build().unwrap();
-    let there = Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
+    let here = one_thread();
+    let there = workers(2);
     let (looks, mut has_looked) = mpsc::unbounded_channel();
     let lost_launcher = never().discovering(move |_| {
         looks.send(()).unwrap();
@@ -556,12 +559,8 @@ fn when_a_runtime_is_shut_down_while_it_takes_the_lock_a_follower_on_another_one
         may_go_on: Mutex::new(may_go_on),
     })
     .build();
-    let here = Builder::new_current_thread().enable_all().build().unwrap();
-    let there = Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
+    let here = one_thread();
+    let there = workers(1);
     there.spawn({
         let gate = gate.clone();
         async move { drop(gate.acquire("key").await) }
@@ -588,11 +587,7 @@ fn a_permit_that_nobody_came_for_is_given_back_when_its_runtime_is_shut_down() {
         .start_paused(true)
         .build()
         .unwrap();
-    let there = Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
+    let there = workers(1);
     let mut kept = task::spawn(gate.acquire("key"));
     {
         let _entered = there.enter();
@@ -618,11 +613,11 @@ fn a_permit_that_nobody_came_for_is_given_back_when_its_runtime_is_shut_down() {
 #[test]
 fn a_permit_may_be_dropped_where_there_is_no_runtime() {
     let gate = gate();
-    let there = Builder::new_current_thread().enable_all().build().unwrap();
+    let there = one_thread();
     let permit = there.block_on(lead(&gate));
     drop(there);
     std::thread::spawn(move || drop(permit)).join().unwrap();
-    let here = Builder::new_current_thread().enable_all().build().unwrap();
+    let here = one_thread();
     assert_eq!(here.block_on(attempts_used(&gate)), 1);
     here.block_on(async { lead(&gate).await.succeed(7).await })
         .unwrap();
