@@ -45,7 +45,8 @@ impl BackendLauncher<String, Address> for Launcher {
         command.env(LAUNCH, permit.fencing_token().to_string());
         // Not the user's directory, which it would keep in use.
         command.current_dir(&self.state);
-        // Nor the tool's output: `$(cli_daemon --state DIR ask TEXT)` would wait until the daemon closes that.
+        // Nor the tool's output: `$(cli_daemon --state DIR ask TEXT)` would wait until the daemon closes that. On Windows it
+        // waits all the same, if it starts the daemon: that gets all handles which can be inherited, and this is one of them.
         command.stdin(Stdio::null());
         command.stdout(log.try_clone()?).stderr(log);
         #[cfg(windows)]
