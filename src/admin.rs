@@ -73,13 +73,13 @@ where
     /// # Errors
     ///
     /// [`GateError::Lock`] if the lock cannot be taken or the ledger not be written, [`GateError::Timeout`] with
-    /// [`Stage::Lock`] if the lock is not free in time, [`GateError::ShutDown`] if the runtime is shut down meanwhile. This process
-    /// has forgotten its count all the same. A retry helps as with [`launch`](Self::launch).
+    /// [`Stage::Lock`] if the lock is not free in time, [`GateError::ShutDown`] if the runtime is shut down meanwhile. This
+    /// process has forgotten its count all the same. A retry helps as with [`launch`](Self::launch).
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe. The reset of a ledger goes on if the future is dropped: in a task of its own, it waits for the lock as long as
-    /// it would have.
+    /// Cancel safe. The reset of a ledger goes on if the future is dropped: in a task of its own, it waits for the lock as
+    /// long as it would have.
     ///
     /// # Panics
     ///
@@ -107,8 +107,8 @@ where
     ///
     /// # Errors
     ///
-    /// [`TimeoutError`] with [`Stage::Drain`] if a flight has not ended in time; [`snapshots`](Self::snapshots) tells which. The
-    /// gate stays closed; a retry waits on.
+    /// [`TimeoutError`] with [`Stage::Drain`] if a flight has not ended in time; [`snapshots`](Self::snapshots) tells which.
+    /// The gate stays closed; a retry waits on.
     ///
     /// # Cancel safety
     ///

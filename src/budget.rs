@@ -74,7 +74,8 @@ impl<I> Default for KeyBudget<I> {
 }
 
 impl<I: TimePoint> KeyBudget<I> {
-    /// Charges one attempt, if one is left. Only for a key with none in flight, and with an `id` that is new for it and not zero.
+    /// Charges one attempt, if one is left. Only for a key with none in flight, and with an `id` that is new for it and not
+    /// zero.
     pub(crate) fn begin(
         &mut self,
         policy: &BudgetPolicy,

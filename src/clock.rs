@@ -20,9 +20,9 @@ impl TimePoint for Instant {
 
 /// One reading of the machine's clocks.
 ///
-/// Between two readings of one boot the time since boot counts, which nobody can set. Otherwise the wall clock does: set forward,
-/// it ends a budget's window early, set back, it makes it longer by at most one window. If it has run backwards between the
-/// readings, the window is taken as over.
+/// Between two readings of one boot the time since boot counts, which nobody can set. Otherwise the wall clock does: set
+/// forward, it ends a budget's window early, set back, it makes it longer by at most one window. If it has run backwards
+/// between the readings, the window is taken as over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClockReading {
     /// Time since the Unix epoch by the wall clock.

@@ -30,15 +30,30 @@ pub enum GateError {
     /// The gate was closed. A retry does not help.
     #[error("the gate is closed")]
     Closed,
-    /// The runtime on which this request led its flight was shut down. If it was launching by then, or about to, something may
-    /// have been started, and the attempt is charged. A retry helps on another runtime only.
-    #[error("the runtime was shut down during the launch")]
+    /// The runtime that did what was asked was shut down. If it was launching by then, or about to, something may have been
+    /// started, and the attempt is charged. A retry helps on another runtime only.
+    #[error("the runtime was shut down meanwhile")]
     ShutDown,
 }
 
 impl GateError {
-    pub(crate) fn is_from_elsewhere(&self) -> bool {
-        matches!(self, Self::Launch(LaunchError::FailedElsewhere { .. }))
+    /// Whether it says how a launch failed, rather than that there was none.
+    pub(crate) fn is_of_launch(&self) -> bool {
+        match self {
+            Self::Launch(error) => !matches!(error, LaunchError::Discover { .. }),
+            Self::Timeout(timeout) => timeout.stage == Stage::Launch,
+            _ => false,
+        }
+    }
+
+    /// Why there is no backend, for those who ask later: in words, since an error of the user's is not kept for them. It runs
+    /// the user's code.
+    pub(crate) fn words(&self) -> String {
+        match self {
+            Self::Launch(LaunchError::Failed { source, .. }) => all_of(&**source),
+            Self::Launch(LaunchError::FailedElsewhere { message, .. }) => (**message).to_owned(),
+            error => all_of(error),
+        }
     }
 
     /// Returns how long to wait before the next request, where that is known.
@@ -63,9 +78,23 @@ impl GateError {
     }
 }
 
-/// The refusal of a key that has used all its attempts. Its source is how the last of them failed.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("the spawn budget of {key} is used up; retry after {:?}", whole_millis(*retry_after))]
+/// An error and its sources.
+fn all_of(error: &dyn Error) -> String {
+    let mut words = error.to_string();
+    for source in std::iter::successors(error.source(), |&error| error.source()) {
+        words.push_str(": ");
+        words.push_str(&source.to_string());
+    }
+    words
+}
+
+/// The refusal of a key that has used all its attempts.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the spawn budget of {key} is used up{}; retry after {:?}",
+    told(last_failure.as_deref()),
+    whole_millis(*retry_after)
+)]
 #[non_exhaustive]
 pub struct BudgetExhausted {
     /// The key, as it is named in messages.
@@ -76,10 +105,17 @@ pub struct BudgetExhausted {
     pub remaining: u32,
     /// True for this process's first refusal since the budget ran out: the one worth a log line or an alarm.
     pub first: bool,
-    /// How the last launch failed: what this process saw of it, or what the ledger tells. `None` if that is not known, as of a
-    /// launch that was killed.
-    #[source]
-    pub last_failure: Option<Arc<GateError>>,
+    /// Why the last launch failed, in this process or, if the lock keeps a ledger, in another: the launcher's error and its
+    /// sources, cut after some 500 bytes. `None` if that is not known (it was killed, say), or if the last launch succeeded.
+    pub last_failure: Option<Arc<str>>,
+}
+
+/// The last failure as a part of the message; nothing if there is nothing to tell.
+fn told(last_failure: Option<&str>) -> String {
+    match last_failure {
+        None | Some("") => String::new(),
+        Some(why) => format!(" (the last launch failed: {why})"),
+    }
 }
 
 /// Rounded up: whoever waits for it does not come too early.
@@ -92,7 +128,7 @@ impl BudgetExhausted {
     pub(crate) fn new(
         key: Arc<str>,
         refusal: BudgetRefusal,
-        last_failure: Option<Arc<GateError>>,
+        last_failure: Option<Arc<str>>,
     ) -> Self {
         Self {
             key,
@@ -155,17 +191,6 @@ pub enum LaunchError {
         /// The launch's number.
         launch: u64,
         /// What the launcher said there, cut after some 500 bytes.
-        message: Arc<str>,
-    },
-    /// A launch that was over before this request failed, in this process or another. Heard only as the source of a
-    /// [`BudgetExhausted`], where a ledger tells of it.
-    #[error("the last launch of {key} failed: {message}")]
-    FailedBefore {
-        /// The key, as it is named in messages.
-        key: Arc<str>,
-        /// The launch's number.
-        launch: u64,
-        /// What the launcher said, cut after some 500 bytes.
         message: Arc<str>,
     },
     /// The launcher panicked. The attempt is charged if the permit was held by then.

@@ -11,7 +11,7 @@ use crate::budget::BudgetRefusal;
 use crate::error::{BudgetExhausted, GateError, Stage};
 use crate::key::{GateKey, key_label};
 use crate::lock::LockHolder;
-use crate::outcome::{Following, Outcome};
+use crate::outcome::{Following, LastFailure, Outcome};
 use crate::policy::BudgetPolicy;
 use crate::slot::{Claim, Running, Settling, Slot};
 
@@ -29,7 +29,7 @@ pub(crate) enum Part<K, T, L = Flight<K, T>> {
 pub(crate) struct Refused<K, T> {
     slot: Arc<Slot<K, T>>,
     refusal: BudgetRefusal,
-    last_failure: Option<Arc<GateError>>,
+    last_failure: Option<Arc<str>>,
 }
 
 impl<K: GateKey, T> From<Refused<K, T>> for GateError {
@@ -69,7 +69,7 @@ impl<K: GateKey, T> Slot<K, T> {
                 return Err(Refused {
                     slot: Arc::clone(self),
                     refusal,
-                    last_failure: state.last_failure.clone(),
+                    last_failure: state.last_failure.as_deref().cloned(),
                 });
             }
         };
@@ -169,14 +169,15 @@ impl<K, T> Flight<K, T> {
 
     /// Ends the flight, settles its attempt, and wakes everybody who follows. Changes nothing if it has ended.
     pub(crate) fn end(&self, policy: &BudgetPolicy, outcome: Outcome<T>, settling: Settling) {
-        self.end_with(policy, |_| (outcome, settling));
+        let last_failure = outcome.last_failure();
+        self.end_with(policy, |_| (outcome, last_failure, settling));
     }
 
     /// Ends a flight whose leader is gone, with what its stage makes of that.
     pub(crate) fn end_with(
         &self,
         policy: &BudgetPolicy,
-        ending: impl FnOnce(Stage) -> (Outcome<T>, Settling),
+        ending: impl FnOnce(Stage) -> (Outcome<T>, LastFailure, Settling),
     ) {
         let mut state = self.slot.state();
         let Some(running) = state
@@ -185,20 +186,13 @@ impl<K, T> Flight<K, T> {
         else {
             return;
         };
-        let (outcome, settling) = ending(running.stage);
+        let (outcome, last_failure, settling) = ending(running.stage);
         state.settle(policy, &running, settling);
-        let outdated = state.note_failure(policy, &running, &outcome);
+        state.note_failure(policy, last_failure);
         drop(state);
         if let Some(followers) = running.followers {
             followers.tell_outcome(outcome);
         }
-        // Last of all: it holds the user's errors, and their code can panic.
-        drop(outdated);
-    }
-
-    /// How the last launch failed, if that used up the budget.
-    pub(crate) fn last_failure(&self) -> Option<Arc<GateError>> {
-        self.slot.state().last_failure.clone()
     }
 
     /// Counts the caller that asked for the launch among those who wait, until the guard is dropped.

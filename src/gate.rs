@@ -106,9 +106,9 @@ where
     ///
     /// - [`GateError::BudgetExhausted`]: no attempt is left; retry after the time it names.
     /// - [`GateError::Lock`]: the spawn lock cannot be taken; its source tells whether a retry helps.
-    /// - [`GateError::Timeout`]: the spawn lock was not free in time ([`Stage::Lock`]; the attempt was refunded), the launch that
-    ///   this caller followed ran out of time ([`Stage::Discover`], [`Stage::Launch`]), or it goes on but this caller's wait is
-    ///   over ([`Stage::Follow`]). A retry helps.
+    /// - [`GateError::Timeout`]: the spawn lock was not free in time ([`Stage::Lock`]; the attempt was refunded), the launch
+    ///   that this caller followed ran out of time ([`Stage::Discover`], [`Stage::Launch`]), or it goes on but this caller's
+    ///   wait is over ([`Stage::Follow`]). A retry helps.
     /// - [`GateError::Launch`]: a launch that this caller waited for, in this process or another, failed. A retry makes another
     ///   attempt.
     /// - [`GateError::Closed`]: the gate is closed. A retry does not help.
@@ -123,8 +123,8 @@ where
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime with time enabled; or, in tokio's timer, if that runtime is shut down while the future is polled
-    /// elsewhere.
+    /// Outside of a tokio runtime with time enabled; or, in tokio's timer, if that runtime is shut down while the future is
+    /// polled elsewhere.
     pub async fn acquire(&self, key: K) -> Result<Acquired<K, T>, GateError> {
         let mut key = key;
         let hash = self.inner.hash(&key);
@@ -236,7 +236,8 @@ where
         Ok(seated)
     }
 
-    /// When a request that follows a flight from now on gives up; set at its first wait, and then the same for its further ones.
+    /// When a request that follows a flight from now on gives up; set at its first wait, and then the same for its further
+    /// ones.
     fn follow_until(&self, until: &mut Option<Instant>) -> Instant {
         *until.get_or_insert_with(|| Instant::now() + self.inner.timeouts.follow)
     }

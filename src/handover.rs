@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::{JoinError, yield_now};
 
+use crate::error::Stage;
 use crate::flight::Flight;
 use crate::key::GateKey;
 use crate::outcome::Outcome;
@@ -116,12 +117,14 @@ async fn serve<K: GateKey, T>(
     let _ = within(UNCLAIMED_FOR, caller.closed()).await;
     let unclaimed = pickup.swap(Earned::Ended(Outcome::Vacated));
     if let Some(Earned::Permit(permit)) = unclaimed {
+        // Nothing was launched, also if this is cut short.
+        flight.advance(Stage::Lock);
         permit.refund().await;
     }
 }
 
-/// The task's end of the pickup. If the task is dropped or panics, the caller hears of it, and a permit that it did not come for
-/// is given back.
+/// The task's end of the pickup. If the task is dropped or panics, the caller hears of it, and a permit that it did not come
+/// for is given back.
 struct PickupEnd<K: GateKey, T>(Arc<Pickup<K, T>>);
 
 impl<K: GateKey, T> Drop for PickupEnd<K, T> {

@@ -93,8 +93,8 @@ impl Held {
     /// Writes the ledger and releases the lock. Returns what is to happen to the budget that this process counts: it follows
     /// the ledger, or settles by itself if there is none.
     pub(crate) async fn release(mut self, settlement: Settlement) -> Settling {
-        // If that fails, what was written before stands: a charge without an outcome, which counts as failed. It must not take a
-        // launch that succeeded with it.
+        // If that fails, what was written before stands: a charge without an outcome, which counts as failed. It must not
+        // take a launch that succeeded with it.
         let _ = CatchPanic::new(self.write_ledger()).await;
         match &self.ledger {
             Some(ledger) => Settling::Ledger(Box::new(ledger.local_budget()), Instant::now()),

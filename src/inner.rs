@@ -130,13 +130,16 @@ impl<K: GateKey, T> Inner<K, T> {
 
     /// Reads the ledger of `key` without its lock, if there is one and it answers.
     pub(crate) async fn peek(&self, key: &K) -> Option<Ledger> {
+        if !self.policy.is_in_ledger {
+            return None;
+        }
         let peeked = timeout(LONGEST_PEEK, self.lock.peek(key)).await;
         peeked.ok().flatten()
     }
 }
 
-/// What a request leaves over: its key, if there was a slot with that key, and slots that are idle. To be dropped after a leader
-/// has its seat, while no table is held: a key's `Drop` is the user's code, and can panic.
+/// What a request leaves over: its key, if there was a slot with that key, and slots that are idle. To be dropped after a
+/// leader has its seat, while no table is held: a key's `Drop` is the user's code, and can panic.
 #[derive(Debug)]
 pub(crate) struct Unneeded<K, T> {
     key: Option<K>,
@@ -153,22 +156,24 @@ impl<K, T> Default for Unneeded<K, T> {
 }
 
 /// Locks a table. Nobody queues for it: a request that is kept and not polled would be handed the table, and keep it from all
-/// others. Nor need they: a table is never held while a future waits, so whoever finds it held wakes itself and tries again when
-/// it is polled next. (Tokio's `yield_now`, and a budget of operations that is used up, leave the waking to the thread's scheduler, which may be
-/// held up itself.)
+/// others. Nor need they: a table is never held while a future waits, so whoever finds it held wakes itself and tries again
+/// when it is polled next. (Tokio's `yield_now`, and a budget of operations that is used up, leave the waking to the thread's
+/// scheduler, which may be held up itself.)
 pub(crate) async fn lock_table<K, T>(table: &Mutex<Table<K, T>>) -> MutexGuard<'_, Table<K, T>> {
     let mut may_give_way = true;
     poll_fn(|context| {
         // What is ready at once must give way to the runtime's other tasks now and then. `try_lock` never does.
         let gives_way =
             mem::take(&mut may_give_way) && pin!(consume_budget()).poll(context).is_pending();
-        match table.try_lock() {
-            Ok(table) if !gives_way => Poll::Ready(table),
-            _ => {
-                context.waker().wake_by_ref();
-                Poll::Pending
-            }
+        let locked = if gives_way {
+            None
+        } else {
+            table.try_lock().ok()
+        };
+        if locked.is_none() {
+            context.waker().wake_by_ref();
         }
+        locked.map_or(Poll::Pending, Poll::Ready)
     })
     .await
 }

@@ -80,8 +80,8 @@ pub trait BackendLauncher<K: GateKey, T>: Send + Sync + 'static {
     ///
     /// # Cancel safety
     ///
-    /// No caller's cancellation ends it. When it takes longer than the gate's launch timeout, its future is dropped; what it had
-    /// started by then is for it to end (with `kill_on_drop`, say). A panic is caught and shared.
+    /// No caller's cancellation ends it. When it takes longer than the gate's launch timeout, its future is dropped; what it
+    /// had started by then is for it to end (with `kill_on_drop`, say). A panic is caught and shared.
     ///
     /// # Errors
     ///
@@ -95,8 +95,8 @@ pub trait BackendLauncher<K: GateKey, T>: Send + Sync + 'static {
     ///
     /// # Cancel safety
     ///
-    /// It runs in a task of its own, which [`SpawnGate::close`](crate::SpawnGate::close) does not wait for. Its future is dropped
-    /// if it takes longer than the launch timeout. A panic is caught and ignored.
+    /// It runs in a task of its own, which [`SpawnGate::close`](crate::SpawnGate::close) does not wait for. Its future is
+    /// dropped if it takes longer than the launch timeout. A panic is caught and ignored.
     async fn discard(&self, key: &K, value: T)
     where
         T: Send + 'async_trait,

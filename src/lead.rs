@@ -73,7 +73,7 @@ where
         Ok(Err(error)) => (Outcome::Failed(permit.fail(error).await), None),
         Err(broken) => {
             let error = broken.into_error(permit.label(), Stage::Launch, limit);
-            permit.end_failed(error.clone(), error.to_string()).await;
+            permit.end_failed(error.clone()).await;
             (Outcome::Failed(error), None)
         }
     }
@@ -91,7 +91,8 @@ pub(crate) fn permit_at_once<K: GateKey, T>(
     let lease = match seat.inner.lock.try_acquire_now(seat.flight.key()) {
         Some(Ok(lease)) if matches!(lease.verify_now(), Some(Ok(()))) => lease,
         unfit => {
-            // While the seat is still here: a lease that panics when it is dropped must not leave the flight without its leader.
+            // While the seat is still here: a lease that panics when it is dropped must not leave the flight without its
+            // leader.
             drop(unfit);
             return Err(seat);
         }
@@ -170,26 +171,14 @@ async fn confirmed_refusal<K: GateKey, T>(
     Some((error, Settling::Ledger(Box::new(budget), seen_at)))
 }
 
-/// What a request hears for which no attempt is left, with how the last one failed.
+/// What a request hears for which no attempt is left.
 fn refused<K: GateKey, T>(
     seat: &Seat<K, T>,
     refusal: BudgetRefusal,
     ledger: Option<&Ledger>,
 ) -> GateError {
-    let key = seat.flight.label();
-    let last_failure = match ledger {
-        None => seat.flight.last_failure(),
-        Some(ledger) => open_ledger::last_failure(ledger).map(|(launch, message)| {
-            let (key, message) = (Arc::clone(&key), message.into());
-            let error = LaunchError::FailedBefore {
-                key,
-                launch,
-                message,
-            };
-            Arc::new(error.into())
-        }),
-    };
-    BudgetExhausted::new(key, refusal, last_failure).into()
+    let last_failure = ledger.and_then(Ledger::last_failure).map(Arc::from);
+    BudgetExhausted::new(seat.flight.label(), refusal, last_failure).into()
 }
 
 /// How a flight ends before it has its permit.

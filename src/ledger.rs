@@ -5,12 +5,15 @@ use crate::clock::ClockReading;
 
 /// What the processes that share a spawn lock know of its key: launch number, budget, holder, last outcome.
 ///
-/// A [`SpawnLock`](crate::SpawnLock) keeps it as text, by its [`Display`](std::fmt::Display) and [`FromStr`](std::str::FromStr) forms.
+/// A [`SpawnLock`](crate::SpawnLock) keeps it as text, by its [`Display`](std::fmt::Display) and
+/// [`FromStr`](std::str::FromStr) forms.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     pub(crate) launch: u64,
     pub(crate) budget: KeyBudget<ClockReading>,
     pub(crate) holder: Option<LedgerHolder>,
+    /// The newest launch that ended without a word: killed, or dropped. Zero if there was none.
+    pub(crate) lost: u64,
     pub(crate) last_outcome: Option<LastOutcome>,
 }
 
@@ -29,6 +32,13 @@ impl Ledger {
     /// Returns how the newest launch that ended did.
     pub fn last_outcome(&self) -> Option<&LastOutcome> {
         self.last_outcome.as_ref()
+    }
+
+    /// Returns why the last launch failed; `None` if it did not, or did not say.
+    pub(crate) fn last_failure(&self) -> Option<&str> {
+        let last = self.last_outcome.as_ref()?;
+        let why = last.failure.as_deref()?;
+        (last.launch > self.lost).then_some(why)
     }
 
     /// Returns how many attempts were charged and have not been taken back or aged out when the record was written.

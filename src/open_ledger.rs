@@ -1,5 +1,5 @@
-//! The ledger in the hands of a leader that holds the lock: what it reads there, and what it writes. Pure, but for the clock and for what this
-//! process is.
+//! The ledger in the hands of a leader that holds the lock: what it reads there, and what it writes. Pure, but for the clock
+//! and for what this process is.
 
 use std::sync::Arc;
 
@@ -24,12 +24,6 @@ pub(crate) struct OpenLedger {
 /// What a ledger that was only peeked at says is used.
 pub(crate) fn usage(ledger: &Ledger, policy: &BudgetPolicy, clock: &dyn SharedClock) -> Usage {
     ledger.budget.usage(policy, clock.now())
-}
-
-/// How the last launch failed: its number, and what the launcher said. `None` if it did not fail, or was killed.
-pub(crate) fn last_failure(ledger: &Ledger) -> Option<(u64, &str)> {
-    let last = ledger.last_outcome()?;
-    Some((last.launch, last.failure.as_deref()?))
 }
 
 /// What a ledger counts, by this process's clock.
@@ -67,13 +61,14 @@ impl OpenLedger {
                 ledger
             }
         };
-        ledger.launch = lease.fencing_token();
-        // Whatever attempt was in flight ended with its holder; as text a ledger does not tell of it.
-        ledger.budget.forget_in_flight();
         if ledger.holder.is_some() {
             // Whoever that was died, or dropped its permit: the backend of the last success was not proved stable.
             ledger.budget.found_down();
+            ledger.lost = ledger.launch;
         }
+        ledger.launch = lease.fencing_token();
+        // Whatever attempt was in flight ended with its holder; as text a ledger does not tell of it.
+        ledger.budget.forget_in_flight();
         ledger.holder = Some(this_process(clock.now()));
         Some(Self {
             ledger,
@@ -89,7 +84,9 @@ impl OpenLedger {
 
     /// The failure of a launch that ended after the one with the number `seen`.
     pub(crate) fn failure_after(&self, seen: u64) -> Option<(u64, &str)> {
-        last_failure(&self.ledger).filter(|&(launch, _)| launch > seen)
+        let last = self.ledger.last_outcome.as_ref()?;
+        let why = last.failure.as_deref()?;
+        (last.launch > seen).then_some((last.launch, why))
     }
 
     /// Charges one attempt, if one is left for all processes together. `has_looked`: no backend runs, so a success that has yet

@@ -58,7 +58,9 @@ impl<K: GateKey, T> Drop for Seat<K, T> {
             } else {
                 Outcome::Vacated
             };
-            (outcome, Settling::Attempt(settlement))
+            // These are errors of the gate's own: no code of the user's is run for their words.
+            let last_failure = outcome.last_failure();
+            (outcome, last_failure, Settling::Attempt(settlement))
         };
         let _ = caught(|| self.flight.end_with(&self.inner.policy, ending));
     }
@@ -143,14 +145,14 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     ///
     /// # Errors
     ///
-    /// [`LaunchError::LockLost`] if the lock was lost while launching, or cannot be verified; the followers hear the same. `value`
-    /// is dropped (keep a clone of a handle that you may need), and the backend may be one of two: stop it, or let it compare
-    /// fencing tokens.
+    /// [`LaunchError::LockLost`] if the lock was lost while launching, or cannot be verified; the followers hear the same.
+    /// `value` is dropped (keep a clone of a handle that you may need), and the backend may be one of two: stop it, or let it
+    /// compare fencing tokens.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been dropped.
-    /// They are told before it returns.
+    /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been
+    /// dropped. They are told before it returns.
     pub async fn succeed(mut self, value: T) -> Result<(), GateError> {
         if let Err(lost) = self.0.held.verify().await {
             let error = GateError::from(LaunchError::LockLost {
@@ -159,7 +161,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
             });
             // What is written now would go to a file that nobody reads any more, or that is not ours.
             self.0.held.ledger = None;
-            Box::pin(self.end_failed(error.clone(), String::new())).await;
+            Box::pin(self.end_failed(error.clone())).await;
             return Err(error);
         }
         if let Some(ledger) = &mut self.0.held.ledger {
@@ -171,24 +173,22 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     }
 
     /// Reports that the launch failed: the error goes to all followers, the attempt stays charged, the lock is released.
-    /// Returns the error as the followers hear it. Processes that wait for the lock hear its message.
+    /// Returns the error as the followers hear it. Processes that wait for the lock hear its message and those of its sources.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been dropped.
-    /// They are told before it returns.
+    /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been
+    /// dropped. They are told before it returns.
     pub async fn fail(
         self,
         error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> GateError {
-        let source = SharedError::new(error);
-        let message = source.to_string();
         let error = GateError::from(LaunchError::Failed {
             key: self.label(),
             attempt: self.0.attempt.number,
-            source,
+            source: SharedError::new(error),
         });
-        self.end_failed(error.clone(), message).await;
+        self.end_failed(error.clone()).await;
         error
     }
 
@@ -197,8 +197,8 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been dropped.
-    /// They are told before it returns.
+    /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been
+    /// dropped. They are told before it returns.
     pub async fn discovered(self, value: T) {
         let Parts { held, seat, .. } = *self.0;
         let settling = held.leave(Settlement::Refund).await;
@@ -210,8 +210,8 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been dropped.
-    /// They are told before it returns.
+    /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been
+    /// dropped. They are told before it returns.
     pub async fn refund(self) {
         let Parts { held, seat, .. } = *self.0;
         let settling = held.leave(Settlement::Refund).await;
@@ -223,17 +223,17 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
         self.0.seat.flight.label()
     }
 
-    /// Gives the permit back at once, where nothing can be awaited: as [`refund`](Self::refund), but what the ledger was charged
-    /// stays.
+    /// Gives the permit back where nothing can be awaited: as [`refund`](Self::refund), but what the ledger was charged stays.
     pub(crate) fn vacate(self) {
-        // The seat tells by the stage that there was no launch.
-        self.0.seat.flight.advance(Stage::Lock);
+        let Parts { held, seat, .. } = *self.0;
+        drop(held);
+        seat.end(Outcome::Vacated, Settling::Attempt(Settlement::Refund));
     }
 
-    /// Ends the flight with `error`, charged; `message` is what other processes hear.
-    pub(crate) async fn end_failed(mut self, error: GateError, message: String) {
+    /// Ends the flight with `error`, charged.
+    pub(crate) async fn end_failed(mut self, error: GateError) {
         if let Some(ledger) = &mut self.0.held.ledger {
-            ledger.settle(Some(message));
+            ledger.settle(Some(error.words()));
         }
         self.end(Outcome::Failed(error), Settlement::Failed).await;
     }

@@ -1,20 +1,19 @@
 //! A key's slot: its budget, and its flight if one is in progress.
 //!
-//! All of it is changed under the slot's own mutex, which is held for single steps and never while a future waits or code of the
-//! user's runs. So the first ending of a flight wins, nothing that comes late changes an outcome or a budget, and a flight can be
-//! ended in `Drop`.
+//! All of it is changed under the slot's own mutex, which is held for single steps and never while a future waits or code of
+//! the user's runs. So the first ending of a flight wins, nothing that comes late changes an outcome or a budget, and a
+//! flight can be ended in `Drop`.
 
-use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::budget::{Attempt, BudgetRefusal, KeyBudget, Settlement, Usage};
-use crate::error::{GateError, Stage};
+use crate::error::Stage;
 use crate::key::{GateKey, key_label};
 use crate::lock::LockHolder;
-use crate::outcome::{Followers, Following, Outcome};
+use crate::outcome::{Followers, Following, LastFailure};
 use crate::policy::BudgetPolicy;
 use crate::snapshot::FlightSnapshot;
 
@@ -56,8 +55,8 @@ pub(crate) struct State<T> {
     pub(crate) budget: KeyBudget,
     /// When the ledger was seen from which the budget was taken, where the lock keeps one.
     pub(crate) ledger_seen: Option<Instant>,
-    /// How the last launch failed, once that has used up the budget: what refused requests are told.
-    pub(crate) last_failure: Option<Arc<GateError>>,
+    /// Why the last launch failed, if it used up the budget: what refused requests are told. Boxed, since most keys have none.
+    pub(crate) last_failure: Option<Box<Arc<str>>>,
     pub(crate) flight: Option<Box<Running<T>>>,
 }
 
@@ -100,6 +99,7 @@ impl<K, T> Slot<K, T> {
     pub(crate) fn reset(&self, now: Instant) {
         let mut state = self.state();
         state.budget.reset();
+        state.last_failure = None;
         state.ledger_seen = Some(now);
     }
 
@@ -172,24 +172,13 @@ impl<T> State<T> {
         }
     }
 
-    /// Notes what later requests are told if they are refused. Returns what they were told before, to be dropped elsewhere.
-    pub(crate) fn note_failure(
-        &mut self,
-        policy: &BudgetPolicy,
-        ended: &Running<T>,
-        outcome: &Outcome<T>,
-    ) -> Option<Arc<GateError>> {
-        let failure = match outcome {
-            Outcome::Launched(_) | Outcome::Discovered(_) => None,
-            Outcome::Failed(GateError::BudgetExhausted(refused)) => refused.last_failure.clone(),
-            Outcome::Failed(error) if ended.stage == Stage::Launch || error.is_from_elsewhere() => {
-                let is_used_up = self.budget.is_used_up(policy);
-                is_used_up.then(|| Arc::new(error.clone()))
-            }
-            // It did not come to a launch.
-            Outcome::Failed(_) | Outcome::Vacated => return None,
+    /// Notes what later requests are told if they are refused.
+    pub(crate) fn note_failure(&mut self, policy: &BudgetPolicy, last: LastFailure) {
+        self.last_failure = match last {
+            LastFailure::Unchanged => return,
+            LastFailure::Was(why) if self.budget.is_used_up(policy) => Some(Box::new(why)),
+            LastFailure::Was(_) | LastFailure::None => None,
         };
-        mem::replace(&mut self.last_failure, failure)
     }
 }
 

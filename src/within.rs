@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-/// Awaits `future` for as long as `limit`, then gives up: `None`. As tokio's `timeout`, but a timer is made only if the future is
-/// not ready at once.
+/// Awaits `future` for as long as `limit`, then gives up: `None`. As tokio's `timeout`, but a timer is made only if the
+/// future is not ready at once.
 pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     let at_once = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx)));

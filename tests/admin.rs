@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use spawn_gate::{
     Acquired, BudgetExhausted, FileSpawnLock, GateError, GateKey, How, InMemorySpawnLock,
-    LaunchPermit, SpawnBudgetConfig, SpawnGate, Stage, WindowKind,
+    LaunchPermit, LedgerReading, SpawnBudgetConfig, SpawnGate, Stage, WindowKind,
+    inspect_spawn_lock,
 };
-use tokio::time::{advance, sleep};
+use tokio::time::{advance, sleep, timeout};
 use tokio_test::{assert_pending, assert_ready, task};
 
 use crate::support::{Script, until_waiting};
@@ -369,6 +370,27 @@ async fn a_reset_that_is_kept_and_not_polled_keeps_the_lock_from_nobody() {
     assert_pending!(kept.poll());
     lead(&other, "key").await.succeed(1).await.unwrap();
     drop(kept);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_goes_on_when_its_caller_is_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let lock = FileSpawnLock::new(directory.path()).unwrap();
+    let path = lock.path_of(&"key");
+    let gate = Gate::builder(lock).build();
+    fail(&gate, "key").await;
+    let mut reset = task::spawn(gate.reset(&"key"));
+    assert_pending!(reset.poll());
+    drop(reset);
+    let is_reset = async {
+        while !matches!(
+            inspect_spawn_lock(&path).unwrap().ledger,
+            LedgerReading::Found(ledger) if ledger.attempts_charged() == 0
+        ) {
+            sleep(seconds(1)).await;
+        }
+    };
+    timeout(seconds(3600), is_reset).await.unwrap();
 }
 
 // A success that has to prove stable.

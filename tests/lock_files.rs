@@ -656,6 +656,11 @@ mod unix {
             matches!(&refused, SpawnLockError::NotADirectory { path } if *path == link),
             "{refused:?}"
         );
+        let refused = directory_refusal(link.join("locks"));
+        assert!(
+            matches!(&refused, SpawnLockError::NotADirectory { path } if *path == link),
+            "{refused:?}"
+        );
         assert!(!target.exists());
     }
 

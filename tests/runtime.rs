@@ -688,44 +688,70 @@ async fn the_chain_of_sources_carries_the_launchers_own_error_to_every_caller() 
     );
 }
 
-/// What callers hear who are refused.
-async fn refusals(gate: &Gate) -> [Vec<String>; 2] {
+/// Why the last launch failed, as callers hear who are refused.
+async fn last_failures(gate: &Gate) -> [Option<String>; 2] {
     let launched = gate.launch("key", slow()).await.unwrap_err();
     let acquired = gate.acquire("key").await.unwrap_err();
     [launched, acquired].map(|error| {
-        assert!(matches!(error, GateError::BudgetExhausted(_)), "{error:?}");
-        let mut chain = chain(&error);
-        // How long to wait is told elsewhere.
-        chain[0].truncate("the spawn budget of key is used up".len());
-        chain
+        let GateError::BudgetExhausted(refusal) = &error else {
+            panic!("not refused: {error:?}");
+        };
+        let why = refusal.last_failure.as_deref()?.to_owned();
+        assert!(error.to_string().contains(&why), "{error}");
+        Some(why)
     })
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_chain_of_sources_of_a_refusal_tells_how_the_last_attempt_failed() {
+async fn a_refusal_tells_why_the_last_launch_failed() {
     let gate = Gate::builder(InMemorySpawnLock::new())
         .launch_timeout(seconds(5))
         .build();
-    let used_up = "the spawn budget of key is used up";
     for storm in 1..=2 {
         for attempt in 1..=3 {
-            let permit = lead(&gate).await;
-            permit.fail(format!("reason {attempt} of {storm}")).await;
+            let cause = io::Error::other(format!("reason {attempt} of {storm}"));
+            lead(&gate).await.fail(NotReady(cause)).await;
         }
-        let told = [
-            used_up.to_owned(),
-            "attempt 3 to launch key failed".to_owned(),
-            format!("reason 3 of {storm}"),
-        ];
-        assert_eq!(refusals(&gate).await, [told.clone(), told]);
+        let told = format!("the backend did not become ready: reason 3 of {storm}");
+        assert_eq!(last_failures(&gate).await, [Some(told.clone()), Some(told)]);
         sleep(seconds(30)).await;
     }
 
     for _ in 1..=3 {
         gate.launch("key", never()).await.unwrap_err();
     }
-    let told = [used_up, "timed out after 5s while launching key"];
-    assert_eq!(refusals(&gate).await, [told, told]);
+    let told = "timed out after 5s while launching key";
+    assert_eq!(
+        last_failures(&gate).await,
+        [(); 2].map(|()| Some(told.into()))
+    );
+    sleep(seconds(30)).await;
+
+    for _ in 1..=3 {
+        drop(lead(&gate).await);
+    }
+    let told = "the launch of key was abandoned";
+    assert_eq!(
+        last_failures(&gate).await,
+        [(); 2].map(|()| Some(told.into()))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_after_a_success_that_is_not_yet_stable_tells_of_no_failure() {
+    let gate = Gate::builder(InMemorySpawnLock::new())
+        .window_kind(WindowKind::Sliding)
+        .stable_after(seconds(20))
+        .build();
+    for _ in 1..=3 {
+        lead(&gate).await.fail("no such program").await;
+        sleep(seconds(10)).await;
+    }
+    lead(&gate).await.succeed(7).await.unwrap();
+    let Err(GateError::BudgetExhausted(refusal)) = gate.acquire("key").await else {
+        panic!("not refused");
+    };
+    assert_eq!(refusal.last_failure, None);
 }
 
 #[tokio::test(start_paused = true)]

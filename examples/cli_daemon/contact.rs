@@ -50,7 +50,7 @@ pub(crate) struct Address {
 
 impl Address {
     pub(crate) fn of_this_process(port: u16, launch: u64) -> Self {
-        // The standard library has no random numbers, but seeds each of these hashers from the system's.
+        // The standard library has no random numbers, but keys these hashers with some, each differently.
         let secret = || RandomState::new().hash_one(launch);
         Self {
             port,

@@ -12,8 +12,9 @@ use crate::ledger::{Ledger, LedgerHolder};
 
 /// A family of exclusive locks, one for each key. A [`SpawnGate`](crate::SpawnGate) holds a key's lock while it launches.
 ///
-/// [`FileSpawnLock`](crate::FileSpawnLock) is the one to use; [`InMemorySpawnLock`](crate::InMemorySpawnLock) is for tests and for programs that are alone. A lock service
-/// of a cluster fits too: what a try returns is a lease, which can be lost, and says so when asked.
+/// [`FileSpawnLock`](crate::FileSpawnLock) is the one to use; [`InMemorySpawnLock`](crate::InMemorySpawnLock) is for tests
+/// and for programs that are alone. A lock service of a cluster fits too: what a try returns is a lease, which can be lost,
+/// and says so when asked.
 #[async_trait]
 pub trait SpawnLock<K>: fmt::Debug + Send + Sync + 'static {
     /// Tries once to take the lock of `key`, without waiting for its holder.
@@ -29,8 +30,8 @@ pub trait SpawnLock<K>: fmt::Debug + Send + Sync + 'static {
     /// If the returned future is dropped, a lock that was taken, or is about to be, must be released by itself.
     async fn try_acquire(&self, key: &K) -> Result<Box<dyn SpawnLease>, SpawnLockError>;
 
-    /// Tries as [`try_acquire`](Self::try_acquire) does, for a lock that can do so without waiting or blocking. `None`, as unless
-    /// implemented: it cannot.
+    /// Tries as [`try_acquire`](Self::try_acquire) does, for a lock that can do so without waiting or blocking. `None`, as
+    /// unless implemented: it cannot.
     fn try_acquire_now(&self, key: &K) -> Option<Result<Box<dyn SpawnLease>, SpawnLockError>> {
         let _ = key;
         None

@@ -23,8 +23,8 @@ use crate::ledger::Ledger;
 ///
 /// The files are named by [`LockName`] and stay when a lock is released. Each holds the key's [`Ledger`]: the budget that all
 /// the processes share, who launches, and how the last launch ended; `cat` shows it. Do not delete the files while they may
-/// be in use: a gate notices it, but only the launch number tells two backends apart then, and the key's count is lost. There is
-/// one file more, `probe.lock`, which is taken only to see whether the directory serves.
+/// be in use: a gate notices it, but only the launch number tells two backends apart then, and the key's count is lost. There
+/// is one file more, `probe.lock`, which is taken only to see whether the directory serves.
 ///
 /// A file that holds something else than a ledger counts as a budget that was just used up. A ledger that a newer version of
 /// this crate wrote is an error, [`SpawnLockError::LedgerVersion`].
@@ -91,7 +91,7 @@ impl FileSpawnLock {
         }
         let made = match sys::make_directory(&directory) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(SpawnLockError::NotADirectory { path: directory });
+                return Err(not_a_directory(&directory));
             }
             made => made.and_then(|()| directory.canonicalize()),
         };
@@ -215,6 +215,15 @@ impl FileLease {
             launch,
             filesystem,
         })
+    }
+}
+
+/// Names what stands in the way of a directory: it, or what was to hold it.
+fn not_a_directory(directory: &Path) -> SpawnLockError {
+    let stands = |path: &&Path| path.symlink_metadata().is_ok();
+    let path = directory.ancestors().find(stands).unwrap_or(directory);
+    SpawnLockError::NotADirectory {
+        path: path.to_path_buf(),
     }
 }
 

@@ -63,8 +63,8 @@ pub enum SpawnLockError {
         /// What stands there.
         found: FileKind,
     },
-    /// Something else than a directory stands where the lock directory is to be, or a link that leads nowhere. A retry helps once
-    /// it is gone.
+    /// Something else than a directory stands where the lock directory is to be, or a link that leads nowhere. A retry helps
+    /// once it is gone.
     #[error("the lock directory {} is not a directory", path.display())]
     NotADirectory {
         /// The lock directory.

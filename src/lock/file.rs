@@ -11,10 +11,11 @@ use super::sys;
 /// Takes the spawn lock at `path`, once, without waiting.
 ///
 /// The file is made (mode 0600) if there is none; one that others may read is set to 0600, since whoever can open it can lock
-/// it. It is never truncated, never deleted, and nothing is written to it. After locking, the handle's identity is compared with the path's, so a file that was deleted or replaced meanwhile is noticed.
-/// The lock is advisory, belongs to this handle, and ends with the guard, or with the process however that dies. A program
-/// that is started meanwhile does not inherit it: the handle is closed on exec. A child that is forked and does not exec (as
-/// classic daemons are) shares the handle, and if this process dies while it holds the lock, keeps it until it ends.
+/// it. It is never truncated, never deleted, and nothing is written to it. After locking, the handle's identity is compared
+/// with the path's, so a file that was deleted or replaced meanwhile is noticed. The lock is advisory, belongs to this
+/// handle, and ends with the guard, or with the process however that dies. A program that is started meanwhile does not
+/// inherit it: the handle is closed on exec. A child that is forked and does not exec (as classic daemons are) shares the
+/// handle, and if this process dies while it holds the lock, keeps it until it ends.
 ///
 /// Links are not followed, except in the path's directories: whoever can change those must be trusted.
 ///

@@ -249,13 +249,14 @@ mod tests {
         let holder = (any::<u32>(), reading(largest), any::<Option<u64>>());
         let outcome = (any::<u64>(), reading(largest), any::<Option<String>>());
         (
-            any::<u64>(),
+            (any::<u64>(), any::<u64>()),
             budget(largest),
             prop::option::of(holder),
             prop::option::of(outcome),
         )
-            .prop_map(|(launch, budget, holder, outcome)| Ledger {
+            .prop_map(|((launch, lost), budget, holder, outcome)| Ledger {
                 launch,
+                lost,
                 budget,
                 holder: holder.map(|(pid, since, process_started)| LedgerHolder {
                     pid,

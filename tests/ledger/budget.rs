@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use spawn_gate::{
-    Acquired, BootReading, ClockReading, FileSpawnLock, GateError, How, LaunchError, LedgerReading,
-    SpawnBudgetConfig, Stage, WindowKind, acquire_spawn_lock, inspect_spawn_lock,
+    Acquired, BootReading, ClockReading, FileSpawnLock, FlightSnapshot, GateError, How,
+    LedgerReading, SpawnBudgetConfig, Stage, WindowKind, acquire_spawn_lock, inspect_spawn_lock,
 };
 
 use super::{Gate, KEY, WINDOW, builder, fail_once, finder, gate, lock_path, permit};
@@ -349,35 +349,79 @@ async fn a_process_that_is_out_of_attempts_finds_what_another_one_launched_and_i
     assert_eq!((launched.value, launched.how), (9, How::Discovered));
 }
 
+/// Why the last launch failed, as a caller hears who is refused.
+async fn last_failure(gate: &Gate) -> Option<String> {
+    match gate.acquire(KEY).await {
+        Err(GateError::BudgetExhausted(refusal)) => Some(refusal.last_failure?.to_string()),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_refusal_tells_how_the_last_launch_failed_in_whichever_process() {
+async fn a_refusal_tells_why_the_last_launch_failed_in_whichever_process() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
     let [failing, other] = [(); 2].map(|()| gate(directory.path(), &clock));
     for attempt in 1..=3 {
-        let reason = format!("reason {attempt}");
+        let reason = format!("reason {attempt}\nand more");
         permit(&failing).await.fail(reason).await;
     }
-    // After a second, the one that failed looks into the ledger, too.
+    // After a second, they look into the ledger again.
     for _ in 0..2 {
-        for gate in [&failing, &other] {
-            let Err(GateError::BudgetExhausted(refusal)) = gate.acquire(KEY).await else {
-                panic!("not refused");
-            };
-            let last = refusal.last_failure.unwrap();
-            let GateError::Launch(last) = &*last else {
-                panic!("not a launch: {last:?}");
-            };
-            match last {
-                LaunchError::Failed { source, .. } => assert_eq!(source.to_string(), "reason 3"),
-                last => assert_eq!(
-                    last.to_string(),
-                    "the last launch of indexer failed: reason 3"
-                ),
-            }
+        for gate in [&failing, &other, &failing, &other] {
+            let told = last_failure(gate).await.unwrap();
+            assert_eq!(told, r"reason 3\nand more");
         }
         tokio::time::advance(Duration::from_secs(1)).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_waited_for_the_last_attempt_tells_why_it_failed_from_then_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let [failing, other] = [(); 2].map(|()| gate(directory.path(), &clock));
+    fail_once(&failing).await;
+    fail_once(&failing).await;
+    let last = permit(&failing).await;
+    let waiting = tokio::spawn({
+        let other = other.clone();
+        async move { other.acquire(KEY).await }
+    });
+    let is_known = |flight: FlightSnapshot| flight.waiting_for.is_some();
+    while !other.snapshot(KEY).await.flight.is_some_and(is_known) {
+        tokio::task::yield_now().await;
+    }
+    last.fail("the last reason").await;
+    assert!(waiting.await.unwrap().is_err());
+    assert_eq!(last_failure(&other).await.unwrap(), "the last reason");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_tells_no_reason_of_a_launch_before_one_that_was_killed() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let process = || gate(directory.path(), &clock);
+    let [one, other] = [process(), process()];
+    for _ in 0..3 {
+        permit(&one).await.fail("an old reason").await;
+    }
+    assert!(last_failure(&one).await.is_some());
+    process().reset(&KEY).await.unwrap();
+    for _ in 0..3 {
+        // When a process is killed, its record stays as it is now.
+        drop(permit(&process()).await);
+    }
+    // So that it looks into the ledger again.
+    tokio::time::advance(Duration::from_secs(1)).await;
+    for gate in [&one, &other, &one, &other] {
+        assert_eq!(last_failure(gate).await, None);
+    }
+    one.reset(&KEY).await.unwrap();
+    for _ in 0..3 {
+        permit(&process()).await.fail("a new reason").await;
+    }
+    assert_eq!(last_failure(&process()).await.unwrap(), "a new reason");
 }
 
 #[tokio::test(start_paused = true)]
