@@ -63,9 +63,12 @@ fn print_report(report: &LockReport) {
             if let Some(last) = ledger.last_outcome() {
                 let at = ago(last.at.system_time());
                 match &last.failure {
-                    None => println!("  last launch: {}, succeeded {at}", last.launch),
-                    Some(why) => println!("  last launch: {}, failed {at}: {why}", last.launch),
+                    None => println!("  last that ended: {}, succeeded {at}", last.launch),
+                    Some(why) => println!("  last that ended: {}, failed {at}: {why}", last.launch),
                 }
+            }
+            if let Some(lost) = ledger.lost_launch() {
+                println!("  launch {lost} was cut short: it was killed, or given up");
             }
         }
         _ => println!("  what is written there is no ledger"),

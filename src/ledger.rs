@@ -34,6 +34,12 @@ impl Ledger {
         self.last_outcome.as_ref()
     }
 
+    /// Returns the number of the newest launch that ended without a word: its process was killed, or it dropped its permit. Who
+    /// takes the lock next notes that.
+    pub fn lost_launch(&self) -> Option<u64> {
+        (self.lost > 0).then_some(self.lost)
+    }
+
     /// Returns why the last launch failed; `None` if it did not, or did not say.
     pub(crate) fn last_failure(&self) -> Option<&str> {
         let last = self.last_outcome.as_ref()?;

@@ -417,6 +417,12 @@ async fn a_refusal_tells_no_reason_of_a_launch_before_one_that_was_killed() {
     for gate in [&one, &other, &one, &other] {
         assert_eq!(last_failure(gate).await, None);
     }
+    let report = inspect_spawn_lock(lock_path(directory.path())).unwrap();
+    let LedgerReading::Found(ledger) = report.ledger else {
+        panic!("{report:?}");
+    };
+    let last = ledger.last_outcome().unwrap();
+    assert!(ledger.lost_launch().unwrap() > last.launch, "{ledger:?}");
     one.reset(&KEY).await.unwrap();
     for _ in 0..3 {
         permit(&process()).await.fail("a new reason").await;
