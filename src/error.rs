@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::budget::BudgetRefusal;
+use crate::catch_panic::caught;
 use crate::lock::{LockHolder, SpawnLockError};
 
 /// Why [`SpawnGate`](crate::SpawnGate) gave neither a permit nor a value.
@@ -46,11 +47,13 @@ impl GateError {
         }
     }
 
-    /// Why there is no backend, for those who ask later: in words, since an error of the user's is not kept for them. It runs
-    /// the user's code.
+    /// Why there is no backend, for those who ask later: in words, since an error of the user's is not kept for them.
     pub(crate) fn words(&self) -> String {
         match self {
-            Self::Launch(LaunchError::Failed { source, .. }) => all_of(&**source),
+            // The user's code, which must not keep the flight from ending.
+            Self::Launch(LaunchError::Failed { source, .. }) => {
+                caught(|| all_of(&**source)).unwrap_or_else(|_| "an error without words".into())
+            }
             Self::Launch(LaunchError::FailedElsewhere { message, .. }) => (**message).to_owned(),
             error => all_of(error),
         }
@@ -78,10 +81,14 @@ impl GateError {
     }
 }
 
+/// So many sources are told of an error; one that is its own source has no last one.
+const MAX_SOURCES: usize = 16;
+
 /// An error and its sources.
 fn all_of(error: &dyn Error) -> String {
     let mut words = error.to_string();
-    for source in std::iter::successors(error.source(), |&error| error.source()) {
+    let sources = std::iter::successors(error.source(), |&error| error.source());
+    for source in sources.take(MAX_SOURCES) {
         words.push_str(": ");
         words.push_str(&source.to_string());
     }

@@ -59,8 +59,8 @@
 
 // In the order of the data flow, each imports only from those before it:
 //
-// clock policy charges budget sweep key coordinator shard ledger ledger_text lock error outcome snapshot slot flight table
-// inner catch_panic open_ledger within held permit launcher handover lock_wait lead gate admin builder
+// clock policy charges budget sweep key coordinator shard ledger ledger_text lock catch_panic error outcome snapshot slot
+// flight table inner open_ledger within held permit launcher handover lock_wait lead gate admin builder
 mod admin;
 mod budget;
 mod builder;

@@ -32,8 +32,8 @@ impl<K: GateKey, T> Seat<K, T> {
 
     /// Ends the flight and settles its attempt.
     pub(crate) fn end(mut self, outcome: Outcome<T>, settling: Settling) {
-        self.has_ended = true;
         self.flight.end(&self.inner.policy, outcome, settling);
+        self.has_ended = true;
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spawn_gate::{
-    Acquired, BackendLauncher, GateError, How, InMemorySpawnLock, LaunchError, LaunchPermit,
-    Launched, SpawnBudgetConfig, SpawnGate, SpawnLockError, Stage,
+    Acquired, BackendLauncher, FileSpawnLock, GateError, How, InMemorySpawnLock, LaunchError,
+    LaunchPermit, Launched, SpawnBudgetConfig, SpawnGate, SpawnLockError, Stage,
 };
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
@@ -785,6 +785,48 @@ async fn a_backend_whose_lock_was_lost_is_discarded_once_and_one_that_is_shared_
     assert_eq!(next().await, Ok(Some(("key", 7))));
     gate.launch("key", launcher).await.unwrap();
     assert_eq!(next().await, Ok(None));
+}
+
+/// An error that panics when it is displayed, and is its own source.
+#[derive(Debug)]
+struct Unspeakable(&'static str);
+
+impl std::fmt::Display for Unspeakable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        assert!(!self.0.is_empty(), "scripted");
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Unspeakable {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(self)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_that_cannot_be_put_in_words_is_shared_all_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let file_lock = FileSpawnLock::new(directory.path()).unwrap();
+    let in_memory = Gate::builder(InMemorySpawnLock::new()).build();
+    for gate in [in_memory, Gate::builder(file_lock).build()] {
+        for words in ["no end", "no end", ""] {
+            let failing = Script::launching(move |_| async move {
+                sleep(LAUNCH_TIME).await;
+                Err(Unspeakable(words).into())
+            });
+            let request = || gate.launch("key", failing.clone());
+            let (leader, follower) = tokio::join!(request(), request());
+            for heard in [leader, follower] {
+                let Err(GateError::Launch(LaunchError::Failed { source, .. })) = heard else {
+                    panic!("not shared: {heard:?}");
+                };
+                assert!(source.downcast_ref::<Unspeakable>().is_some());
+            }
+        }
+        let refused = gate.acquire("key").await.unwrap_err();
+        assert!(refused.to_string().contains("an error without words"));
+    }
 }
 
 /// Launches, and panics when it is dropped.
