@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::budget::BudgetRefusal;
 use crate::catch_panic::caught;
+use crate::ledger_text::escaped;
 use crate::lock::{LockHolder, SpawnLockError};
 
 /// Why [`SpawnGate`](crate::SpawnGate) gave neither a permit nor a value.
@@ -38,25 +39,16 @@ pub enum GateError {
 }
 
 impl GateError {
-    /// Whether it says how a launch failed, rather than that there was none.
-    pub(crate) fn is_of_launch(&self) -> bool {
-        match self {
-            Self::Launch(error) => !matches!(error, LaunchError::Discover { .. }),
-            Self::Timeout(timeout) => timeout.stage == Stage::Launch,
-            _ => false,
-        }
-    }
-
     /// Why there is no backend, for those who ask later: in words, since an error of the user's is not kept for them.
-    pub(crate) fn words(&self) -> String {
-        match self {
+    pub(crate) fn words(&self) -> Arc<str> {
+        let words = match self {
             // The user's code, which must not keep the flight from ending.
             Self::Launch(LaunchError::Failed { source, .. }) => {
                 caught(|| all_of(&**source)).unwrap_or_else(|_| "an error without words".into())
             }
-            Self::Launch(LaunchError::FailedElsewhere { message, .. }) => (**message).to_owned(),
             error => all_of(error),
-        }
+        };
+        escaped(&words).into()
     }
 
     /// Returns how long to wait before the next request, where that is known.

@@ -11,7 +11,7 @@ use crate::budget::BudgetRefusal;
 use crate::error::{BudgetExhausted, GateError, Stage};
 use crate::key::{GateKey, key_label};
 use crate::lock::LockHolder;
-use crate::outcome::{Following, LastFailure, Outcome};
+use crate::outcome::{Following, Outcome};
 use crate::policy::BudgetPolicy;
 use crate::slot::{Claim, Running, Settling, Slot};
 
@@ -169,15 +169,14 @@ impl<K, T> Flight<K, T> {
 
     /// Ends the flight, settles its attempt, and wakes everybody who follows. Changes nothing if it has ended.
     pub(crate) fn end(&self, policy: &BudgetPolicy, outcome: Outcome<T>, settling: Settling) {
-        let last_failure = outcome.last_failure();
-        self.end_with(policy, |_| (outcome, last_failure, settling));
+        self.end_with(policy, |_| (outcome, settling));
     }
 
     /// Ends a flight whose leader is gone, with what its stage makes of that.
     pub(crate) fn end_with(
         &self,
         policy: &BudgetPolicy,
-        ending: impl FnOnce(Stage) -> (Outcome<T>, LastFailure, Settling),
+        ending: impl FnOnce(Stage) -> (Outcome<T>, Settling),
     ) {
         let mut state = self.slot.state();
         let Some(running) = state
@@ -186,9 +185,8 @@ impl<K, T> Flight<K, T> {
         else {
             return;
         };
-        let (outcome, last_failure, settling) = ending(running.stage);
+        let (outcome, settling) = ending(running.stage);
         state.settle(policy, &running, settling);
-        state.note_failure(policy, last_failure);
         drop(state);
         if let Some(followers) = running.followers {
             followers.tell_outcome(outcome);
@@ -222,7 +220,8 @@ impl<K, T> Drop for AskerWaits<'_, K, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::budget::Settlement;
+    use crate::budget::KeyBudget;
+    use crate::slot::SeenLedger;
 
     fn lead(slot: &Arc<Slot<&'static str, u32>>, number: u64) -> Flight<&'static str, u32> {
         match slot.enter(&BudgetPolicy::default(), number, false, Instant::now()) {
@@ -240,7 +239,7 @@ mod tests {
         let policy = &BudgetPolicy::default();
         let slot = Arc::new(Slot::new("key", 7));
         let elder = lead(&slot, 1);
-        let failed = || Settling::Attempt(Settlement::Failed);
+        let failed = || Settling::failed("no such program".into());
         elder.end(policy, Outcome::Vacated, failed());
         let younger = lead(&slot, 2);
 
@@ -265,7 +264,11 @@ mod tests {
         let flight = lead(&slot, 1);
         let seen_at = Instant::now();
         slot.reset(seen_at + Duration::from_secs(1));
-        let settling = Settling::Ledger(Box::default(), seen_at);
+        let settling = Settling::Ledger(Box::new(SeenLedger {
+            budget: KeyBudget::default(),
+            last_failure: None,
+            at: seen_at,
+        }));
         flight.end(policy, Outcome::Vacated, settling);
         assert!(!slot.is_live(policy, Instant::now()));
         lead(&slot, 2);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::{JoinError, yield_now};
 
+use crate::catch_panic::caught;
 use crate::error::Stage;
 use crate::flight::Flight;
 use crate::key::GateKey;
@@ -138,7 +139,7 @@ impl<K: GateKey, T> Drop for PickupEnd<K, T> {
         };
         self.0.is_done.notify_one();
         if let Some(Earned::Permit(permit)) = unclaimed {
-            permit.vacate();
+            let _ = caught(|| permit.vacate());
         }
     }
 }

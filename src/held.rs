@@ -4,9 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
-use crate::budget::{Attempt, BudgetRefusal, Settlement};
+use crate::budget::{Attempt, BudgetRefusal};
 use crate::catch_panic::CatchPanic;
 use crate::clock::SharedClock;
 use crate::lock::{SpawnLease, SpawnLockError};
@@ -75,30 +73,30 @@ impl Held {
     }
 
     /// As [`release`](Self::release), at once, if there is no ledger to write.
-    pub(crate) fn release_now(self, settlement: Settlement) -> Result<Settling, Self> {
+    pub(crate) fn release_now(self, settling: Settling) -> Result<Settling, (Self, Settling)> {
         match self.ledger {
-            Some(_) => Err(self),
-            None => Ok(Settling::Attempt(settlement)),
+            Some(_) => Err((self, settling)),
+            None => Ok(settling),
         }
     }
 
     /// Lets go without a launch. An attempt that the ledger was charged is given back.
-    pub(crate) async fn leave(mut self, settlement: Settlement) -> Settling {
+    pub(crate) async fn leave(mut self, settling: Settling) -> Settling {
         if let Some(ledger) = &mut self.ledger {
             ledger.leave();
         }
-        self.release(settlement).await
+        self.release(settling).await
     }
 
     /// Writes the ledger and releases the lock. Returns what is to happen to the budget that this process counts: it follows
-    /// the ledger, or settles by itself if there is none.
-    pub(crate) async fn release(mut self, settlement: Settlement) -> Settling {
+    /// the ledger, or settles by itself, as `settling` says, if there is none.
+    pub(crate) async fn release(mut self, settling: Settling) -> Settling {
         // If that fails, what was written before stands: a charge without an outcome, which counts as failed. It must not
         // take a launch that succeeded with it.
         let _ = CatchPanic::new(self.write_ledger()).await;
         match &self.ledger {
-            Some(ledger) => Settling::Ledger(Box::new(ledger.local_budget()), Instant::now()),
-            None => Settling::Attempt(settlement),
+            Some(ledger) => Settling::Ledger(Box::new(ledger.seen())),
+            None => settling,
         }
     }
 }

@@ -120,10 +120,10 @@ pub(crate) async fn earn_permit<K: GateKey, T: Clone + 'static>(
             Ok(LaunchPermit::new(seat, held, attempt))
         }
         Err((ending, held)) => {
-            let settlement = ending.settlement();
+            let settling = ending.settling();
             let settling = match held {
-                Some(held) => held.leave(settlement).await,
-                None => Settling::Attempt(settlement),
+                Some(held) => held.leave(settling).await,
+                None => settling,
             };
             let outcome = ending.into_outcome();
             let shared = match &outcome {
@@ -164,11 +164,11 @@ async fn confirmed_refusal<K: GateKey, T>(
         return None;
     }
     let retry_after = open_ledger::usage(&ledger, &inner.policy, &*inner.clock).retry_after?;
-    let mut budget = open_ledger::local_budget(&ledger, &inner.policy, &*inner.clock);
-    budget.note_refused();
+    let mut seen = open_ledger::seen(&ledger, &inner.policy, &*inner.clock, seen_at);
+    seen.budget.note_refused();
     let refusal = BudgetRefusal { retry_after, first };
     let error = refused(seat, refusal, Some(&ledger));
-    Some((error, Settling::Ledger(Box::new(budget), seen_at)))
+    Some((error, Settling::Ledger(Box::new(seen))))
 }
 
 /// What a request hears for which no attempt is left.
@@ -192,10 +192,10 @@ enum Ending<T> {
 }
 
 impl<T> Ending<T> {
-    fn settlement(&self) -> Settlement {
+    fn settling(&self) -> Settling {
         match self {
-            Self::Refused(_) => Settlement::Failed,
-            Self::Discovered(_) | Self::Failed(_) => Settlement::Refund,
+            Self::Refused(_) => Settling::Attempt(Settlement::Failed, None),
+            Self::Discovered(_) | Self::Failed(_) => Settling::REFUND,
         }
     }
 
@@ -232,7 +232,7 @@ async fn prepare<K: GateKey, T: 'static>(
             // Taken back all the same: a lock service's ledger outlives the lost lease.
             Err(Stop::LockLost(error)) if wait.may_retry_after(&error) => {
                 wait.began_before(seat.flight.age(), inner);
-                drop(held.leave(Settlement::Refund).await);
+                drop(held.leave(Settling::REFUND).await);
             }
             Err(Stop::LockLost(error)) => return Err((lock_failed(seat, error), Some(held))),
             Err(Stop::Ending(ending)) => return Err((ending, Some(held))),

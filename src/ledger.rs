@@ -12,8 +12,8 @@ pub struct Ledger {
     pub(crate) launch: u64,
     pub(crate) budget: KeyBudget<ClockReading>,
     pub(crate) holder: Option<LedgerHolder>,
-    /// The newest launch that ended without a word: killed, or dropped. Zero if there was none.
-    pub(crate) lost: u64,
+    /// The newest launch that an attempt was charged for, and not given back. Zero if there was none.
+    pub(crate) charged: u64,
     pub(crate) last_outcome: Option<LastOutcome>,
 }
 
@@ -34,17 +34,21 @@ impl Ledger {
         self.last_outcome.as_ref()
     }
 
-    /// Returns the number of the newest launch that ended without a word: its process was killed, or it dropped its permit. Who
-    /// takes the lock next notes that.
+    /// Returns the number of the newest launch if that ended without a word: its process was killed, or it dropped its permit.
     pub fn lost_launch(&self) -> Option<u64> {
-        (self.lost > 0).then_some(self.lost)
+        let is_under_way = self.holder.is_some() && self.launch == self.charged;
+        (!is_under_way && self.charged > self.last_ended()).then_some(self.charged)
     }
 
     /// Returns why the last launch failed; `None` if it did not, or did not say.
     pub(crate) fn last_failure(&self) -> Option<&str> {
-        let last = self.last_outcome.as_ref()?;
-        let why = last.failure.as_deref()?;
-        (last.launch > self.lost).then_some(why)
+        let why = self.last_outcome.as_ref()?.failure.as_deref();
+        why.filter(|_| self.charged <= self.last_ended())
+    }
+
+    /// The newest launch that ended and said how.
+    fn last_ended(&self) -> u64 {
+        self.last_outcome.as_ref().map_or(0, |last| last.launch)
     }
 
     /// Returns how many attempts were charged and have not been taken back or aged out when the record was written.

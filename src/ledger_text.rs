@@ -9,7 +9,7 @@
 //! attempts 1795548301.467/8345.120 …                 or a sliding one: when each attempt was made
 //! up-since 1795548301.467/8345.120                   a success that has yet to prove stable
 //! holder 4711 1795548335.140/8378.793 83787          the launching process: its id, since when, when it started
-//! lost 1795548330017                                 the newest launch that ended without a word: killed, say
+//! charged 1795548335141                              the newest launch that an attempt was charged for
 //! outcome 1795548335141 launched 1795548340.2/…      how the newest launch that ended did: `launched`,
 //! outcome 1795548335141 failed 1795548340.2/… text   or `failed` and why
 //! ```
@@ -64,8 +64,8 @@ impl fmt::Display for Ledger {
             }
             f.write_str("\n")?;
         }
-        if self.lost > 0 {
-            writeln!(f, "lost {}", self.lost)?;
+        if self.charged > 0 {
+            writeln!(f, "charged {}", self.charged)?;
         }
         if let Some(last) = &self.last_outcome {
             let (launch, at) = (last.launch, time(&last.at));
@@ -150,7 +150,7 @@ fn read_line(ledger: &mut Ledger, boot: &mut Option<u128>, word: &str, rest: &st
                 process_started: next().map(str::parse).transpose().ok()?,
             });
         }
-        "lost" => ledger.lost = next()?.parse().ok()?,
+        "charged" => ledger.charged = next()?.parse().ok()?,
         "outcome" => {
             let launch = next()?.parse().ok()?;
             let failed = match next()? {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::budget::{Attempt, BudgetRefusal, KeyBudget, Settlement, Usage};
+use crate::budget::{Attempt, BudgetRefusal, Settlement, Usage};
 use crate::clock::{ClockReading, SharedClock, TimePoint};
 use crate::ledger::{LastOutcome, Ledger, LedgerHolder};
 use crate::lock::{LedgerReading, SpawnLease};
 use crate::policy::BudgetPolicy;
+use crate::slot::SeenLedger;
 
 /// The id of the ledger's attempt: there is one at most, that of the leader that holds the lock.
 const ATTEMPT: u64 = 1;
@@ -17,6 +18,8 @@ const ATTEMPT: u64 = 1;
 #[derive(Debug)]
 pub(crate) struct OpenLedger {
     ledger: Box<Ledger>,
+    /// The newest launch that was charged before this one.
+    charged_before: u64,
     policy: BudgetPolicy,
     clock: Arc<dyn SharedClock>,
 }
@@ -26,19 +29,24 @@ pub(crate) fn usage(ledger: &Ledger, policy: &BudgetPolicy, clock: &dyn SharedCl
     ledger.budget.usage(policy, clock.now())
 }
 
-/// What a ledger counts, by this process's clock.
-pub(crate) fn local_budget(
+/// What a ledger says that was seen at `at`, in this process's terms.
+pub(crate) fn seen(
     ledger: &Ledger,
     policy: &BudgetPolicy,
     clock: &dyn SharedClock,
-) -> KeyBudget {
+    at: Instant,
+) -> SeenLedger {
     let shared_now = clock.now();
     let mut budget = ledger.budget.clone();
     budget.forget_aged(policy, shared_now);
     let now = Instant::now().into_std();
-    // A time before the start of this process's clock (boot, on some platforms) counts as now: that attempt ages out
-    // later here, and the ledger is looked at before that matters.
-    budget.by_clock(|at| now.checked_sub(shared_now.since(at)).unwrap_or(now))
+    SeenLedger {
+        // A time before the start of this process's clock (boot, on some platforms) counts as now: that attempt ages out
+        // later here, and the ledger is looked at before that matters.
+        budget: budget.by_clock(|at| now.checked_sub(shared_now.since(at)).unwrap_or(now)),
+        last_failure: ledger.last_failure().map(Arc::from),
+        at,
+    }
 }
 
 impl OpenLedger {
@@ -64,13 +72,13 @@ impl OpenLedger {
         if ledger.holder.is_some() {
             // Whoever that was died, or dropped its permit: the backend of the last success was not proved stable.
             ledger.budget.found_down();
-            ledger.lost = ledger.launch;
         }
         ledger.launch = lease.fencing_token();
         // Whatever attempt was in flight ended with its holder; as text a ledger does not tell of it.
         ledger.budget.forget_in_flight();
         ledger.holder = Some(this_process(clock.now()));
         Some(Self {
+            charged_before: ledger.charged,
             ledger,
             policy: *policy,
             clock: Arc::clone(clock),
@@ -95,8 +103,9 @@ impl OpenLedger {
         let now = self.clock.now();
         let budget = &mut self.ledger.budget;
         let charged = budget.begin(&self.policy, ATTEMPT, now);
-        if charged.is_err() {
-            budget.note_refused();
+        match charged {
+            Ok(_) => self.ledger.charged = self.ledger.launch,
+            Err(_) => budget.note_refused(),
         }
         if has_looked {
             budget.found_down();
@@ -110,6 +119,7 @@ impl OpenLedger {
         self.ledger
             .budget
             .settle(&self.policy, ATTEMPT, Settlement::Refund, now);
+        self.ledger.charged = self.charged_before;
         self.ledger.holder = None;
     }
 
@@ -137,9 +147,9 @@ impl OpenLedger {
         self.ledger.holder = None;
     }
 
-    /// What the ledger counts, by this process's clock.
-    pub(crate) fn local_budget(&self) -> KeyBudget {
-        local_budget(&self.ledger, &self.policy, &*self.clock)
+    /// What it says now, in this process's terms.
+    pub(crate) fn seen(&self) -> SeenLedger {
+        seen(&self.ledger, &self.policy, &*self.clock, Instant::now())
     }
 }
 

@@ -1,12 +1,9 @@
 //! How a flight ends, and the watch channel on which its followers hear that.
 
-use std::sync::Arc;
-
 use tokio::sync::watch::{Receiver, Sender};
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::GateError;
-use crate::ledger_text::escaped;
 
 /// How a flight ended.
 #[derive(Clone, Debug)]
@@ -28,34 +25,6 @@ impl<T> Outcome<T> {
             Self::Launched(value) | Self::Discovered(value) => Ok(Some(value)),
             Self::Failed(error) => Err(error),
             Self::Vacated => Ok(None),
-        }
-    }
-}
-
-/// What the end of a flight says of the last failure.
-#[derive(Debug)]
-pub(crate) enum LastFailure {
-    /// It did not come to a launch.
-    Unchanged,
-    /// The launch succeeded, or nobody knows why it failed.
-    None,
-    /// The launch failed, and this is why.
-    Was(Arc<str>),
-}
-
-impl<T> Outcome<T> {
-    /// What this says of the last failure. It runs the user's code, if that made the error.
-    pub(crate) fn last_failure(&self) -> LastFailure {
-        match self {
-            Self::Launched(_) => LastFailure::None,
-            Self::Failed(GateError::BudgetExhausted(refused)) => match &refused.last_failure {
-                None => LastFailure::None,
-                Some(why) => LastFailure::Was(Arc::clone(why)),
-            },
-            Self::Failed(error) if error.is_of_launch() => {
-                LastFailure::Was(escaped(&error.words()).into())
-            }
-            Self::Discovered(_) | Self::Failed(_) | Self::Vacated => LastFailure::Unchanged,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::budget::{Attempt, Settlement};
+use crate::budget::Attempt;
 use crate::catch_panic::caught;
 use crate::error::{GateError, LaunchError, SharedError, Stage};
 use crate::flight::Flight;
@@ -46,21 +46,20 @@ impl<K: GateKey, T> Drop for Seat<K, T> {
         // Named outside of the flight's own lock, and guarded: the key's code is the user's, and so are the followers' wakers.
         let key = caught(|| self.flight.label()).unwrap_or_else(|_| "?".into());
         let ending = |stage| {
-            let settlement = match stage {
-                Stage::Launch => Settlement::Failed,
-                _ => Settlement::Refund,
-            };
-            let outcome = if is_panicking {
+            let error = if is_panicking {
                 // Heard by all, so that they do not run into the same panic in turn.
-                Outcome::Failed(LaunchError::task_panicked(key).into())
+                GateError::from(LaunchError::task_panicked(key))
             } else if stage == Stage::Launch {
-                Outcome::Failed(LaunchError::Abandoned { key }.into())
+                LaunchError::Abandoned { key }.into()
             } else {
-                Outcome::Vacated
+                return (Outcome::Vacated, Settling::REFUND);
             };
-            // These are errors of the gate's own: no code of the user's is run for their words.
-            let last_failure = outcome.last_failure();
-            (outcome, last_failure, Settling::Attempt(settlement))
+            let settling = match stage {
+                // An error of the gate's own: no code of the user's is run for its words.
+                Stage::Launch => Settling::failed(error.words()),
+                _ => Settling::REFUND,
+            };
+            (Outcome::Failed(error), settling)
         };
         let _ = caught(|| self.flight.end_with(&self.inner.policy, ending));
     }
@@ -167,8 +166,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
         if let Some(ledger) = &mut self.0.held.ledger {
             ledger.settle(None);
         }
-        self.end(Outcome::Launched(value), Settlement::Success)
-            .await;
+        self.end(Outcome::Launched(value), Settling::SUCCESS).await;
         Ok(())
     }
 
@@ -201,7 +199,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     /// dropped. They are told before it returns.
     pub async fn discovered(self, value: T) {
         let Parts { held, seat, .. } = *self.0;
-        let settling = held.leave(Settlement::Refund).await;
+        let settling = held.leave(Settling::REFUND).await;
         seat.end(Outcome::Discovered(value), settling);
     }
 
@@ -214,7 +212,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     /// dropped. They are told before it returns.
     pub async fn refund(self) {
         let Parts { held, seat, .. } = *self.0;
-        let settling = held.leave(Settlement::Refund).await;
+        let settling = held.leave(Settling::REFUND).await;
         seat.end(Outcome::Vacated, settling);
     }
 
@@ -226,25 +224,29 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     /// Gives the permit back where nothing can be awaited: as [`refund`](Self::refund), but what the ledger was charged stays.
     pub(crate) fn vacate(self) {
         let Parts { held, seat, .. } = *self.0;
+        // If the lease panics, the seat tells by the stage that nothing was launched.
+        seat.flight.advance(Stage::Lock);
         drop(held);
-        seat.end(Outcome::Vacated, Settling::Attempt(Settlement::Refund));
+        seat.end(Outcome::Vacated, Settling::REFUND);
     }
 
     /// Ends the flight with `error`, charged.
     pub(crate) async fn end_failed(mut self, error: GateError) {
+        let why = error.words();
         if let Some(ledger) = &mut self.0.held.ledger {
-            ledger.settle(Some(error.words()));
+            ledger.settle(Some((*why).to_owned()));
         }
-        self.end(Outcome::Failed(error), Settlement::Failed).await;
+        self.end(Outcome::Failed(error), Settling::failed(why))
+            .await;
     }
 
     /// Writes the ledger, releases the lock, and lets everybody know, in this order: whoever hears of the end finds the lock
     /// free and the ledger settled.
-    async fn end(self, outcome: Outcome<T>, settlement: Settlement) {
+    async fn end(self, outcome: Outcome<T>, settling: Settling) {
         let Parts { held, seat, .. } = *self.0;
-        let settling = match held.release_now(settlement) {
+        let settling = match held.release_now(settling) {
             Ok(settling) => settling,
-            Err(held) => Box::pin(held.release(settlement)).await,
+            Err((held, settling)) => Box::pin(held.release(settling)).await,
         };
         seat.end(outcome, settling);
     }

@@ -13,7 +13,7 @@ use crate::budget::{Attempt, BudgetRefusal, KeyBudget, Settlement, Usage};
 use crate::error::Stage;
 use crate::key::{GateKey, key_label};
 use crate::lock::LockHolder;
-use crate::outcome::{Followers, Following, LastFailure};
+use crate::outcome::{Followers, Following};
 use crate::policy::BudgetPolicy;
 use crate::snapshot::FlightSnapshot;
 
@@ -34,10 +34,31 @@ pub(crate) enum Claim {
 /// What the end of a flight does to its key's budget.
 #[derive(Debug)]
 pub(crate) enum Settling {
-    /// The attempt settles so.
-    Attempt(Settlement),
-    /// The ledger was seen at that time: what it counts takes the place of what this process counted.
-    Ledger(Box<KeyBudget>, Instant),
+    /// The attempt settles so. With why its launch failed, if it did.
+    Attempt(Settlement, Option<Arc<str>>),
+    /// What the ledger says takes the place of what this process knew.
+    Ledger(Box<SeenLedger>),
+}
+
+impl Settling {
+    /// Nothing was launched.
+    pub(crate) const REFUND: Self = Self::Attempt(Settlement::Refund, None);
+
+    /// The launch succeeded.
+    pub(crate) const SUCCESS: Self = Self::Attempt(Settlement::Success, None);
+
+    /// The launch failed.
+    pub(crate) fn failed(why: Arc<str>) -> Self {
+        Self::Attempt(Settlement::Failed, Some(why))
+    }
+}
+
+/// A ledger at one moment, by this process's clock.
+#[derive(Debug)]
+pub(crate) struct SeenLedger {
+    pub(crate) budget: KeyBudget,
+    pub(crate) last_failure: Option<Arc<str>>,
+    pub(crate) at: Instant,
 }
 
 /// All that is known of a key.
@@ -99,7 +120,6 @@ impl<K, T> Slot<K, T> {
     pub(crate) fn reset(&self, now: Instant) {
         let mut state = self.state();
         state.budget.reset();
-        state.last_failure = None;
         state.ledger_seen = Some(now);
     }
 
@@ -149,13 +169,14 @@ impl<T> State<T> {
 
     pub(crate) fn settle(&mut self, policy: &BudgetPolicy, ended: &Running<T>, settling: Settling) {
         match (settling, ended.claim) {
-            (Settling::Ledger(budget, at), _) if self.ledger_seen.is_none_or(|seen| seen <= at) => {
-                self.budget = *budget;
-                self.ledger_seen = Some(at);
+            (Settling::Ledger(seen), _) if self.ledger_seen.is_none_or(|at| at <= seen.at) => {
+                self.budget = seen.budget;
+                self.ledger_seen = Some(seen.at);
+                self.note_failure(policy, seen.last_failure);
             }
             // A reset came after that look, so what it says is outdated; but the attempt is over.
-            (Settling::Ledger(..), _) => self.budget.forget_in_flight(),
-            (Settling::Attempt(settlement), Claim::Launch(attempt)) => {
+            (Settling::Ledger(_), _) => self.budget.forget_in_flight(),
+            (Settling::Attempt(settlement, why), Claim::Launch(attempt)) => {
                 // The time is asked for only where it counts.
                 let now = match policy.stable_after {
                     Some(_) => Instant::now(),
@@ -163,22 +184,20 @@ impl<T> State<T> {
                 };
                 self.budget
                     .settle(policy, attempt.id, settlement, now.into_std());
+                self.note_failure(policy, why);
             }
-            (Settling::Attempt(Settlement::Failed), Claim::Look(_)) => {
+            (Settling::Attempt(Settlement::Failed, _), Claim::Look(_)) => {
                 self.budget.note_refused();
                 self.budget.found_down();
             }
-            (Settling::Attempt(_), Claim::Look(_)) => {}
+            (Settling::Attempt(..), Claim::Look(_)) => {}
         }
     }
 
-    /// Notes what later requests are told if they are refused.
-    pub(crate) fn note_failure(&mut self, policy: &BudgetPolicy, last: LastFailure) {
-        self.last_failure = match last {
-            LastFailure::Unchanged => return,
-            LastFailure::Was(why) if self.budget.is_used_up(policy) => Some(Box::new(why)),
-            LastFailure::Was(_) | LastFailure::None => None,
-        };
+    /// Notes why the last launch failed, for requests that are refused.
+    fn note_failure(&mut self, policy: &BudgetPolicy, why: Option<Arc<str>>) {
+        let why = why.filter(|_| self.budget.is_used_up(policy));
+        self.last_failure = why.map(Box::new);
     }
 }
 

@@ -149,6 +149,17 @@ async fn a_lock_may_keep_its_ledger_as_a_value() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lock_that_keeps_its_ledger_as_a_value_has_no_long_messages_to_keep() {
+    let service = Service::new();
+    let gate = Gate::builder(service.clone()).build();
+    permit(&gate).await.fail("long ".repeat(10_000)).await;
+    let ledger = service.ledger();
+    let why = ledger.last_outcome().unwrap().failure.as_deref().unwrap();
+    assert!(why.starts_with("long long"));
+    assert!(why.len() < 520, "{} bytes", why.len());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_permit_was_verified_also_if_its_lock_was_had_at_once() {
     let mut service = Service::losing(1000);
     service.keeps_ledger = false;

@@ -63,11 +63,11 @@ pub enum SpawnLockError {
         /// What stands there.
         found: FileKind,
     },
-    /// Something else than a directory stands where the lock directory is to be, or a link that leads nowhere. A retry helps
-    /// once it is gone.
-    #[error("the lock directory {} is not a directory", path.display())]
+    /// Something else than a directory stands where the lock directory is to be, or where that is to stand; or a link that leads
+    /// nowhere. A retry helps once it is gone.
+    #[error("no spawn lock can be kept there: {} is not a directory", path.display())]
     NotADirectory {
-        /// The lock directory.
+        /// What stands there.
         path: PathBuf,
     },
     /// The lock file or its directory belongs to another user, or others may write to it: they could free the lock or

@@ -254,9 +254,9 @@ mod tests {
             prop::option::of(holder),
             prop::option::of(outcome),
         )
-            .prop_map(|((launch, lost), budget, holder, outcome)| Ledger {
+            .prop_map(|((launch, charged), budget, holder, outcome)| Ledger {
                 launch,
-                lost,
+                charged,
                 budget,
                 holder: holder.map(|(pid, since, process_started)| LedgerHolder {
                     pid,

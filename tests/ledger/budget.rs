@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use spawn_gate::{
-    Acquired, BootReading, ClockReading, FileSpawnLock, FlightSnapshot, GateError, How,
+    Acquired, BootReading, ClockReading, FileSpawnLock, FlightSnapshot, GateError, How, Ledger,
     LedgerReading, SpawnBudgetConfig, Stage, WindowKind, acquire_spawn_lock, inspect_spawn_lock,
 };
+use tokio_test::{assert_pending, task};
 
 use super::{Gate, KEY, WINDOW, builder, fail_once, finder, gate, lock_path, permit};
 use crate::halt::Halt;
@@ -349,6 +350,20 @@ async fn a_process_that_is_out_of_attempts_finds_what_another_one_launched_and_i
     assert_eq!((launched.value, launched.how), (9, How::Discovered));
 }
 
+fn ledger(directory: &Path) -> Ledger {
+    match inspect_spawn_lock(lock_path(directory)).unwrap().ledger {
+        LedgerReading::Found(ledger) => *ledger,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A process that makes two attempts in a window and no more.
+fn strict(directory: &Path, clock: &StepClock) -> Gate {
+    builder(FileSpawnLock::new(directory).unwrap(), clock)
+        .budget(SpawnBudgetConfig::new(2, WINDOW))
+        .build()
+}
+
 /// Why the last launch failed, as a caller hears who is refused.
 async fn last_failure(gate: &Gate) -> Option<String> {
     match gate.acquire(KEY).await {
@@ -417,17 +432,76 @@ async fn a_refusal_tells_no_reason_of_a_launch_before_one_that_was_killed() {
     for gate in [&one, &other, &one, &other] {
         assert_eq!(last_failure(gate).await, None);
     }
-    let report = inspect_spawn_lock(lock_path(directory.path())).unwrap();
-    let LedgerReading::Found(ledger) = report.ledger else {
-        panic!("{report:?}");
-    };
-    let last = ledger.last_outcome().unwrap();
-    assert!(ledger.lost_launch().unwrap() > last.launch, "{ledger:?}");
+    let lost = ledger(directory.path()).lost_launch();
+    let last = ledger(directory.path()).last_outcome().unwrap().launch;
+    assert!(lost.unwrap() > last);
     one.reset(&KEY).await.unwrap();
     for _ in 0..3 {
-        permit(&process()).await.fail("a new reason").await;
+        let permit = permit(&process()).await;
+        assert_eq!(ledger(directory.path()).lost_launch(), None, "under way");
+        permit.fail("a new reason").await;
     }
     assert_eq!(last_failure(&process()).await.unwrap(), "a new reason");
+    assert_eq!(ledger(directory.path()).lost_launch(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_is_killed_while_it_looks_for_a_backend_takes_no_reason_away() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    for _ in 0..2 {
+        fail_once(&gate(directory.path(), &clock)).await;
+    }
+    let looking = gate(directory.path(), &clock);
+    let never_finds = Script::launching(|_| pending()).discovering(|_| pending());
+    let mut request = task::spawn(looking.launch(KEY, never_finds));
+    assert_pending!(request.poll());
+    let is_looking = |flight: FlightSnapshot| flight.stage == Stage::Discover;
+    while !looking.snapshot(KEY).await.flight.is_some_and(is_looking) {
+        tokio::task::yield_now().await;
+    }
+    let record = fs::read(lock_path(directory.path())).unwrap();
+    request.await.unwrap_err();
+    // When a process is killed, its record stays as it was.
+    fs::write(lock_path(directory.path()), record).unwrap();
+    let told = last_failure(&strict(directory.path(), &clock)).await;
+    assert_eq!(told.unwrap(), "no such program");
+    assert_eq!(ledger(directory.path()).lost_launch(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_that_is_given_back_takes_no_reason_away() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let process = || gate(directory.path(), &clock);
+    fail_once(&process()).await;
+    fail_once(&process()).await;
+    permit(&process()).await.refund().await;
+    let told = last_failure(&strict(directory.path(), &clock)).await;
+    assert_eq!(told.unwrap(), "no such program");
+    assert_eq!(ledger(directory.path()).lost_launch(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_forgets_its_own_reason_when_another_ones_success_is_known_to_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let [failing, other] = [(); 2].map(|()| {
+        builder(FileSpawnLock::new(directory.path()).unwrap(), &clock)
+            .window_kind(WindowKind::Sliding)
+            .stable_after(WINDOW)
+            .build()
+    });
+    let step = Duration::from_secs(10);
+    for _ in 0..3 {
+        fail_once(&failing).await;
+        clock.advance(step);
+        tokio::time::advance(step).await;
+    }
+    permit(&other).await.succeed(9).await.unwrap();
+    let found = failing.launch(KEY, finder()).await.unwrap();
+    assert_eq!(found.how, How::Discovered);
+    assert_eq!(last_failure(&failing).await, None);
 }
 
 #[tokio::test(start_paused = true)]
