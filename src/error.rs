@@ -40,7 +40,7 @@ pub enum GateError {
 
 impl GateError {
     /// Why there is no backend, for those who ask later: in words, since an error of the user's is not kept for them.
-    pub(crate) fn words(&self) -> Arc<str> {
+    pub(crate) fn words(&self) -> Arc<String> {
         let words = match self {
             // The user's code, which must not keep the flight from ending.
             Self::Launch(LaunchError::Failed { source, .. }) => {
@@ -48,7 +48,7 @@ impl GateError {
             }
             error => all_of(error),
         };
-        escaped(&words).into()
+        Arc::new(escaped(&words))
     }
 
     /// Returns how long to wait before the next request, where that is known.
@@ -91,7 +91,7 @@ fn all_of(error: &dyn Error) -> String {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the spawn budget of {key} is used up{}; retry after {:?}",
-    told(last_failure.as_deref()),
+    told(last_failure.as_deref().map(String::as_str)),
     whole_millis(*retry_after)
 )]
 #[non_exhaustive]
@@ -106,7 +106,7 @@ pub struct BudgetExhausted {
     pub first: bool,
     /// Why the last launch failed, in this process or, if the lock keeps a ledger, in another: the launcher's error and its
     /// sources, cut after some 500 bytes. `None` if that is not known (it was killed, say), or if the last launch succeeded.
-    pub last_failure: Option<Arc<str>>,
+    pub last_failure: Option<Arc<String>>,
 }
 
 /// The last failure as a part of the message; nothing if there is nothing to tell.
@@ -127,7 +127,7 @@ impl BudgetExhausted {
     pub(crate) fn new(
         key: Arc<str>,
         refusal: BudgetRefusal,
-        last_failure: Option<Arc<str>>,
+        last_failure: Option<Arc<String>>,
     ) -> Self {
         Self {
             key,

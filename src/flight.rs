@@ -29,7 +29,7 @@ pub(crate) enum Part<K, T, L = Flight<K, T>> {
 pub(crate) struct Refused<K, T> {
     slot: Arc<Slot<K, T>>,
     refusal: BudgetRefusal,
-    last_failure: Option<Arc<str>>,
+    last_failure: Option<Arc<String>>,
 }
 
 impl<K: GateKey, T> From<Refused<K, T>> for GateError {
@@ -69,7 +69,7 @@ impl<K: GateKey, T> Slot<K, T> {
                 return Err(Refused {
                     slot: Arc::clone(self),
                     refusal,
-                    last_failure: state.last_failure.as_deref().cloned(),
+                    last_failure: state.last_failure.clone(),
                 });
             }
         };
@@ -239,7 +239,7 @@ mod tests {
         let policy = &BudgetPolicy::default();
         let slot = Arc::new(Slot::new("key", 7));
         let elder = lead(&slot, 1);
-        let failed = || Settling::failed("no such program".into());
+        let failed = || Settling::failed(Arc::new("no such program".to_owned()));
         elder.end(policy, Outcome::Vacated, failed());
         let younger = lead(&slot, 2);
 

@@ -177,7 +177,9 @@ fn refused<K: GateKey, T>(
     refusal: BudgetRefusal,
     ledger: Option<&Ledger>,
 ) -> GateError {
-    let last_failure = ledger.and_then(Ledger::last_failure).map(Arc::from);
+    let last_failure = ledger
+        .and_then(Ledger::last_failure)
+        .map(|why| Arc::new(why.to_owned()));
     BudgetExhausted::new(seat.flight.label(), refusal, last_failure).into()
 }
 

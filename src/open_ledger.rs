@@ -44,7 +44,7 @@ pub(crate) fn seen(
         // A time before the start of this process's clock (boot, on some platforms) counts as now: that attempt ages out
         // later here, and the ledger is looked at before that matters.
         budget: budget.by_clock(|at| now.checked_sub(shared_now.since(at)).unwrap_or(now)),
-        last_failure: ledger.last_failure().map(Arc::from),
+        last_failure: ledger.last_failure().map(|why| Arc::new(why.to_owned())),
         at,
     }
 }

@@ -234,7 +234,7 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     pub(crate) async fn end_failed(mut self, error: GateError) {
         let why = error.words();
         if let Some(ledger) = &mut self.0.held.ledger {
-            ledger.settle(Some((*why).to_owned()));
+            ledger.settle(Some((*why).clone()));
         }
         self.end(Outcome::Failed(error), Settling::failed(why))
             .await;

@@ -35,7 +35,7 @@ pub(crate) enum Claim {
 #[derive(Debug)]
 pub(crate) enum Settling {
     /// The attempt settles so. With why its launch failed, if it did.
-    Attempt(Settlement, Option<Arc<str>>),
+    Attempt(Settlement, Option<Arc<String>>),
     /// What the ledger says takes the place of what this process knew.
     Ledger(Box<SeenLedger>),
 }
@@ -48,7 +48,7 @@ impl Settling {
     pub(crate) const SUCCESS: Self = Self::Attempt(Settlement::Success, None);
 
     /// The launch failed.
-    pub(crate) fn failed(why: Arc<str>) -> Self {
+    pub(crate) fn failed(why: Arc<String>) -> Self {
         Self::Attempt(Settlement::Failed, Some(why))
     }
 }
@@ -57,7 +57,7 @@ impl Settling {
 #[derive(Debug)]
 pub(crate) struct SeenLedger {
     pub(crate) budget: KeyBudget,
-    pub(crate) last_failure: Option<Arc<str>>,
+    pub(crate) last_failure: Option<Arc<String>>,
     pub(crate) at: Instant,
 }
 
@@ -76,8 +76,8 @@ pub(crate) struct State<T> {
     pub(crate) budget: KeyBudget,
     /// When the ledger was seen from which the budget was taken, where the lock keeps one.
     pub(crate) ledger_seen: Option<Instant>,
-    /// Why the last launch failed, if it used up the budget: what refused requests are told. Boxed, since most keys have none.
-    pub(crate) last_failure: Option<Box<Arc<str>>>,
+    /// Why the last launch failed, if it used up the budget: what refused requests are told.
+    pub(crate) last_failure: Option<Arc<String>>,
     pub(crate) flight: Option<Box<Running<T>>>,
 }
 
@@ -195,9 +195,8 @@ impl<T> State<T> {
     }
 
     /// Notes why the last launch failed, for requests that are refused.
-    fn note_failure(&mut self, policy: &BudgetPolicy, why: Option<Arc<str>>) {
-        let why = why.filter(|_| self.budget.is_used_up(policy));
-        self.last_failure = why.map(Box::new);
+    fn note_failure(&mut self, policy: &BudgetPolicy, why: Option<Arc<String>>) {
+        self.last_failure = why.filter(|_| self.budget.is_used_up(policy));
     }
 }
 
