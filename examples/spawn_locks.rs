@@ -67,6 +67,10 @@ fn print_report(report: &LockReport) {
                     Some(why) => println!("  last that ended: {}, failed {at}: {why}", last.launch),
                 }
             }
+            let gone = ledger.holder().filter(|_| !report.is_held);
+            if let Some(holder) = gone {
+                println!("  process {} was killed here, or gave up", holder.pid);
+            }
             if let Some(lost) = ledger.lost_launch() {
                 println!("  launch {lost} was cut short: it was killed, or given up");
             }

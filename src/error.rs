@@ -42,10 +42,7 @@ impl GateError {
     /// Why there is no backend, for those who ask later: in words, since an error of the user's is not kept for them.
     pub(crate) fn words(&self) -> Arc<String> {
         let words = match self {
-            // The user's code, which must not keep the flight from ending.
-            Self::Launch(LaunchError::Failed { source, .. }) => {
-                caught(|| all_of(&**source)).unwrap_or_else(|_| "an error without words".into())
-            }
+            Self::Launch(LaunchError::Failed { source, .. }) => all_of(&**source),
             error => all_of(error),
         };
         Arc::new(escaped(&words))
@@ -73,18 +70,18 @@ impl GateError {
     }
 }
 
-/// So many sources are told of an error; one that is its own source has no last one.
-const MAX_SOURCES: usize = 16;
+/// So many errors of a chain are told; one that is its own source has no last one.
+const MAX_ERRORS: usize = 16;
 
-/// An error and its sources.
+/// An error and its sources. They are the user's code, which must not keep a flight from ending.
 fn all_of(error: &dyn Error) -> String {
-    let mut words = error.to_string();
-    let sources = std::iter::successors(error.source(), |&error| error.source());
-    for source in sources.take(MAX_SOURCES) {
-        words.push_str(": ");
-        words.push_str(&source.to_string());
-    }
-    words
+    let errors = std::iter::successors(Some(error), |&error| {
+        caught(|| error.source()).ok().flatten()
+    });
+    let words = errors.take(MAX_ERRORS).map(|error| {
+        caught(|| error.to_string()).unwrap_or_else(|_| "an error without words".into())
+    });
+    words.collect::<Vec<_>>().join(": ")
 }
 
 /// The refusal of a key that has used all its attempts.

@@ -35,6 +35,7 @@ impl Ledger {
     }
 
     /// Returns the number of the newest launch if that ended without a word: its process was killed, or it dropped its permit.
+    /// As long as it is written there as the holder, it may be under way; whoever takes the lock next notes that it is not.
     pub fn lost_launch(&self) -> Option<u64> {
         let is_under_way = self.holder.is_some() && self.launch == self.charged;
         (!is_under_way && self.charged > self.last_ended()).then_some(self.charged)

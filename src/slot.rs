@@ -186,9 +186,13 @@ impl<T> State<T> {
                     .settle(policy, attempt.id, settlement, now.into_std());
                 self.note_failure(policy, why);
             }
-            (Settling::Attempt(Settlement::Failed, _), Claim::Look(_)) => {
-                self.budget.note_refused();
+            (Settling::Attempt(Settlement::Failed, why), Claim::Look(_)) => {
                 self.budget.found_down();
+                match why {
+                    None => self.budget.note_refused(),
+                    // The ledger had an attempt left after all, and the launch failed.
+                    why => self.note_failure(policy, why),
+                }
             }
             (Settling::Attempt(..), Claim::Look(_)) => {}
         }

@@ -829,6 +829,27 @@ async fn an_error_that_cannot_be_put_in_words_is_shared_all_the_same() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_was_lost_for_a_reason_without_words_is_heard_of_all_the_same() {
+    let lock = ScriptedLock::new(InMemorySpawnLock::new()).on_verify(|call| async move {
+        match call {
+            1 => Ok(()),
+            _ => Err(SpawnLockError::Service {
+                lock: "key".into(),
+                source: Unspeakable("").into(),
+                retry_helps: false,
+            }),
+        }
+    });
+    let gate = Gate::builder(lock).build();
+    let request = || gate.launch("key", slow(|| Ok(7)));
+    let (leader, follower) = tokio::join!(request(), request());
+    for heard in [leader, follower] {
+        let lost = matches!(heard, Err(GateError::Launch(LaunchError::LockLost { .. })));
+        assert!(lost);
+    }
+}
+
 /// Launches, and panics when it is dropped.
 struct Fragile;
 

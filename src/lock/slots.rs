@@ -357,7 +357,7 @@ mod tests {
 
         #[test]
         fn any_text_is_read_as_a_ledger_or_refused_without_a_panic(
-            text in "((launch|boot|window|attempts|up-since|holder|outcome|x) [0-9a-f./ ]{0,40}\n?){0,8}",
+            text in "((launch|boot|window|attempts|up-since|holder|charged|outcome|x) [0-9a-f./ ]{0,40}\n?){0,8}",
         ) {
             let _ = text.parse::<Ledger>();
         }

@@ -483,6 +483,31 @@ async fn a_permit_that_is_given_back_takes_no_reason_away() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_launch_that_only_the_ledger_allowed_tells_why_it_failed_when_its_lock_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let [one, other] = [(); 2].map(|()| {
+        builder(FileSpawnLock::new(directory.path()).unwrap(), &clock)
+            .budget(SpawnBudgetConfig::new(1, WINDOW))
+            .stable_after(WINDOW)
+            .build()
+    });
+    permit(&one).await.succeed(9).await.unwrap();
+    other.reset(&KEY).await.unwrap();
+    let path = lock_path(directory.path());
+    let loses_its_lock = Script::launching(move |_| {
+        fs::remove_file(&path).unwrap();
+        async { Ok(9) }
+    });
+    one.launch(KEY, loses_its_lock).await.unwrap_err();
+    let Err(GateError::BudgetExhausted(refusal)) = one.acquire(KEY).await else {
+        panic!("not refused");
+    };
+    assert!(refusal.first);
+    assert!(refusal.last_failure.unwrap().contains("was lost"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_process_forgets_its_own_reason_when_another_ones_success_is_known_to_it() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
