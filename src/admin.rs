@@ -28,6 +28,10 @@ where
     /// # Cancel safety
     ///
     /// Cancel safe: it changes nothing.
+    ///
+    /// # Panics
+    ///
+    /// If the lock keeps a ledger, outside of a tokio runtime with time enabled.
     pub async fn snapshot(&self, key: K) -> KeySnapshot<K> {
         let inner = &*self.inner;
         let hash = inner.hash(&key);
@@ -113,6 +117,10 @@ where
     /// # Cancel safety
     ///
     /// Cancel safe: the gate stays closed, only the waiting ends.
+    ///
+    /// # Panics
+    ///
+    /// If a flight is in progress, outside of a tokio runtime with time enabled.
     pub async fn close(&self) -> Result<(), TimeoutError> {
         self.inner.is_closed.store(true, Ordering::SeqCst);
         let mut flights = Vec::new();

@@ -39,15 +39,6 @@ pub enum GateError {
 }
 
 impl GateError {
-    /// Why there is no backend, for those who ask later: in words, since an error of the user's is not kept for them.
-    pub(crate) fn words(&self) -> Arc<String> {
-        let words = match self {
-            Self::Launch(LaunchError::Failed { source, .. }) => all_of(&**source),
-            error => all_of(error),
-        };
-        Arc::new(escaped(&words))
-    }
-
     /// Returns how long to wait before the next request, where that is known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -67,6 +58,15 @@ impl GateError {
             Self::Lock(error) => error.source.retry_helps(),
             Self::Closed | Self::ShutDown => false,
         }
+    }
+
+    /// Why there is no backend, for those who ask later: in words, since an error of the user's is not kept for them.
+    pub(crate) fn words(&self) -> Arc<String> {
+        let words = match self {
+            Self::Launch(LaunchError::Failed { source, .. }) => all_of(&**source),
+            error => all_of(error),
+        };
+        Arc::new(escaped(&words))
     }
 }
 
@@ -103,6 +103,7 @@ pub struct BudgetExhausted {
     pub first: bool,
     /// Why the last launch failed, in this process or, if the lock keeps a ledger, in another: the launcher's error and its
     /// sources, cut after some 500 bytes. `None` if that is not known (it was killed, say), or if the last launch succeeded.
+    // A thin pointer, since a follower's way back takes measurably longer if errors are larger.
     pub last_failure: Option<Arc<String>>,
 }
 

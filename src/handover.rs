@@ -139,6 +139,7 @@ impl<K: GateKey, T> Drop for PickupEnd<K, T> {
         };
         self.0.is_done.notify_one();
         if let Some(Earned::Permit(permit)) = unclaimed {
+            // In `Drop`, and the lease and the followers' wakers are the user's code.
             let _ = caught(|| permit.vacate());
         }
     }

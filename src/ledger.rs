@@ -41,17 +41,6 @@ impl Ledger {
         (!is_under_way && self.charged > self.last_ended()).then_some(self.charged)
     }
 
-    /// Returns why the last launch failed; `None` if it did not, or did not say.
-    pub(crate) fn last_failure(&self) -> Option<&str> {
-        let why = self.last_outcome.as_ref()?.failure.as_deref();
-        why.filter(|_| self.charged <= self.last_ended())
-    }
-
-    /// The newest launch that ended and said how.
-    fn last_ended(&self) -> u64 {
-        self.last_outcome.as_ref().map_or(0, |last| last.launch)
-    }
-
     /// Returns how many attempts were charged and have not been taken back or aged out when the record was written.
     pub fn attempts_charged(&self) -> u32 {
         self.budget.charges.used()
@@ -60,6 +49,17 @@ impl Ledger {
     /// Returns when the oldest of these attempts was made. When its window is over it counts no longer.
     pub fn oldest_attempt(&self) -> Option<ClockReading> {
         self.budget.charges.oldest().copied()
+    }
+
+    /// Why the last launch failed; `None` if it did not, or did not say.
+    pub(crate) fn last_failure(&self) -> Option<&str> {
+        let why = self.last_outcome.as_ref()?.failure.as_deref();
+        why.filter(|_| self.charged <= self.last_ended())
+    }
+
+    /// The newest launch that ended and said how.
+    fn last_ended(&self) -> u64 {
+        self.last_outcome.as_ref().map_or(0, |last| last.launch)
     }
 
     /// The same without the message of a failure, if there is no room for that.

@@ -191,7 +191,7 @@ impl<T> State<T> {
                 match why {
                     None => self.budget.note_refused(),
                     // The ledger had an attempt left after all, and the launch failed.
-                    why => self.note_failure(policy, why),
+                    Some(_) => self.note_failure(policy, why),
                 }
             }
             (Settling::Attempt(..), Claim::Look(_)) => {}

@@ -48,6 +48,7 @@ pub(crate) async fn run() -> Result<(), BoxError> {
     };
     // Invocations that were under way have been killed. Until they are gone, and their daemons, these may still write.
     let gone = until(|| {
+        // It may fail as long as they do. What counts is looked at next.
         let _ = fs::remove_dir_all(directory.path());
         let is_alone = waitpid(None, WaitOptions::NOHANG).is_err();
         Ok(is_alone && !directory.path().exists())

@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use spawn_gate::{
-    Acquired, BootReading, ClockReading, FileSpawnLock, FlightSnapshot, GateError, How, Ledger,
-    LedgerReading, SpawnBudgetConfig, Stage, WindowKind, acquire_spawn_lock, inspect_spawn_lock,
+    Acquired, BootReading, ClockReading, FileSpawnLock, GateError, How, Ledger, LedgerReading,
+    SpawnBudgetConfig, Stage, WindowKind, acquire_spawn_lock, inspect_spawn_lock,
 };
 use tokio_test::{assert_pending, task};
 
-use super::{Gate, KEY, WINDOW, builder, fail_once, finder, gate, lock_path, permit};
+use super::{Gate, KEY, WINDOW, builder, fail_once, finder, gate, lock_path, permit, until_flight};
 use crate::halt::Halt;
 use crate::hooked_lock::{At, HookedLock};
 use crate::step_clock::StepClock;
@@ -335,12 +335,7 @@ async fn a_process_that_is_out_of_attempts_waits_for_a_launch_in_progress_elsewh
 async fn a_process_that_is_out_of_attempts_finds_what_another_one_launched_and_is_not_yet_stable() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
-    let [broker, other] = [(); 2].map(|()| {
-        builder(FileSpawnLock::new(directory.path()).unwrap(), &clock)
-            .budget(SpawnBudgetConfig::new(1, WINDOW))
-            .stable_after(WINDOW)
-            .build()
-    });
+    let [broker, other] = [(); 2].map(|()| cautious(directory.path(), &clock));
     fail_once(&broker).await;
     other.reset(&KEY).await.unwrap();
     permit(&other).await.succeed(9).await.unwrap();
@@ -355,6 +350,14 @@ fn ledger(directory: &Path) -> Ledger {
         LedgerReading::Found(ledger) => *ledger,
         other => panic!("{other:?}"),
     }
+}
+
+/// A process that makes one attempt in a window, also if the backend starts well and does not stay up.
+fn cautious(directory: &Path, clock: &StepClock) -> Gate {
+    builder(FileSpawnLock::new(directory).unwrap(), clock)
+        .budget(SpawnBudgetConfig::new(1, WINDOW))
+        .stable_after(WINDOW)
+        .build()
 }
 
 /// A process that makes two attempts in a window and no more.
@@ -403,10 +406,7 @@ async fn a_process_that_waited_for_the_last_attempt_tells_why_it_failed_from_the
         let other = other.clone();
         async move { other.acquire(KEY).await }
     });
-    let is_known = |flight: FlightSnapshot| flight.waiting_for.is_some();
-    while !other.snapshot(KEY).await.flight.is_some_and(is_known) {
-        tokio::task::yield_now().await;
-    }
+    until_flight(&other, |flight| flight.waiting_for.is_some()).await;
     last.fail("the last reason").await;
     assert!(waiting.await.unwrap().is_err());
     assert_eq!(last_failure(&other).await.unwrap(), "the last reason");
@@ -456,10 +456,7 @@ async fn a_process_that_is_killed_while_it_looks_for_a_backend_takes_no_reason_a
     let never_finds = Script::launching(|_| pending()).discovering(|_| pending());
     let mut request = task::spawn(looking.launch(KEY, never_finds));
     assert_pending!(request.poll());
-    let is_looking = |flight: FlightSnapshot| flight.stage == Stage::Discover;
-    while !looking.snapshot(KEY).await.flight.is_some_and(is_looking) {
-        tokio::task::yield_now().await;
-    }
+    until_flight(&looking, |flight| flight.stage == Stage::Discover).await;
     let record = fs::read(lock_path(directory.path())).unwrap();
     request.await.unwrap_err();
     // When a process is killed, its record stays as it was.
@@ -486,12 +483,7 @@ async fn a_permit_that_is_given_back_takes_no_reason_away() {
 async fn a_launch_that_only_the_ledger_allowed_tells_why_it_failed_when_its_lock_is_lost() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
-    let [one, other] = [(); 2].map(|()| {
-        builder(FileSpawnLock::new(directory.path()).unwrap(), &clock)
-            .budget(SpawnBudgetConfig::new(1, WINDOW))
-            .stable_after(WINDOW)
-            .build()
-    });
+    let [one, other] = [(); 2].map(|()| cautious(directory.path(), &clock));
     permit(&one).await.succeed(9).await.unwrap();
     other.reset(&KEY).await.unwrap();
     let path = lock_path(directory.path());

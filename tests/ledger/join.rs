@@ -11,7 +11,7 @@ use spawn_gate::{
 };
 use tokio::task::JoinHandle;
 
-use super::{KEY, builder, fail_once, finder, gate, lock_path, permit};
+use super::{KEY, builder, fail_once, finder, gate, lock_path, permit, until_flight};
 use crate::halt::Halt;
 use crate::hooked_lock::{At, HookedLock};
 use crate::step_clock::StepClock;
@@ -121,14 +121,7 @@ async fn a_failure_from_before_the_wait_is_not_shared() {
         let waiter = waiter.clone();
         async move { waiter.acquire(KEY).await }
     });
-    while waiter
-        .snapshot(KEY)
-        .await
-        .flight
-        .is_none_or(|flight| flight.waiting_for.is_none())
-    {
-        tokio::task::yield_now().await;
-    }
+    until_flight(&waiter, |flight| flight.waiting_for.is_some()).await;
     held.refund().await;
     let Acquired::Led(permit) = waiting.await.unwrap().unwrap() else {
         panic!("nobody launched");

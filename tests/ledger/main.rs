@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use spawn_gate::{
-    Acquired, FileSpawnLock, LaunchPermit, SpawnBudgetConfig, SpawnGate, SpawnGateBuilder,
-    SpawnLock,
+    Acquired, FileSpawnLock, FlightSnapshot, LaunchPermit, SpawnBudgetConfig, SpawnGate,
+    SpawnGateBuilder, SpawnLock,
 };
 
 use crate::step_clock::StepClock;
@@ -59,6 +59,13 @@ async fn permit(gate: &Gate) -> LaunchPermit<&'static str, u32> {
 
 async fn fail_once(gate: &Gate) {
     permit(gate).await.fail("no such program").await;
+}
+
+/// Lets other tasks run until the flight of [`KEY`] is so.
+async fn until_flight(gate: &Gate, is_so: impl Fn(&FlightSnapshot) -> bool) {
+    while !gate.snapshot(KEY).await.flight.as_ref().is_some_and(&is_so) {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Finds a backend running.
