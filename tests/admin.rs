@@ -14,7 +14,8 @@ use spawn_gate::{
 use tokio::time::{advance, sleep, timeout};
 use tokio_test::{assert_pending, assert_ready, task};
 
-use crate::support::{Script, until_waiting};
+use crate::support::script::Script;
+use crate::support::until_waiting;
 
 type Gate = SpawnGate<&'static str, u32>;
 

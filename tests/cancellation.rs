@@ -1,10 +1,6 @@
 //! The cancellation matrix (promises 1, 3, 4, 7, 11, 25): whoever is dropped at whichever stage, whatever that stage then
 //! does, the survivors hear how it ended, the charge is right, and nothing is left in flight or locked.
 
-#[path = "support/hooked_key.rs"]
-mod hooked_key;
-#[path = "support/scripted_lock.rs"]
-mod scripted_lock;
 mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,9 +16,10 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_test::{assert_pending, assert_ready, task};
 
-use crate::hooked_key::{Key, On, key};
-use crate::scripted_lock::{ScriptedLock, lost};
-use crate::support::{Script, until_waiting};
+use crate::support::hooked_key::{Key, On, key};
+use crate::support::script::Script;
+use crate::support::scripted_lock::{ScriptedLock, lost};
+use crate::support::until_waiting;
 
 /// How a request is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,6 @@
 //! Code of the user's that a key brings along: whatever it does, and wherever the gate runs it, nobody else is kept waiting.
 
-#[path = "support/hooked_key.rs"]
-mod hooked_key;
+mod support;
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -20,7 +19,7 @@ use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 use tokio_test::{assert_pending, assert_ready, task};
 
-use crate::hooked_key::{Key, On, key};
+use crate::support::hooked_key::{Key, On, key};
 
 type Gate = SpawnGate<Key, u32>;
 

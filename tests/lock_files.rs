@@ -1,7 +1,6 @@
 //! Bad files, directories and file systems at the lock's path (promises 15 and 18): each a typed error that names the path.
 
-#[path = "support/held_file.rs"]
-mod held_file;
+mod support;
 
 use std::error::Error;
 use std::fs;
@@ -14,6 +13,8 @@ use spawn_gate::{
     SpawnLockError, acquire_spawn_lock, inspect_spawn_lock,
 };
 use tempfile::TempDir;
+
+use crate::support::held_file;
 
 /// Who holds the lock at `path`, if somebody does and is written there.
 fn read_lock_holder(path: impl AsRef<Path>) -> Result<Option<LockHolder>, SpawnLockError> {

@@ -1,7 +1,5 @@
 //! The gate and its runtime (promises 25-28): deadlines, closing, shutdown, what errors tell, and what may cross threads.
 
-#[path = "support/scripted_lock.rs"]
-mod scripted_lock;
 mod support;
 
 use std::error::Error;
@@ -11,20 +9,21 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use spawn_gate::{
-    Acquired, AttemptId, BackendKey, BackendLauncher, BrokerInstanceKey, BudgetExhausted, FileKind,
-    FileSpawnLock, FlightSnapshot, GateError, How, InMemorySpawnLock, KeySnapshot, LaunchError,
-    LaunchPermit, Launched, LockError, LockHolder, LockName, SharedError, SpawnBeginError,
-    SpawnBudgetConfig, SpawnBudgetSnapshot, SpawnCoordinator, SpawnGate, SpawnGateBuilder,
-    SpawnLease, SpawnLock, SpawnLockError, SpawnLockFileIdentity, SpawnLockGuard, SpawnOutcome,
-    SpawnPermit, Stage, TimeoutError, Unsafety, WindowKind, acquire_spawn_lock,
+    Acquired, AttemptId, BackendKey, BackendLauncher, BoxError, BrokerInstanceKey, BudgetExhausted,
+    FileKind, FileSpawnLock, FlightSnapshot, GateError, How, InMemorySpawnLock, KeySnapshot,
+    LaunchError, LaunchPermit, Launched, LockError, LockHolder, LockName, SharedError,
+    SpawnBeginError, SpawnBudgetConfig, SpawnBudgetSnapshot, SpawnCoordinator, SpawnGate,
+    SpawnGateBuilder, SpawnLease, SpawnLock, SpawnLockError, SpawnLockFileIdentity, SpawnLockGuard,
+    SpawnOutcome, SpawnPermit, Stage, TimeoutError, Unsafety, WindowKind, acquire_spawn_lock,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tokio_test::{assert_pending, assert_ready, task};
 
-use crate::scripted_lock::{ScriptedLock, lost};
-use crate::support::{Failure, Script, until_waiting};
+use crate::support::script::Script;
+use crate::support::scripted_lock::{ScriptedLock, lost};
+use crate::support::until_waiting;
 
 type Gate = SpawnGate<&'static str, u32>;
 type Permit = LaunchPermit<&'static str, u32>;
@@ -651,7 +650,7 @@ fn chain(error: &dyn Error) -> Vec<String> {
 #[tokio::test(start_paused = true)]
 async fn the_chain_of_sources_carries_the_launchers_own_error_to_every_caller() {
     let gate = gate();
-    let not_ready = || -> Failure { Box::new(NotReady(io::Error::other("connection refused"))) };
+    let not_ready = || -> BoxError { Box::new(NotReady(io::Error::other("connection refused"))) };
     let launcher = Script::launching(move |_| async move {
         sleep(LAUNCH_TIME).await;
         Err(not_ready())
@@ -842,11 +841,11 @@ struct Fixed(u32);
 
 #[async_trait]
 impl BackendLauncher<&'static str, u32> for Fixed {
-    async fn discover(&self, _key: &&'static str) -> Result<Option<u32>, Failure> {
+    async fn discover(&self, _key: &&'static str) -> Result<Option<u32>, BoxError> {
         Ok(None)
     }
 
-    async fn launch(&self, _permit: &Permit) -> Result<u32, Failure> {
+    async fn launch(&self, _permit: &Permit) -> Result<u32, BoxError> {
         Ok(self.0)
     }
 }

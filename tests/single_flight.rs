@@ -1,23 +1,22 @@
 //! Single flight (promises 1-7 and 11), and what becomes of a flight whose lock is lost (16): through the gate.
 
-#[path = "support/scripted_lock.rs"]
-mod scripted_lock;
 mod support;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use spawn_gate::{
-    Acquired, BackendLauncher, FileSpawnLock, GateError, How, InMemorySpawnLock, LaunchError,
-    LaunchPermit, Launched, SpawnBudgetConfig, SpawnGate, SpawnLockError, Stage,
+    Acquired, BackendLauncher, BoxError, FileSpawnLock, GateError, How, InMemorySpawnLock,
+    LaunchError, LaunchPermit, Launched, SpawnBudgetConfig, SpawnGate, SpawnLockError, Stage,
 };
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, advance, sleep, timeout};
 use tokio_test::{assert_pending, assert_ready, task};
 
-use crate::scripted_lock::{ScriptedLock, lost};
-use crate::support::{Failure, Script, until_waiting};
+use crate::support::script::Script;
+use crate::support::scripted_lock::{ScriptedLock, lost};
+use crate::support::until_waiting;
 
 type Gate = SpawnGate<&'static str, u32>;
 type Permit = LaunchPermit<&'static str, u32>;
@@ -33,7 +32,7 @@ fn seconds(count: u64) -> Duration {
 }
 
 /// A launcher that takes its time and then does `then`.
-fn slow(then: impl Fn() -> Result<u32, Failure> + Clone + Send + Sync + 'static) -> Script {
+fn slow(then: impl Fn() -> Result<u32, BoxError> + Clone + Send + Sync + 'static) -> Script {
     Script::launching(move |_| {
         let then = then.clone();
         async move {
@@ -266,7 +265,7 @@ async fn a_failure_is_shared_with_its_message_and_not_tried_again_by_each_follow
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_is_shared_with_its_message_whatever_it_panicked_with() {
-    type Panics = fn() -> Result<u32, Failure>;
+    type Panics = fn() -> Result<u32, BoxError>;
     let payloads: [(Panics, &str); 3] = [
         (|| panic!("out of memory"), "out of memory"),
         (|| panic!("out of {}", "memory"), "out of memory"),
@@ -759,11 +758,11 @@ struct Discards(tokio::sync::mpsc::UnboundedSender<(&'static str, u32)>);
 
 #[spawn_gate::async_trait]
 impl BackendLauncher<&'static str, u32> for Discards {
-    async fn discover(&self, _: &&'static str) -> Result<Option<u32>, Failure> {
+    async fn discover(&self, _: &&'static str) -> Result<Option<u32>, BoxError> {
         Ok(None)
     }
 
-    async fn launch(&self, _: &Permit) -> Result<u32, Failure> {
+    async fn launch(&self, _: &Permit) -> Result<u32, BoxError> {
         Ok(7)
     }
 
@@ -861,11 +860,11 @@ impl Drop for Fragile {
 
 #[spawn_gate::async_trait]
 impl BackendLauncher<&'static str, u32> for Fragile {
-    async fn discover(&self, _: &&'static str) -> Result<Option<u32>, Failure> {
+    async fn discover(&self, _: &&'static str) -> Result<Option<u32>, BoxError> {
         Ok(None)
     }
 
-    async fn launch(&self, _: &Permit) -> Result<u32, Failure> {
+    async fn launch(&self, _: &Permit) -> Result<u32, BoxError> {
         Ok(7)
     }
 }

@@ -1,7 +1,6 @@
 //! The spawn lock (promises 14, 16, 17, 19, 24): taken, kept, lost, waited for; alone and behind a gate.
 
-#[path = "support/held_file.rs"]
-mod held_file;
+mod support;
 
 use std::error::Error;
 use std::fs;
@@ -23,6 +22,8 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_test::{assert_pending, assert_ready};
+
+use crate::support::held_file;
 
 /// Who holds the lock at `path`, if somebody does and is written there.
 fn read_lock_holder(path: impl AsRef<Path>) -> Result<Option<LockHolder>, SpawnLockError> {

@@ -14,10 +14,10 @@ use spawn_gate::{
 use tokio_test::{assert_pending, task};
 
 use super::{Gate, KEY, WINDOW, builder, fail_once, finder, gate, lock_path, permit, until_flight};
-use crate::halt::Halt;
-use crate::hooked_lock::{At, HookedLock};
-use crate::step_clock::StepClock;
-use crate::support::Script;
+use crate::support::halt::Halt;
+use crate::support::hooked_lock::{At, HookedLock};
+use crate::support::script::Script;
+use crate::support::step_clock::StepClock;
 
 async fn retry_after(gate: &Gate) -> Duration {
     match gate.acquire(KEY).await {

@@ -12,10 +12,11 @@ use spawn_gate::{
 use tokio::task::JoinHandle;
 
 use super::{KEY, builder, fail_once, finder, gate, lock_path, permit, until_flight};
-use crate::halt::Halt;
-use crate::hooked_lock::{At, HookedLock};
-use crate::step_clock::StepClock;
-use crate::support::{Script, until_waiting};
+use crate::support::halt::Halt;
+use crate::support::hooked_lock::{At, HookedLock};
+use crate::support::script::Script;
+use crate::support::step_clock::StepClock;
+use crate::support::until_waiting;
 
 type Heard = Result<Launched<u32>, GateError>;
 

@@ -2,16 +2,8 @@
 //! record, as the budget of all processes, as what waiting ones hear, and when its writes go wrong.
 
 mod budget;
-#[path = "../support/halt.rs"]
-mod halt;
-#[path = "../support/held_file.rs"]
-mod held_file;
-#[path = "../support/hooked_lock.rs"]
-mod hooked_lock;
 mod join;
 mod record;
-#[path = "../support/step_clock.rs"]
-mod step_clock;
 #[path = "../support/mod.rs"]
 mod support;
 mod writes;
@@ -24,8 +16,8 @@ use spawn_gate::{
     SpawnGateBuilder, SpawnLock,
 };
 
-use crate::step_clock::StepClock;
-use crate::support::Script;
+use crate::support::script::Script;
+use crate::support::step_clock::StepClock;
 
 type Gate = SpawnGate<&'static str, u32>;
 

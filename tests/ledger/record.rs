@@ -9,8 +9,8 @@ use spawn_gate::{
 };
 
 use super::{Gate, KEY, WINDOW, builder, fail_once, gate, lock_path, permit};
-use crate::held_file;
-use crate::step_clock::StepClock;
+use crate::support::held_file;
+use crate::support::step_clock::StepClock;
 
 #[tokio::test]
 async fn a_few_bytes_of_something_else_are_not_taken_for_a_new_file() {

@@ -11,10 +11,10 @@ use spawn_gate::{
 };
 
 use super::{Gate, KEY, WINDOW, builder, finder, gate, lock_path, permit};
-use crate::held_file;
-use crate::hooked_lock::{At, Hooked, HookedLock};
-use crate::step_clock::StepClock;
-use crate::support::Script;
+use crate::support::held_file;
+use crate::support::hooked_lock::{At, Hooked, HookedLock};
+use crate::support::script::Script;
+use crate::support::step_clock::StepClock;
 
 #[tokio::test]
 async fn a_request_that_is_dropped_while_its_charge_is_written_leaves_no_charge_and_no_lock() {

@@ -13,7 +13,7 @@ use spawn_gate::{
     FileSpawnLock, GateKey, Ledger, LedgerReading, SpawnLease, SpawnLock, SpawnLockError,
 };
 
-use crate::halt::Halt;
+use super::halt::Halt;
 
 /// Where the hook runs. Each step is numbered from 1 over all leases of the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

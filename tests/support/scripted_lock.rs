@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use spawn_gate::{GateKey, InMemorySpawnLock, SpawnLease, SpawnLock, SpawnLockError};
 
-use crate::support::Step;
+use super::script::Step;
 
 type LockStep = Step<Result<(), SpawnLockError>>;
 
