@@ -1,15 +1,20 @@
 //! Spawn locks of a user's own, and what one of them may do wrong: neither the budget nor the permit's word suffers.
 
+mod support;
+
 use std::future::pending;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use spawn_gate::{
-    Acquired, BackendLauncher, BoxError, GateError, LaunchPermit, Ledger, LedgerReading,
-    SpawnBudgetConfig, SpawnGate, SpawnLease, SpawnLock, SpawnLockError, async_trait,
+    Acquired, GateError, InMemorySpawnLock, LaunchPermit, Ledger, LedgerReading, SpawnBudgetConfig,
+    SpawnGate, SpawnLease, SpawnLock, SpawnLockError, async_trait,
 };
 use tokio::time::{Instant, sleep, timeout};
+
+use crate::support::script::Script;
+use crate::support::scripted_lock::{ScriptedLock, held, lost};
 
 const KEY: &str = "indexer";
 
@@ -86,16 +91,12 @@ impl SpawnLease for ServiceLease {
 
     fn verify_now(&self) -> Option<Result<(), SpawnLockError>> {
         let losses = &self.0.losses;
-        let lost = losses.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+        let is_lost = losses.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
             left.checked_sub(1)
         });
-        Some(match lost {
+        Some(match is_lost {
             Err(_) => Ok(()),
-            Ok(_) => Err(SpawnLockError::DeletedOrRecreated {
-                path: KEY.into(),
-                opened_identity: None,
-                current_identity: None,
-            }),
+            Ok(_) => Err(lost()),
         })
     }
 
@@ -186,123 +187,56 @@ async fn a_look_that_began_before_a_reset_refuses_nobody_after_it() {
     drop(permit(&gate).await);
 }
 
-/// Always held, and always said to be free.
-#[derive(Debug)]
-struct Liar {
-    tries: Arc<AtomicU32>,
-}
-
-#[async_trait]
-impl SpawnLock<&'static str> for Liar {
-    async fn try_acquire(&self, _: &&'static str) -> Lease {
-        // Rather than go on for ever.
-        assert!(self.tries.fetch_add(1, Ordering::SeqCst) < 100_000);
-        Err(SpawnLockError::AlreadyLocked { path: KEY.into() })
-    }
-
-    async fn released(&self, _: &&'static str, _: Duration) {}
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_lock_that_says_it_is_free_and_is_not_does_not_keep_a_waiter_busy() {
-    let tries = Arc::<AtomicU32>::default();
-    let lock = Liar {
-        tries: Arc::clone(&tries),
-    };
-    let gate = Gate::builder(lock)
+    let lock = ScriptedLock::new(InMemorySpawnLock::new())
+        .on_try(|call| {
+            // Rather than go on for ever.
+            assert!(call <= 100_000);
+            async { Err(held()) }
+        })
+        // That ends the wait: the lock is free, it says.
+        .on_wait(|_| async { Err(held()) });
+    let gate = Gate::builder(lock.clone())
         .lock_timeout(Duration::from_secs(30))
         .build();
     let hour = Duration::from_secs(3600);
     let heard = timeout(hour, gate.acquire(KEY)).await.unwrap();
     assert!(matches!(heard, Err(GateError::Timeout(_))), "{heard:?}");
     // One in 12.5 ms, once its pauses have grown.
-    assert!(tries.load(Ordering::SeqCst) < 30 * 80 + 20);
-}
-
-/// Had at once the first time, with a lease that is lost; held by somebody else from then on.
-#[derive(Debug, Default)]
-struct LostOnce {
-    was_had: AtomicBool,
-}
-
-#[async_trait]
-impl SpawnLock<&'static str> for LostOnce {
-    async fn try_acquire(&self, _: &&'static str) -> Lease {
-        Err(SpawnLockError::AlreadyLocked { path: KEY.into() })
-    }
-
-    fn try_acquire_now(&self, _: &&'static str) -> Option<Lease> {
-        let was_had = self.was_had.swap(true, Ordering::SeqCst);
-        (!was_had).then(|| Ok(Box::new(ServiceLease(Service::losing(1))) as Box<dyn SpawnLease>))
-    }
-}
-
-/// Takes its time to look.
-struct SlowToLook(Duration);
-
-#[async_trait]
-impl BackendLauncher<&'static str, u32> for SlowToLook {
-    async fn discover(&self, _: &&'static str) -> Result<Option<u32>, BoxError> {
-        sleep(self.0).await;
-        Ok(None)
-    }
-
-    async fn launch(&self, _: &LaunchPermit<&'static str, u32>) -> Result<u32, BoxError> {
-        unreachable!("the lock is held by somebody else")
-    }
+    assert!(lock.tries.calls() < 30 * 80 + 20);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_lock_that_is_lost_and_has_to_be_taken_again_has_one_deadline() {
     let limit = Duration::from_secs(10);
-    let gate = Gate::builder(LostOnce::default())
-        .lock_timeout(limit)
-        .build();
+    let mut losing = Service::losing(1);
+    losing.keeps_ledger = false;
+    // Had at once the first time, and held by somebody else from then on.
+    let lock = ScriptedLock::new(losing)
+        .at_once(1)
+        .on_try(|_| async { Err(held()) });
+    let gate = Gate::builder(lock).lock_timeout(limit).build();
     let began = Instant::now();
-    let slow = SlowToLook(limit - Duration::from_secs(1));
+    let slow = Script::launching(|_| async { unreachable!("the lock is held by somebody else") })
+        .discovering(move |_| async move {
+            sleep(limit - Duration::from_secs(1)).await;
+            Ok(None)
+        });
     let heard = gate.launch(KEY, slow).await;
     assert!(matches!(heard, Err(GateError::Timeout(_))), "{heard:?}");
     assert_eq!(began.elapsed().as_secs(), limit.as_secs());
 }
 
-/// Not vouched for at once, and broken.
-#[derive(Debug)]
-struct Broken;
-
-#[async_trait]
-impl SpawnLock<&'static str> for Broken {
-    async fn try_acquire(&self, _: &&'static str) -> Lease {
-        pending().await
-    }
-
-    fn try_acquire_now(&self, _: &&'static str) -> Option<Lease> {
-        Some(Ok(Box::new(BrokenLease)))
-    }
-}
-
-#[derive(Debug)]
-struct BrokenLease;
-
-#[async_trait]
-impl SpawnLease for BrokenLease {
-    fn fencing_token(&self) -> u64 {
-        1
-    }
-
-    async fn verify(&self) -> Result<(), SpawnLockError> {
-        pending().await
-    }
-}
-
-impl Drop for BrokenLease {
-    fn drop(&mut self) {
-        panic!("scripted");
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_lease_whose_drop_panics_leaves_no_flight_behind() {
-    let gate = Gate::builder(Broken).build();
+    // Had at once, but not vouched for at once.
+    let lock = ScriptedLock::new(InMemorySpawnLock::new())
+        .at_once(1)
+        .on_try(|_| pending())
+        .on_verify(|_| pending())
+        .on_release(|| panic!("scripted"));
+    let gate = Gate::builder(lock).build();
     let request = tokio::spawn({
         let gate = gate.clone();
         async move { drop(gate.acquire(KEY).await) }

@@ -1,121 +1,34 @@
 //! Spawn locks that panic or hang, and a runtime that shuts down: every caller hears it, once, and nothing spins or is stuck.
 
+mod support;
+
 use std::future::pending;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use spawn_gate::{
-    Acquired, BackendLauncher, BoxError, GateError, How, InMemorySpawnLock, LaunchError,
-    LaunchPermit, Ledger, LedgerReading, SpawnGate, SpawnLease, SpawnLock, SpawnLockError,
-    async_trait,
+    Acquired, GateError, How, InMemorySpawnLock, LaunchError, SpawnGate, SpawnLockError,
 };
 
-/// What goes wrong with the lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trouble {
-    PanicsAtTheTry,
-    /// Answers the first time, before the permit, and then no more.
-    HangsAtVerify,
-    /// Is held at the first try, and does not tell of its release.
-    NeverTellsOfItsRelease,
-    /// Keeps a ledger, whose third write is that of a launch's outcome.
-    PanicsAtTheLastWrite,
+use crate::support::hooked_lock::At;
+use crate::support::script::Script;
+use crate::support::scripted_lock::{ScriptedLock, held};
+
+type Gate = SpawnGate<&'static str, u32>;
+
+/// A lock in memory, which has yet to be told what goes wrong with it.
+fn lock() -> ScriptedLock<&'static str> {
+    ScriptedLock::new(InMemorySpawnLock::new())
 }
 
-#[derive(Debug)]
-struct HostileLock {
-    trouble: Trouble,
-    tries: Arc<AtomicU32>,
-}
-
-#[async_trait]
-impl SpawnLock<&'static str> for HostileLock {
-    async fn try_acquire(&self, _: &&'static str) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
-        let tries = self.tries.fetch_add(1, Ordering::SeqCst) + 1;
-        assert_ne!(self.trouble, Trouble::PanicsAtTheTry, "scripted");
-        if self.trouble == Trouble::NeverTellsOfItsRelease && tries == 1 {
-            return Err(SpawnLockError::AlreadyLocked {
-                path: "hostile".into(),
-            });
-        }
-        Ok(Box::new(HostileLease {
-            trouble: self.trouble,
-            verified: AtomicU32::new(0),
-            writes: 0,
-        }))
-    }
-
-    async fn released(&self, _: &&'static str, _: Duration) {
-        pending().await
-    }
-
-    fn keeps_ledger(&self) -> bool {
-        self.trouble == Trouble::PanicsAtTheLastWrite
-    }
-}
-
-#[derive(Debug)]
-struct HostileLease {
-    trouble: Trouble,
-    verified: AtomicU32,
-    writes: u32,
-}
-
-#[async_trait]
-impl SpawnLease for HostileLease {
-    fn fencing_token(&self) -> u64 {
-        1
-    }
-
-    async fn verify(&self) -> Result<(), SpawnLockError> {
-        let is_first = self.verified.fetch_add(1, Ordering::SeqCst) == 0;
-        if self.trouble == Trouble::HangsAtVerify && !is_first {
-            pending::<()>().await;
-        }
-        Ok(())
-    }
-
-    fn ledger(&self) -> LedgerReading {
-        match self.trouble {
-            Trouble::PanicsAtTheLastWrite => LedgerReading::Found(Box::default()),
-            _ => LedgerReading::NotKept,
-        }
-    }
-
-    async fn write_ledger(&mut self, _: &Ledger) -> Result<(), SpawnLockError> {
-        self.writes += 1;
-        assert_ne!(self.writes, 3, "scripted");
-        Ok(())
-    }
-}
-
-struct Launcher;
-
-#[async_trait]
-impl BackendLauncher<&'static str, u32> for Launcher {
-    async fn discover(&self, _: &&'static str) -> Result<Option<u32>, BoxError> {
-        Ok(None)
-    }
-
-    async fn launch(&self, _: &LaunchPermit<&'static str, u32>) -> Result<u32, BoxError> {
-        Ok(7)
-    }
-}
-
-fn gate(trouble: Trouble) -> (SpawnGate<&'static str, u32>, Arc<AtomicU32>) {
-    let tries = Arc::<AtomicU32>::default();
-    let lock = HostileLock {
-        trouble,
-        tries: Arc::clone(&tries),
-    };
-    (SpawnGate::builder(lock).build(), tries)
+fn launcher() -> Script {
+    Script::launching(|_| async { Ok(7) })
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_panic_before_the_permit_is_heard_by_all_and_run_into_once() {
-    let (gate, tries) = gate(Trouble::PanicsAtTheTry);
-    let ask = || gate.launch("key", Launcher);
+    let lock = lock().on_try(|_| async { panic!("scripted") });
+    let gate = Gate::builder(lock.clone()).build();
+    let ask = || gate.launch("key", launcher());
     let (one, two, three) = tokio::join!(ask(), ask(), ask());
     for heard in [one, two, three] {
         let heard = heard.unwrap_err();
@@ -124,13 +37,20 @@ async fn a_panic_before_the_permit_is_heard_by_all_and_run_into_once() {
             "{heard:?}"
         );
     }
-    assert_eq!(tries.load(Ordering::SeqCst), 1);
+    assert_eq!(lock.tries.calls(), 1);
     assert_eq!(gate.snapshot("key").await.budget.attempts_used, 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_lock_that_does_not_answer_ends_the_flight_as_lost() {
-    let (gate, _) = gate(Trouble::HangsAtVerify);
+    // It answers the first time, before the permit, and then no more.
+    let lock = lock().on_verify(|call| async move {
+        match call {
+            1 => Ok(()),
+            _ => pending().await,
+        }
+    });
+    let gate = Gate::builder(lock).build();
     let Ok(Acquired::Led(permit)) = gate.acquire("key").await else {
         panic!("nobody else launches");
     };
@@ -146,38 +66,37 @@ async fn a_lock_that_does_not_answer_ends_the_flight_as_lost() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lock_that_does_not_tell_of_its_release_is_tried_again_after_a_second() {
-    let (gate, tries) = gate(Trouble::NeverTellsOfItsRelease);
+    let lock = lock()
+        .on_try(|call| async move { if call == 1 { Err(held()) } else { Ok(()) } })
+        .on_wait(|_| pending());
+    let gate = Gate::builder(lock.clone()).build();
     let asked = tokio::time::Instant::now();
     let acquired = gate.acquire("key").await;
     assert!(matches!(acquired, Ok(Acquired::Led(_))), "{acquired:?}");
-    assert_eq!(tries.load(Ordering::SeqCst), 2);
+    assert_eq!(lock.tries.calls(), 2);
     assert_eq!(asked.elapsed(), Duration::from_secs(1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_lock_that_panics_when_a_success_is_written_does_not_take_the_launch_with_it() {
-    let (gate, _) = gate(Trouble::PanicsAtTheLastWrite);
-    let ask = || gate.launch("key", Launcher);
+    let directory = tempfile::tempdir().unwrap();
+    // The third write is that of a launch's outcome.
+    let lock = ScriptedLock::hooked(directory.path(), |at| async move {
+        assert_ne!(at, At::Write(3), "scripted");
+        Ok(())
+    });
+    let gate = Gate::builder(lock).build();
+    let ask = || gate.launch("key", launcher());
     let (one, other) = tokio::join!(ask(), ask());
     let (one, other) = (one.unwrap(), other.unwrap());
     assert_eq!((one.value, one.how), (7, How::Led));
     assert_eq!((other.value, other.how), (7, How::Joined));
 }
 
-/// A lock whose holder never lets go and whose tries are not answered at once.
-#[derive(Debug)]
-struct SlowLock;
-
-#[async_trait]
-impl SpawnLock<&'static str> for SlowLock {
-    async fn try_acquire(&self, _: &&'static str) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
-        pending().await
-    }
-}
-
 #[test]
 fn a_request_for_a_permit_on_a_runtime_that_was_shut_down_is_refused_and_does_not_spin() {
-    let gate: SpawnGate<&str, u32> = SpawnGate::builder(SlowLock).build();
+    // Its tries are not answered at once.
+    let gate = Gate::builder(lock().on_try(|_| pending())).build();
     let runtime = || {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -199,7 +118,7 @@ fn a_request_for_a_permit_on_a_runtime_that_was_shut_down_is_refused_and_does_no
 
 #[test]
 fn a_launch_on_a_runtime_that_was_shut_down_is_refused_and_does_not_spin() {
-    let gate: SpawnGate<&str, u32> = SpawnGate::builder(InMemorySpawnLock::new()).build();
+    let gate = Gate::builder(InMemorySpawnLock::new()).build();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -208,7 +127,7 @@ fn a_launch_on_a_runtime_that_was_shut_down_is_refused_and_does_not_spin() {
     let handle = runtime.handle().clone();
     runtime.shutdown_timeout(Duration::from_secs(60));
     let _context = handle.enter();
-    let mut request = tokio_test::task::spawn(gate.launch("key", Launcher));
+    let mut request = tokio_test::task::spawn(gate.launch("key", launcher()));
     let heard = tokio_test::assert_ready!(request.poll()).unwrap_err();
     assert!(matches!(heard, GateError::ShutDown), "{heard:?}");
 }

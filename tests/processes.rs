@@ -4,6 +4,8 @@
 //! named in its environment. It says what it has reached in marked lines on its standard output and is told on its standard
 //! input when to go on, so no test waits for a time. It ends when that input ends, which it does when its test ends, however.
 
+mod support;
+
 use std::env;
 use std::error::Error;
 use std::fs::{self, File};
@@ -21,6 +23,8 @@ use spawn_gate::{
     SpawnLease, SpawnLock, SpawnLockError, acquire_spawn_lock, inspect_spawn_lock,
 };
 use tempfile::TempDir;
+
+use crate::support::scripted_lock::ScriptedLock;
 
 /// Who holds the lock at `path`, if somebody does and is written there.
 fn read_lock_holder(path: impl AsRef<Path>) -> Result<Option<LockHolder>, SpawnLockError> {
@@ -100,10 +104,9 @@ fn linger() {
 
 /// Lets many callers ask a gate for a backend at once, then says how they came by it.
 fn storm(directory: &Path) {
-    let lock = Telltale {
-        locks: FileSpawnLock::new(directory).unwrap(),
-        told: Once::new(),
-    };
+    let told = Once::new();
+    let lock = ScriptedLock::new(FileSpawnLock::new(directory).unwrap())
+        .on_found_held(move || told.call_once(|| say("waiting")));
     let gate: SpawnGate<&str, u32> = SpawnGate::builder(lock).build();
     let launcher = Arc::new(Launcher {
         directory: directory.to_owned(),
@@ -184,32 +187,6 @@ impl BackendLauncher<&'static str, u32> for Launcher {
         tokio::task::spawn_blocking(told).await?;
         fs::write(self.directory.join("endpoint"), process::id().to_string())?;
         Ok(process::id())
-    }
-}
-
-/// File locks that say "waiting" at the first try that finds the lock held.
-#[derive(Debug)]
-struct Telltale {
-    locks: FileSpawnLock,
-    told: Once,
-}
-
-#[async_trait]
-impl SpawnLock<&'static str> for Telltale {
-    async fn try_acquire(&self, key: &&'static str) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
-        let outcome = self.locks.try_acquire(key).await;
-        if matches!(outcome, Err(SpawnLockError::AlreadyLocked { .. })) {
-            self.told.call_once(|| say("waiting"));
-        }
-        outcome
-    }
-
-    fn keeps_ledger(&self) -> bool {
-        SpawnLock::<&str>::keeps_ledger(&self.locks)
-    }
-
-    async fn peek(&self, key: &&'static str) -> Option<Ledger> {
-        self.locks.peek(key).await
     }
 }
 

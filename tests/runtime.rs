@@ -525,39 +525,20 @@ fn when_a_runtime_is_shut_down_before_the_launch_a_follower_on_another_one_takes
     assert_eq!(lost_launcher.launches(), 0);
 }
 
-/// The file lock, whose tries a test holds up in the middle, on the worker's thread.
-struct HeldUp {
-    real: FileSpawnLock,
-    has_begun: std::sync::mpsc::Sender<()>,
-    may_go_on: Mutex<std::sync::mpsc::Receiver<()>>,
-}
-
-impl std::fmt::Debug for HeldUp {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("HeldUp")
-    }
-}
-
-#[async_trait]
-impl SpawnLock<&'static str> for HeldUp {
-    async fn try_acquire(&self, key: &&'static str) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
-        self.has_begun.send(()).unwrap();
-        self.may_go_on.lock().unwrap().recv().unwrap();
-        self.real.try_acquire(key).await
-    }
-}
-
 #[test]
 fn when_a_runtime_is_shut_down_while_it_takes_the_lock_a_follower_on_another_one_takes_over() {
     let directory = tempfile::tempdir().unwrap();
     let (has_begun, begun) = std::sync::mpsc::channel();
     let (go_on, may_go_on) = std::sync::mpsc::channel();
-    let gate = Gate::builder(HeldUp {
-        real: FileSpawnLock::new(directory.path()).unwrap(),
-        has_begun,
-        may_go_on: Mutex::new(may_go_on),
-    })
-    .build();
+    let may_go_on = Mutex::new(may_go_on);
+    let file_lock = FileSpawnLock::new(directory.path()).unwrap();
+    // Holds up each try in the middle, on the worker's thread.
+    let lock = ScriptedLock::new(file_lock.without_ledger()).on_try(move |_| {
+        has_begun.send(()).unwrap();
+        may_go_on.lock().unwrap().recv().unwrap();
+        async { Ok(()) }
+    });
+    let gate = Gate::builder(lock).build();
     let here = one_thread();
     let there = workers(1);
     there.spawn({

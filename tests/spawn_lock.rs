@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use spawn_gate::{
     Acquired, BackendLauncher, FileSpawnLock, GateError, How, InMemorySpawnLock, LaunchError,
-    LaunchPermit, Ledger, LockHolder, SpawnGate, SpawnLease, SpawnLock, SpawnLockError, Stage,
+    LaunchPermit, LockHolder, SpawnGate, SpawnLease, SpawnLock, SpawnLockError, Stage,
     TimeoutError, acquire_spawn_lock, inspect_spawn_lock,
 };
 use tempfile::TempDir;
@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use tokio_test::{assert_pending, assert_ready};
 
 use crate::support::held_file;
+use crate::support::scripted_lock::{ScriptedLock, held};
 
 /// Who holds the lock at `path`, if somebody does and is written there.
 fn read_lock_holder(path: impl AsRef<Path>) -> Result<Option<LockHolder>, SpawnLockError> {
@@ -79,35 +80,12 @@ async fn soon<F: Future>(future: F) -> F::Output {
 }
 
 /// File locks that tell of each try that found the lock held.
-#[derive(Debug)]
-struct Telltale {
-    locks: FileSpawnLock,
-    found_held: mpsc::UnboundedSender<()>,
-}
-
-fn telltale(locks: &FileSpawnLock) -> (Telltale, mpsc::UnboundedReceiver<()>) {
+fn telltale(locks: &FileSpawnLock) -> (ScriptedLock<&'static str>, mpsc::UnboundedReceiver<()>) {
     let (found_held, told) = mpsc::unbounded_channel();
-    let locks = locks.clone();
-    (Telltale { locks, found_held }, told)
-}
-
-#[async_trait]
-impl SpawnLock<&'static str> for Telltale {
-    async fn try_acquire(&self, key: &&'static str) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
-        let outcome = self.locks.try_acquire(key).await;
-        if matches!(outcome, Err(SpawnLockError::AlreadyLocked { .. })) {
-            let _ = self.found_held.send(());
-        }
-        outcome
-    }
-
-    fn keeps_ledger(&self) -> bool {
-        SpawnLock::<&str>::keeps_ledger(&self.locks)
-    }
-
-    async fn peek(&self, key: &&'static str) -> Option<Ledger> {
-        self.locks.peek(key).await
-    }
+    let lock = ScriptedLock::new(locks.clone()).on_found_held(move || {
+        let _ = found_held.send(());
+    });
+    (lock, told)
 }
 
 // Alone: `acquire_spawn_lock`.
@@ -589,29 +567,14 @@ async fn whom_a_flight_waits_for_can_be_seen_while_it_waits() {
     waiter.abort();
 }
 
-/// A lock that somebody else always holds. Notes when it is tried.
-#[derive(Debug, Default)]
-struct AlwaysHeld {
-    tries: Arc<Mutex<Vec<Instant>>>,
-}
-
-#[async_trait]
-impl SpawnLock<&'static str> for AlwaysHeld {
-    async fn try_acquire(
-        &self,
-        _key: &&'static str,
-    ) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
-        self.tries.lock().unwrap().push(Instant::now());
-        Err(SpawnLockError::AlreadyLocked {
-            path: PathBuf::from(KEY),
-        })
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn pauses_between_tries_grow_are_jittered_and_end_at_the_deadline() {
-    let lock = AlwaysHeld::default();
-    let tries = Arc::clone(&lock.tries);
+    let tries = Arc::<Mutex<Vec<Instant>>>::default();
+    let noted = Arc::clone(&tries);
+    let lock = ScriptedLock::new(InMemorySpawnLock::new()).on_try(move |_| {
+        noted.lock().unwrap().push(Instant::now());
+        async { Err(held()) }
+    });
     let limit = Duration::from_secs(30);
     let gate: Gate = SpawnGate::builder(lock).lock_timeout(limit).build();
     let began = Instant::now();

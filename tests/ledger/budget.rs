@@ -15,8 +15,9 @@ use tokio_test::{assert_pending, task};
 
 use super::{Gate, KEY, WINDOW, builder, fail_once, finder, gate, lock_path, permit, until_flight};
 use crate::support::halt::Halt;
-use crate::support::hooked_lock::{At, HookedLock};
+use crate::support::hooked_lock::At;
 use crate::support::script::Script;
+use crate::support::scripted_lock::ScriptedLock;
 use crate::support::step_clock::StepClock;
 
 async fn retry_after(gate: &Gate) -> Duration {
@@ -525,7 +526,7 @@ async fn a_process_forgets_its_own_reason_when_another_ones_success_is_known_to_
 async fn a_storm_of_refused_requests_looks_into_the_ledger_once_a_second_and_tells_once() {
     let directory = tempfile::tempdir().unwrap();
     let looks = Arc::<AtomicU32>::default();
-    let lock = HookedLock::new(directory.path(), {
+    let lock = ScriptedLock::hooked(directory.path(), {
         let looks = Arc::clone(&looks);
         move |at| {
             let is_look = matches!(at, At::Look(_));

@@ -13,8 +13,9 @@ use tokio::task::JoinHandle;
 
 use super::{KEY, builder, fail_once, finder, gate, lock_path, permit, until_flight};
 use crate::support::halt::Halt;
-use crate::support::hooked_lock::{At, HookedLock};
+use crate::support::hooked_lock::At;
 use crate::support::script::Script;
+use crate::support::scripted_lock::ScriptedLock;
 use crate::support::step_clock::StepClock;
 use crate::support::until_waiting;
 
@@ -140,7 +141,11 @@ async fn old_failure() -> (tempfile::TempDir, StepClock) {
 }
 
 /// Asks a gate with this lock, which another one holds, for a backend that runs. Returns once the request waits.
-async fn ask_and_wait(lock: HookedLock, waits: &Halt, clock: &StepClock) -> JoinHandle<Heard> {
+async fn ask_and_wait(
+    lock: ScriptedLock<&'static str>,
+    waits: &Halt,
+    clock: &StepClock,
+) -> JoinHandle<Heard> {
     let gate = builder(lock, clock).build();
     let asking = tokio::spawn(async move { gate.launch(KEY, finder()).await });
     waits.reached().await;
@@ -156,7 +161,7 @@ fn is_wait(at: At) -> bool {
 async fn an_old_failure_is_not_shared_after_a_wait_for_a_holder_without_a_record() {
     let (directory, clock) = old_failure().await;
     let held = acquire_spawn_lock(lock_path(directory.path())).unwrap();
-    let (lock, waits) = HookedLock::halting(directory.path(), is_wait);
+    let (lock, waits) = ScriptedLock::halting(directory.path(), is_wait);
     let asking = ask_and_wait(lock, &waits, &clock).await;
     drop(held);
     assert_eq!(asking.await.unwrap().unwrap().how, How::Discovered);
@@ -167,11 +172,11 @@ async fn an_old_failure_is_not_shared_among_processes_that_look_for_a_backend_at
     // Before the holder is written, and after it was written that there is none any more.
     for at in [At::Write(1), At::Written(2)] {
         let (directory, clock) = old_failure().await;
-        let (lock, has_lock) = HookedLock::halting(directory.path(), move |it| it == at);
+        let (lock, has_lock) = ScriptedLock::halting(directory.path(), move |it| it == at);
         let looker = builder(lock, &clock).build();
         let looking = tokio::spawn(async move { looker.launch(KEY, finder()).await });
         has_lock.reached().await;
-        let (lock, waits) = HookedLock::halting(directory.path(), is_wait);
+        let (lock, waits) = ScriptedLock::halting(directory.path(), is_wait);
         let asking = ask_and_wait(lock, &waits, &clock).await;
         has_lock.let_go();
         for heard in [looking.await.unwrap(), asking.await.unwrap()] {
@@ -185,7 +190,7 @@ async fn an_old_failure_is_not_shared_when_the_ledger_did_not_answer() {
     let (directory, clock) = old_failure().await;
     let held = permit(&gate(directory.path(), &clock)).await;
     let waits = Halt::new();
-    let lock = HookedLock::new(directory.path(), {
+    let lock = ScriptedLock::hooked(directory.path(), {
         let waits = waits.clone();
         move |at| {
             let waits = waits.clone();
@@ -223,7 +228,7 @@ fn is_shared(heard: Heard) {
 async fn a_failure_between_the_first_try_at_the_lock_and_the_look_at_the_ledger_is_shared() {
     let (directory, clock) = old_failure().await;
     let held = permit(&gate(directory.path(), &clock)).await;
-    let (lock, looks) = HookedLock::halting(directory.path(), |at| at == At::Look(1));
+    let (lock, looks) = ScriptedLock::halting(directory.path(), |at| at == At::Look(1));
     let waiter = builder(lock, &clock).build();
     let waiting = tokio::spawn(async move { waiter.launch(KEY, finder()).await });
     looks.reached().await;
@@ -236,7 +241,7 @@ async fn a_failure_between_the_first_try_at_the_lock_and_the_look_at_the_ledger_
 async fn a_failure_is_shared_also_if_yet_another_process_held_the_lock_after_it() {
     let (directory, clock) = old_failure().await;
     let first = permit(&gate(directory.path(), &clock)).await;
-    let (lock, waits) = HookedLock::halting(directory.path(), is_wait);
+    let (lock, waits) = ScriptedLock::halting(directory.path(), is_wait);
     let waiter = builder(lock, &clock).build();
     let waiting = tokio::spawn(async move { waiter.launch(KEY, finder()).await });
     waits.reached().await;

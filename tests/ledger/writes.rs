@@ -12,8 +12,9 @@ use spawn_gate::{
 
 use super::{Gate, KEY, WINDOW, builder, finder, gate, lock_path, permit};
 use crate::support::held_file;
-use crate::support::hooked_lock::{At, Hooked, HookedLock};
+use crate::support::hooked_lock::At;
 use crate::support::script::Script;
+use crate::support::scripted_lock::{Scripted, ScriptedLock};
 use crate::support::step_clock::StepClock;
 
 #[tokio::test]
@@ -21,7 +22,7 @@ async fn a_request_that_is_dropped_while_its_charge_is_written_leaves_no_charge_
     for at in [At::Write(1), At::Written(1)] {
         let directory = tempfile::tempdir().unwrap();
         let path = lock_path(directory.path());
-        let (lock, writing) = HookedLock::halting(directory.path(), move |it| it == at);
+        let (lock, writing) = ScriptedLock::halting(directory.path(), move |it| it == at);
         let gate = builder(lock, &StepClock::new()).build();
         let request = tokio::spawn(async move { gate.acquire(KEY).await });
         writing.reached().await;
@@ -44,7 +45,7 @@ async fn a_lock_that_is_lost_while_the_charge_is_written_is_taken_anew_before_th
     for lost_at in [At::Write(2), At::Written(2)] {
         let directory = tempfile::tempdir().unwrap();
         let (path, moved) = (lock_path(directory.path()), directory.path().join("moved"));
-        let lock = HookedLock::new(directory.path(), move |at| {
+        let lock = ScriptedLock::hooked(directory.path(), move |at| {
             if at == lost_at {
                 fs::rename(&path, &moved).unwrap();
             }
@@ -78,7 +79,7 @@ async fn a_lock_that_is_lost_while_launching_is_written_to_no_more() {
 }
 
 /// What a write to a full disk returns.
-fn disk_is_full(path: &Path) -> Hooked {
+fn disk_is_full(path: &Path) -> Scripted {
     Err(SpawnLockError::Ledger {
         path: path.to_path_buf(),
         source: io::ErrorKind::StorageFull.into(),
@@ -88,7 +89,7 @@ fn disk_is_full(path: &Path) -> Hooked {
 /// A gate on a disk with no room for any record.
 fn gate_on_full_disk(directory: &Path) -> Gate {
     let path = Arc::new(lock_path(directory));
-    let lock = HookedLock::new(directory, move |at| {
+    let lock = ScriptedLock::hooked(directory, move |at| {
         let path = Arc::clone(&path);
         async move {
             match at {
@@ -128,7 +129,7 @@ async fn nothing_is_launched_that_a_full_disk_has_no_room_to_charge_and_its_path
 #[tokio::test(start_paused = true)]
 async fn a_reset_is_not_undone_by_the_flight_that_it_waited_for() {
     let directory = tempfile::tempdir().unwrap();
-    let (lock, waits) = HookedLock::halting(directory.path(), |at| matches!(at, At::Wait(_)));
+    let (lock, waits) = ScriptedLock::halting(directory.path(), |at| matches!(at, At::Wait(_)));
     waits.let_go();
     let gate = builder(lock, &StepClock::new())
         .budget(SpawnBudgetConfig::new(1, WINDOW))

@@ -1,50 +1,144 @@
-//! A spawn lock that a test makes slow, broken or lost: an in-memory one with a scripted step before each of its own.
+//! A spawn lock that a test makes slow, broken or lost: a real one, with a scripted step before each of its own.
 
 use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use spawn_gate::{GateKey, InMemorySpawnLock, SpawnLease, SpawnLock, SpawnLockError};
+use spawn_gate::{GateKey, Ledger, LedgerReading, SpawnLease, SpawnLock, SpawnLockError};
 
 use super::script::Step;
 
-type LockStep = Step<Result<(), SpawnLockError>>;
+/// What a scripted step comes to. After an error the real lock does not do its own step.
+pub(crate) type Scripted = Result<(), SpawnLockError>;
+
+type LockStep = Step<Scripted>;
+type Hook = Arc<dyn Fn() + Send + Sync>;
 
 /// Clones count together.
 #[derive(Clone)]
 pub(crate) struct ScriptedLock<K> {
-    real: InMemorySpawnLock<K>,
+    real: Arc<dyn SpawnLock<K>>,
     pub(crate) tries: LockStep,
-    verify: LockStep,
+    /// How many tries are yet answered at once.
+    at_once: Arc<AtomicU32>,
+    found_held: Hook,
+    /// `None`: it pauses instead of waiting for the release.
+    waits: Option<LockStep>,
+    looks: LockStep,
+    lease: LeaseSteps,
+}
+
+#[derive(Clone)]
+struct LeaseSteps {
+    /// `None`: it is verified as the real one is.
+    verify: Option<LockStep>,
+    write: LockStep,
+    written: LockStep,
+    release: Hook,
 }
 
 impl<K> ScriptedLock<K> {
-    /// Does as `real` does.
-    pub(crate) fn new(real: InMemorySpawnLock<K>) -> Self {
+    /// Does as `real` does, but never answers at once, and pauses instead of waiting for a release.
+    pub(crate) fn new(real: impl SpawnLock<K>) -> Self {
+        let nothing = || Step::new(|_| async { Ok(()) });
         Self {
-            real,
-            tries: Step::new(|_| async { Ok(()) }),
-            verify: Step::new(|_| async { Ok(()) }),
+            real: Arc::new(real),
+            tries: nothing(),
+            at_once: Arc::default(),
+            found_held: Arc::new(|| ()),
+            waits: None,
+            looks: nothing(),
+            lease: LeaseSteps {
+                verify: None,
+                write: nothing(),
+                written: nothing(),
+                release: Arc::new(|| ()),
+            },
         }
     }
 
     /// Does `step` before each try at the lock.
     pub(crate) fn on_try<F>(mut self, step: impl Fn(usize) -> F + Send + Sync + 'static) -> Self
     where
-        F: Future<Output = Result<(), SpawnLockError>> + Send + 'static,
+        F: Future<Output = Scripted> + Send + 'static,
     {
         self.tries = Step::new(step);
         self
     }
 
-    /// Does `step` when a lease is verified.
+    /// Answers the first `count` tries at once, without the step of a try, and verifies their leases at once.
+    pub(crate) fn at_once(self, count: u32) -> Self {
+        self.at_once.store(count, Ordering::SeqCst);
+        self
+    }
+
+    /// Runs `hook` after each try that found the real lock held.
+    pub(crate) fn on_found_held(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
+        self.found_held = Arc::new(hook);
+        self
+    }
+
+    /// Does `step` before each wait for the release, and then waits as the real lock does; an error ends the wait.
+    pub(crate) fn on_wait<F>(mut self, step: impl Fn(usize) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Scripted> + Send + 'static,
+    {
+        self.waits = Some(Step::new(step));
+        self
+    }
+
+    /// Does `step` before each look at the ledger; an error leaves the look without an answer.
+    pub(crate) fn on_look<F>(mut self, step: impl Fn(usize) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Scripted> + Send + 'static,
+    {
+        self.looks = Step::new(step);
+        self
+    }
+
+    /// Does `step` before each check of a lease. None is verified at once then.
     pub(crate) fn on_verify<F>(mut self, step: impl Fn(usize) -> F + Send + Sync + 'static) -> Self
     where
-        F: Future<Output = Result<(), SpawnLockError>> + Send + 'static,
+        F: Future<Output = Scripted> + Send + 'static,
     {
-        self.verify = Step::new(step);
+        self.lease.verify = Some(Step::new(step));
         self
+    }
+
+    /// Does `step` before each write of the ledger.
+    pub(crate) fn on_write<F>(mut self, step: impl Fn(usize) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Scripted> + Send + 'static,
+    {
+        self.lease.write = Step::new(step);
+        self
+    }
+
+    /// Does `step` when the ledger has been written, but the writer does not know it yet.
+    pub(crate) fn on_written<F>(mut self, step: impl Fn(usize) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Scripted> + Send + 'static,
+    {
+        self.lease.written = Step::new(step);
+        self
+    }
+
+    /// Runs `hook` when a lease is dropped, before the lock is free.
+    pub(crate) fn on_release(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
+        self.lease.release = Arc::new(hook);
+        self
+    }
+
+    fn leased(&self, real: Box<dyn SpawnLease>, at_once: bool) -> Box<dyn SpawnLease> {
+        Box::new(ScriptedLease {
+            real,
+            at_once: at_once && self.lease.verify.is_none(),
+            steps: self.lease.clone(),
+        })
     }
 }
 
@@ -58,16 +152,46 @@ impl<K> fmt::Debug for ScriptedLock<K> {
 impl<K: GateKey> SpawnLock<K> for ScriptedLock<K> {
     async fn try_acquire(&self, key: &K) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
         self.tries.call().await?;
-        Ok(Box::new(ScriptedLease {
-            real: self.real.try_acquire(key).await?,
-            verify: self.verify.clone(),
-        }))
+        let outcome = self.real.try_acquire(key).await;
+        if matches!(outcome, Err(SpawnLockError::AlreadyLocked { .. })) {
+            (self.found_held)();
+        }
+        outcome.map(|real| self.leased(real, false))
+    }
+
+    fn try_acquire_now(&self, key: &K) -> Option<Result<Box<dyn SpawnLease>, SpawnLockError>> {
+        let one_less = |left: u32| left.checked_sub(1);
+        let at_once = &self.at_once;
+        let is_at_once = at_once.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
+        is_at_once.ok()?;
+        let outcome = self.real.try_acquire_now(key)?;
+        Some(outcome.map(|real| self.leased(real, true)))
+    }
+
+    async fn released(&self, key: &K, pause: Duration) {
+        let Some(waits) = &self.waits else {
+            return tokio::time::sleep(pause).await;
+        };
+        if waits.call().await.is_ok() {
+            self.real.released(key, pause).await;
+        }
+    }
+
+    fn keeps_ledger(&self) -> bool {
+        self.real.keeps_ledger()
+    }
+
+    async fn peek(&self, key: &K) -> Option<Ledger> {
+        self.looks.call().await.ok()?;
+        self.real.peek(key).await
     }
 }
 
 struct ScriptedLease {
     real: Box<dyn SpawnLease>,
-    verify: LockStep,
+    /// It is verified at once.
+    at_once: bool,
+    steps: LeaseSteps,
 }
 
 impl fmt::Debug for ScriptedLease {
@@ -83,7 +207,40 @@ impl SpawnLease for ScriptedLease {
     }
 
     async fn verify(&self) -> Result<(), SpawnLockError> {
-        self.verify.call().await
+        if let Some(verify) = &self.steps.verify {
+            verify.call().await?;
+        }
+        self.real.verify().await
+    }
+
+    fn verify_now(&self) -> Option<Result<(), SpawnLockError>> {
+        match self.at_once {
+            true => self.real.verify_now(),
+            false => None,
+        }
+    }
+
+    fn ledger(&self) -> LedgerReading {
+        self.real.ledger()
+    }
+
+    async fn write_ledger(&mut self, ledger: &Ledger) -> Result<(), SpawnLockError> {
+        self.steps.write.call().await?;
+        self.real.write_ledger(ledger).await?;
+        self.steps.written.call().await
+    }
+}
+
+impl Drop for ScriptedLease {
+    fn drop(&mut self) {
+        (self.steps.release)();
+    }
+}
+
+/// What a lock says that somebody else holds.
+pub(crate) fn held() -> SpawnLockError {
+    SpawnLockError::AlreadyLocked {
+        path: PathBuf::from("key.lock"),
     }
 }
 
