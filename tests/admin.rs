@@ -8,49 +8,23 @@ use std::time::Duration;
 
 use spawn_gate::{
     Acquired, BudgetExhausted, FileSpawnLock, GateError, GateKey, How, InMemorySpawnLock,
-    LaunchPermit, LedgerReading, SpawnBudgetConfig, SpawnGate, Stage, WindowKind,
-    inspect_spawn_lock,
+    LedgerReading, SpawnBudgetConfig, SpawnGate, Stage, WindowKind, inspect_spawn_lock,
 };
 use tokio::time::{advance, sleep, timeout};
 use tokio_test::{assert_pending, assert_ready, task};
 
 use crate::support::script::Script;
-use crate::support::until_waiting;
+use crate::support::{fail_once, lead, refusal, seconds, until_waiting};
 
 type Gate = SpawnGate<&'static str, u32>;
 
 const WINDOW: Duration = Duration::from_secs(100);
-
-fn seconds(count: u64) -> Duration {
-    Duration::from_secs(count)
-}
 
 /// A gate with a budget of its own.
 fn gate(max_attempts: u32) -> Gate {
     Gate::builder(InMemorySpawnLock::new())
         .budget(SpawnBudgetConfig::new(max_attempts, WINDOW))
         .build()
-}
-
-async fn lead<K: GateKey + std::fmt::Debug>(
-    gate: &SpawnGate<K, u32>,
-    key: K,
-) -> LaunchPermit<K, u32> {
-    match gate.acquire(key).await.unwrap() {
-        Acquired::Led(permit) => permit,
-        Acquired::Joined(value) => panic!("joined: {value}"),
-    }
-}
-
-async fn fail<K: GateKey + std::fmt::Debug>(gate: &SpawnGate<K, u32>, key: K) {
-    lead(gate, key).await.fail("no such program").await;
-}
-
-fn refusal<V: std::fmt::Debug>(result: Result<V, GateError>) -> BudgetExhausted {
-    match result {
-        Err(GateError::BudgetExhausted(refusal)) => refusal,
-        other => panic!("not refused: {other:?}"),
-    }
 }
 
 async fn refused(gate: &Gate) -> BudgetExhausted {
@@ -68,7 +42,7 @@ async fn a_snapshot_tells_the_budget_of_a_key_and_when_it_is_used_up_until_when(
         (untouched.budget.attempts_used, untouched.budget.remaining),
         (0, 2)
     );
-    fail(&gate, "key").await;
+    fail_once(&gate, "key").await;
     let used = gate.snapshot("key").await.budget;
     assert_eq!(
         (used.key, used.attempts_used, used.remaining, used.in_flight),
@@ -76,7 +50,7 @@ async fn a_snapshot_tells_the_budget_of_a_key_and_when_it_is_used_up_until_when(
     );
     assert_eq!(used.retry_after, None);
     advance(seconds(40)).await;
-    fail(&gate, "key").await;
+    fail_once(&gate, "key").await;
     let used_up = gate.snapshot("key").await.budget;
     assert_eq!((used_up.attempts_used, used_up.remaining), (2, 0));
     assert_eq!(used_up.retry_after, Some(seconds(60)));
@@ -85,7 +59,7 @@ async fn a_snapshot_tells_the_budget_of_a_key_and_when_it_is_used_up_until_when(
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_tells_a_flights_stage_age_attempt_and_callers() {
     let gate = gate(3);
-    fail(&gate, "key").await;
+    fail_once(&gate, "key").await;
     let launcher = Script::launching(|_| async {
         sleep(seconds(10)).await;
         Ok(7)
@@ -161,7 +135,7 @@ async fn a_snapshot_tells_who_holds_the_lock_that_a_flight_waits_for() {
 async fn snapshots_list_every_key_that_is_charged_or_in_flight_and_no_other() {
     let gate = gate(3);
     let permit = lead(&gate, "in flight").await;
-    fail(&gate, "failed").await;
+    fail_once(&gate, "failed").await;
     lead(&gate, "succeeded").await.succeed(7).await.unwrap();
     lead(&gate, "refunded").await.refund().await;
     lead(&gate, "discovered").await.discovered(7).await;
@@ -241,7 +215,7 @@ async fn the_gate_keeps_no_key_that_is_idle() {
 
     // All are forgotten after their window, when anybody asks for anything.
     for number in 0..1000 {
-        fail(&gate, key(number)).await;
+        fail_once(&gate, key(number)).await;
     }
     assert_eq!(gate.snapshots().await.len(), 1000);
     advance(WINDOW).await;
@@ -254,7 +228,7 @@ async fn the_gate_keeps_no_key_that_is_idle() {
 #[tokio::test(start_paused = true)]
 async fn a_refusal_says_when_to_retry_which_shrinks_and_never_exceeds_the_window() {
     let gate = gate(1);
-    fail(&gate, "key").await;
+    fail_once(&gate, "key").await;
     for (elapsed, then) in [(0, 30), (30, 39), (69, 31)] {
         let refusal = refused(&gate).await;
         assert_eq!(refusal.retry_after, WINDOW - seconds(elapsed));
@@ -269,7 +243,7 @@ async fn a_refusal_says_when_to_retry_which_shrinks_and_never_exceeds_the_window
 async fn the_first_refusal_of_each_storm_is_marked_and_no_other() {
     let gate = gate(1);
     for storm in 1..=2 {
-        fail(&gate, "key").await;
+        fail_once(&gate, "key").await;
         let mut marked = Vec::new();
         for _ in 0..100 {
             marked.push(refused(&gate).await.first);
@@ -286,10 +260,10 @@ async fn a_storm_is_a_new_one_after_a_charge_although_the_key_was_never_idle() {
         .budget(SpawnBudgetConfig::new(2, WINDOW))
         .window_kind(WindowKind::Sliding)
         .build();
-    fail(&gate, "key").await;
+    fail_once(&gate, "key").await;
     for storm in 1..=3 {
         advance(WINDOW / 2).await;
-        fail(&gate, "key").await;
+        fail_once(&gate, "key").await;
         assert!(refused(&gate).await.first, "storm {storm}");
         assert!(!refused(&gate).await.first, "storm {storm}");
     }
@@ -302,9 +276,9 @@ async fn a_fixed_window_is_forgotten_as_a_whole_and_a_sliding_one_attempt_by_att
             .budget(SpawnBudgetConfig::new(2, WINDOW))
             .window_kind(kind)
             .build();
-        fail(&gate, "key").await;
+        fail_once(&gate, "key").await;
         advance(seconds(90)).await;
-        fail(&gate, "key").await;
+        fail_once(&gate, "key").await;
         assert_eq!(refused(&gate).await.retry_after, seconds(10));
         advance(seconds(10)).await;
         let permit = lead(&gate, "key").await;
@@ -321,8 +295,8 @@ async fn a_fixed_window_is_forgotten_as_a_whole_and_a_sliding_one_attempt_by_att
 #[tokio::test(start_paused = true)]
 async fn reset_gives_one_key_its_budget_back() {
     let gate = gate(1);
-    fail(&gate, "key").await;
-    fail(&gate, "other").await;
+    fail_once(&gate, "key").await;
+    fail_once(&gate, "other").await;
     refused(&gate).await;
     gate.reset(&"key").await.unwrap();
     assert_eq!(lead(&gate, "key").await.attempt_number(), 1);
@@ -354,11 +328,11 @@ async fn reset_lets_a_flight_go_on_and_its_failure_does_not_count() {
 #[tokio::test(start_paused = true)]
 async fn a_refund_after_a_reset_gives_nothing_back_twice() {
     let gate = gate(2);
-    fail(&gate, "key").await;
+    fail_once(&gate, "key").await;
     let permit = lead(&gate, "key").await;
     gate.reset(&"key").await.unwrap();
     permit.refund().await;
-    fail(&gate, "key").await;
+    fail_once(&gate, "key").await;
     assert_eq!(gate.snapshot("key").await.budget.attempts_used, 1);
 }
 
@@ -379,7 +353,7 @@ async fn a_reset_goes_on_when_its_caller_is_gone() {
     let lock = FileSpawnLock::new(directory.path()).unwrap();
     let path = lock.path_of(&"key");
     let gate = Gate::builder(lock).build();
-    fail(&gate, "key").await;
+    fail_once(&gate, "key").await;
     let mut reset = task::spawn(gate.reset(&"key"));
     assert_pending!(reset.poll());
     drop(reset);

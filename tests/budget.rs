@@ -1,15 +1,15 @@
 //! The budget (promises 1, 5, 8-13 of the core), by example and against a model that keeps every event and counts anew.
 
+mod support;
+
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use spawn_gate::{SpawnBeginError, SpawnBudgetConfig, SpawnCoordinator, SpawnOutcome, WindowKind};
 
-const WINDOW: Duration = Duration::from_secs(10);
+use crate::support::seconds;
 
-fn seconds(count: u64) -> Duration {
-    Duration::from_secs(count)
-}
+const WINDOW: Duration = Duration::from_secs(10);
 
 fn coordinator(max_attempts: u32) -> SpawnCoordinator<&'static str> {
     SpawnCoordinator::with_config(SpawnBudgetConfig::new(max_attempts, WINDOW))

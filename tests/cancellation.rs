@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use spawn_gate::{
-    Acquired, BackendLauncher, GateError, GateKey, InMemorySpawnLock, LaunchError, LaunchPermit,
+    Acquired, BackendLauncher, GateError, GateKey, InMemorySpawnLock, LaunchError,
     SpawnBudgetConfig, SpawnGate, SpawnLockError, Stage,
 };
 use tokio::sync::{Notify, watch};
@@ -19,7 +19,7 @@ use tokio_test::{assert_pending, assert_ready, task};
 use crate::support::hooked_key::{Key, On, key};
 use crate::support::script::Script;
 use crate::support::scripted_lock::{ScriptedLock, lost};
-use crate::support::until_waiting;
+use crate::support::{lead, until_waiting};
 
 /// How a request is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -512,13 +512,6 @@ impl TableHolder {
         self.release.send(does).unwrap();
         drop(self.release);
         assert_eq!(self.thread.join().is_err(), does == Does::Panic);
-    }
-}
-
-async fn lead(gate: &SpawnGate<Key, u32>, key: Key) -> LaunchPermit<Key, u32> {
-    match gate.acquire(key).await.unwrap() {
-        Acquired::Led(permit) => permit,
-        Acquired::Joined(value) => panic!("joined: {value}"),
     }
 }
 

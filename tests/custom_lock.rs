@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use spawn_gate::{
-    Acquired, GateError, InMemorySpawnLock, LaunchPermit, Ledger, LedgerReading, SpawnBudgetConfig,
-    SpawnGate, SpawnLease, SpawnLock, SpawnLockError, async_trait,
+    GateError, InMemorySpawnLock, Ledger, LedgerReading, SpawnBudgetConfig, SpawnGate, SpawnLease,
+    SpawnLock, SpawnLockError, async_trait,
 };
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::support::lead;
 use crate::support::script::Script;
 use crate::support::scripted_lock::{ScriptedLock, held, lost};
 
@@ -110,18 +111,11 @@ impl SpawnLease for ServiceLease {
     }
 }
 
-async fn permit(gate: &Gate) -> LaunchPermit<&'static str, u32> {
-    match gate.acquire(KEY).await.unwrap() {
-        Acquired::Led(permit) => permit,
-        Acquired::Joined(value) => panic!("joined: {value}"),
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_lease_that_is_lost_before_the_launch_leaves_no_charge_in_a_ledger_that_survives_it() {
     let service = Service::losing(3);
     let gate = Gate::builder(service.clone()).build();
-    let permit = permit(&gate).await;
+    let permit = lead(&gate, KEY).await;
     assert_eq!(permit.attempt_number(), 1);
     assert_eq!(service.ledger().attempts_charged(), 1);
 }
@@ -132,7 +126,7 @@ async fn a_lock_that_keeps_no_ledger_has_its_budget_counted_here_whatever_its_le
     service.keeps_ledger = false;
     let gate = Gate::builder(service).build();
     for _ in 0..3 {
-        permit(&gate).await.fail("no such program").await;
+        lead(&gate, KEY).await.fail("no such program").await;
     }
     let refused = gate.acquire(KEY).await.unwrap_err();
     assert!(
@@ -145,15 +139,15 @@ async fn a_lock_that_keeps_no_ledger_has_its_budget_counted_here_whatever_its_le
 async fn a_lock_may_keep_its_ledger_as_a_value() {
     let gate = Gate::builder(Service::new()).build();
     // What is written then has an attempt in flight that never ends.
-    drop(permit(&gate).await);
-    assert_eq!(permit(&gate).await.attempt_number(), 2);
+    drop(lead(&gate, KEY).await);
+    assert_eq!(lead(&gate, KEY).await.attempt_number(), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_lock_that_keeps_its_ledger_as_a_value_has_no_long_messages_to_keep() {
     let service = Service::new();
     let gate = Gate::builder(service.clone()).build();
-    permit(&gate).await.fail("long ".repeat(10_000)).await;
+    lead(&gate, KEY).await.fail("long ".repeat(10_000)).await;
     let ledger = service.ledger();
     let why = ledger.last_outcome().unwrap().failure.as_deref().unwrap();
     assert!(why.starts_with("long long"));
@@ -175,7 +169,7 @@ async fn a_look_that_began_before_a_reset_refuses_nobody_after_it() {
     let gate = Gate::builder(service.clone())
         .budget(SpawnBudgetConfig::new(1, Duration::from_secs(3600)))
         .build();
-    permit(&gate).await.fail("no such program").await;
+    lead(&gate, KEY).await.fail("no such program").await;
     // So that the next request looks into the ledger.
     sleep(Duration::from_secs(2)).await;
     service.is_slow.store(true, Ordering::SeqCst);
@@ -184,7 +178,7 @@ async fn a_look_that_began_before_a_reset_refuses_nobody_after_it() {
     sleep(Duration::from_millis(100)).await;
     gate.reset(&KEY).await.unwrap();
     drop(looking.await);
-    drop(permit(&gate).await);
+    drop(lead(&gate, KEY).await);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,7 @@
 //! Flights that follow one another, take long, or are swept past: each caller keeps its deadline and hears its own outcome.
 
+mod support;
+
 use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,19 +15,10 @@ use spawn_gate::{
 use tokio::time::{Instant, sleep, timeout};
 use tokio_test::task;
 
+use crate::support::{lead, seconds};
+
 type Gate = SpawnGate<&'static str, u32>;
 type Permit = LaunchPermit<&'static str, u32>;
-
-fn seconds(count: u64) -> Duration {
-    Duration::from_secs(count)
-}
-
-async fn lead(gate: &Gate) -> Permit {
-    match gate.acquire("key").await.unwrap() {
-        Acquired::Led(permit) => permit,
-        Acquired::Joined(value) => panic!("joined: {value}"),
-    }
-}
 
 /// Takes its time, and finds nothing.
 #[derive(Clone)]
@@ -79,7 +72,7 @@ async fn a_follower_of_a_second_flight_keeps_its_deadline() {
         .follow_timeout(seconds(16))
         .launch_timeout(seconds(3600))
         .build();
-    let permit = lead(&gate).await;
+    let permit = lead(&gate, "key").await;
     let began = Instant::now();
     let mut follower = task::spawn(gate.acquire("key"));
     let mut second = task::spawn(gate.acquire("key"));
@@ -147,7 +140,7 @@ async fn a_follower_that_comes_to_lead_keeps_its_deadline() {
         .lock_timeout(seconds(1))
         .follow_timeout(seconds(200))
         .build();
-    let permit = lead(&gate).await;
+    let permit = lead(&gate, "key").await;
     let began = Instant::now();
     let follower = tokio::spawn({
         let gate = gate.clone();
@@ -166,7 +159,7 @@ async fn a_flight_that_is_given_back_at_a_followers_deadline_is_a_timeout() {
     let gate = Gate::builder(InMemorySpawnLock::new())
         .follow_timeout(seconds(10))
         .build();
-    let permit = lead(&gate).await;
+    let permit = lead(&gate, "key").await;
     let mut follower = task::spawn(gate.acquire("key"));
     assert!(follower.poll().is_pending());
     tokio::time::advance(seconds(11)).await;
@@ -207,7 +200,7 @@ impl Wake for BeginsWhenWoken {
 #[tokio::test(start_paused = true)]
 async fn a_flight_begun_while_the_last_one_ends_is_not_ended_with_it() {
     let gate = Gate::builder(InMemorySpawnLock::new()).build();
-    let permit = lead(&gate).await;
+    let permit = lead(&gate, "key").await;
     let begins = Arc::new(BeginsWhenWoken {
         gate: gate.clone(),
         next: Mutex::default(),

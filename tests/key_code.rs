@@ -12,32 +12,16 @@ use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use spawn_gate::{
-    Acquired, BackendKey, BrokerInstanceKey, GateError, GateKey, InMemorySpawnLock, LaunchError,
-    LaunchPermit, SpawnGate,
+    Acquired, BackendKey, BrokerInstanceKey, GateError, GateKey, LaunchError, SpawnGate,
 };
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 use tokio_test::{assert_pending, assert_ready, task};
 
 use crate::support::hooked_key::{Key, On, key};
+use crate::support::{fail_once, gate, lead};
 
 type Gate = SpawnGate<Key, u32>;
-
-fn gate() -> Gate {
-    Gate::builder(InMemorySpawnLock::new()).build()
-}
-
-async fn lead(gate: &Gate, key: Key) -> LaunchPermit<Key, u32> {
-    match gate.acquire(key).await.unwrap() {
-        Acquired::Led(permit) => permit,
-        Acquired::Joined(value) => panic!("joined: {value}"),
-    }
-}
-
-/// Leaves a key with an attempt charged, so that it is known.
-async fn make_known(gate: &Gate, key: Key) {
-    lead(gate, key).await.fail("no such program").await;
-}
 
 /// A panic that is thrown once, when it is armed.
 #[derive(Clone, Default)]
@@ -62,7 +46,7 @@ async fn a_request_that_is_kept_and_not_polled_keeps_its_table_from_nobody() {
     type Kept = Pin<Box<dyn Future<Output = ()> + Send>>;
 
     let gate = gate();
-    make_known(&gate, key("key")).await;
+    fail_once(&gate, key("key")).await;
     let kept: Arc<Mutex<Option<Kept>>> = Arc::default();
     let meets_another = {
         let (gate, kept) = (gate.clone(), Arc::clone(&kept));
@@ -93,7 +77,7 @@ async fn a_request_that_is_kept_and_not_polled_keeps_its_table_from_nobody() {
 #[tokio::test(start_paused = true)]
 async fn a_request_that_finds_its_table_held_wakes_itself() {
     let gate = gate();
-    make_known(&gate, key("key")).await;
+    fail_once(&gate, key("key")).await;
     let woken: Arc<Mutex<Vec<bool>>> = Arc::default();
     let meets_another = {
         let (gate, woken) = (gate.clone(), Arc::clone(&woken));
@@ -112,7 +96,7 @@ async fn a_request_that_finds_its_table_held_wakes_itself() {
 #[tokio::test(start_paused = true)]
 async fn a_key_whose_drop_panics_leaves_no_flight_behind() {
     let gate = gate();
-    make_known(&gate, key("key")).await;
+    fail_once(&gate, key("key")).await;
     let bomb = Bomb::default();
     let fragile = Key::hooked("key", On::Drop, bomb.fuse());
     bomb.arm();
@@ -122,7 +106,7 @@ async fn a_key_whose_drop_panics_leaves_no_flight_behind() {
     });
     assert!(request.await.unwrap_err().is_panic());
     assert!(gate.snapshot(key("key")).await.flight.is_none());
-    make_known(&gate, key("key")).await;
+    fail_once(&gate, key("key")).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -131,8 +115,8 @@ async fn a_forgotten_key_whose_drop_panics_leaves_no_flight_behind() {
     for _ in 0..20 {
         let gate = gate();
         let bomb = Bomb::default();
-        make_known(&gate, Key::hooked("idle", On::Drop, bomb.fuse())).await;
-        make_known(&gate, key("key")).await;
+        fail_once(&gate, Key::hooked("idle", On::Drop, bomb.fuse())).await;
+        fail_once(&gate, key("key")).await;
         sleep(FOR_EVER).await;
         bomb.arm();
         let request = tokio::spawn({
@@ -161,7 +145,7 @@ fn looking(gate: &Gate) -> (Key, Arc<Mutex<Vec<bool>>>) {
 #[tokio::test(start_paused = true)]
 async fn a_key_is_dropped_while_its_table_is_free() {
     let gate = gate();
-    make_known(&gate, key("key")).await;
+    fail_once(&gate, key("key")).await;
 
     let (leading, seen) = looking(&gate);
     let permit = lead(&gate, leading).await;
@@ -174,7 +158,7 @@ async fn a_key_is_dropped_while_its_table_is_free() {
     drop(follower);
 
     permit.fail("no such program").await;
-    make_known(&gate, key("key")).await;
+    fail_once(&gate, key("key")).await;
     let (refused, seen) = looking(&gate);
     assert!(gate.acquire(refused).await.is_err());
     assert_eq!(*seen.lock().unwrap(), [true], "of one that is refused");
@@ -190,10 +174,10 @@ async fn a_key_is_dropped_while_its_table_is_free() {
 async fn a_forgotten_key_is_dropped_while_its_table_is_free() {
     let gate = gate();
     let (idle, seen) = looking(&gate);
-    make_known(&gate, idle).await;
+    fail_once(&gate, idle).await;
     for _ in 0..3 {
         sleep(FOR_EVER).await;
-        make_known(&gate, key("other")).await;
+        fail_once(&gate, key("other")).await;
     }
     assert_eq!(*seen.lock().unwrap(), [true]);
 }
@@ -345,14 +329,11 @@ impl GateKey for Alike {
 }
 
 /// Holds the permits of two keys at the same time.
-async fn lead_at_once<K: GateKey + Debug>(keys: [K; 2]) {
-    let gate: SpawnGate<K, u32> = SpawnGate::builder(InMemorySpawnLock::new()).build();
+async fn lead_at_once<K: GateKey>(keys: [K; 2]) {
+    let gate = gate();
     let mut permits = Vec::new();
     for key in keys {
-        match gate.acquire(key).await.unwrap() {
-            Acquired::Led(permit) => permits.push(permit),
-            Acquired::Joined(value) => panic!("joined: {value}"),
-        }
+        permits.push(lead(&gate, key).await);
     }
     for permit in permits {
         permit.succeed(1).await.unwrap();

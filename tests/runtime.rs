@@ -21,22 +21,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tokio_test::{assert_pending, assert_ready, task};
 
-use crate::support::script::Script;
+use crate::support::script::{LAUNCH_TIME, Script, slow};
 use crate::support::scripted_lock::{ScriptedLock, lost};
-use crate::support::until_waiting;
+use crate::support::{attempts_used, gate, lead, seconds, until_waiting};
 
 type Gate = SpawnGate<&'static str, u32>;
 type Permit = LaunchPermit<&'static str, u32>;
-
-const LAUNCH_TIME: Duration = Duration::from_secs(5);
-
-fn seconds(count: u64) -> Duration {
-    Duration::from_secs(count)
-}
-
-fn gate() -> Gate {
-    Gate::builder(InMemorySpawnLock::new()).build()
-}
 
 fn one_thread() -> Runtime {
     let mut builder = Builder::new_current_thread();
@@ -49,26 +39,8 @@ fn workers(count: usize) -> Runtime {
     builder.enable_all().build().unwrap()
 }
 
-fn slow() -> Script {
-    Script::launching(|_| async {
-        sleep(LAUNCH_TIME).await;
-        Ok(7)
-    })
-}
-
 fn never() -> Script {
     Script::launching(|_| std::future::pending())
-}
-
-async fn lead(gate: &Gate) -> Permit {
-    match gate.acquire("key").await.unwrap() {
-        Acquired::Led(permit) => permit,
-        Acquired::Joined(value) => panic!("joined: {value}"),
-    }
-}
-
-async fn attempts_used(gate: &Gate) -> u32 {
-    gate.snapshot("key").await.budget.attempts_used
 }
 
 fn timeout_of<V: std::fmt::Debug>(result: Result<V, GateError>) -> TimeoutError {
@@ -90,9 +62,9 @@ fn launch_error<V: std::fmt::Debug>(result: Result<V, GateError>) -> LaunchError
 #[tokio::test(start_paused = true)]
 async fn a_held_lock_is_waited_for_until_the_deadline_and_no_longer() {
     let lock = InMemorySpawnLock::new();
-    let elsewhere = lead(&Gate::builder(lock.clone()).build()).await;
+    let elsewhere = lead(&Gate::builder(lock.clone()).build(), "key").await;
     let gate = Gate::builder(lock).lock_timeout(seconds(5)).build();
-    let launcher = slow();
+    let launcher = slow(|| Ok(7));
     for waits in 1..=2 {
         let began = Instant::now();
         let timeout = match waits {
@@ -107,16 +79,19 @@ async fn a_held_lock_is_waited_for_until_the_deadline_and_no_longer() {
             "timed out after 5s while waiting for the spawn lock of key"
         );
     }
-    assert_eq!((launcher.launches(), attempts_used(&gate).await), (0, 0));
+    assert_eq!(
+        (launcher.launches(), attempts_used(&gate, "key").await),
+        (0, 0)
+    );
     elsewhere.refund().await;
-    lead(&gate).await.refund().await;
+    lead(&gate, "key").await.refund().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_timeout_at_the_lock_names_its_file_and_its_holder() {
     let directory = tempfile::tempdir().unwrap();
     let lock = FileSpawnLock::new(directory.path()).unwrap();
-    let _elsewhere = lead(&Gate::builder(lock.clone()).build()).await;
+    let _elsewhere = lead(&Gate::builder(lock.clone()).build(), "key").await;
     let gate = Gate::builder(lock.clone()).lock_timeout(seconds(2)).build();
     let mut waiter = task::spawn(gate.acquire("key"));
     assert_pending!(waiter.poll());
@@ -138,9 +113,12 @@ async fn a_try_at_the_lock_that_never_returns_is_given_up() {
     let gate = Gate::builder(lock.clone()).lock_timeout(seconds(5)).build();
     let timeout = timeout_of(gate.acquire("key").await);
     assert_eq!((timeout.stage, timeout.after), (Stage::Lock, seconds(5)));
-    let timeout = timeout_of(gate.launch("key", slow()).await);
+    let timeout = timeout_of(gate.launch("key", slow(|| Ok(7))).await);
     assert_eq!((timeout.stage, timeout.after), (Stage::Lock, seconds(5)));
-    assert_eq!((lock.tries.calls(), attempts_used(&gate).await), (2, 0));
+    assert_eq!(
+        (lock.tries.calls(), attempts_used(&gate, "key").await),
+        (2, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -148,8 +126,8 @@ async fn however_little_time_there_is_a_free_lock_is_had() {
     let gate = Gate::builder(InMemorySpawnLock::new())
         .lock_timeout(Duration::ZERO)
         .build();
-    lead(&gate).await.refund().await;
-    gate.launch("key", slow()).await.unwrap();
+    lead(&gate, "key").await.refund().await;
+    gate.launch("key", slow(|| Ok(7))).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -157,7 +135,7 @@ async fn a_discover_that_never_returns_ends_at_its_deadline_and_is_refunded() {
     let gate = Gate::builder(InMemorySpawnLock::new())
         .discover_timeout(seconds(4))
         .build();
-    let launcher = slow().discovering(|_| std::future::pending());
+    let launcher = slow(|| Ok(7)).discovering(|_| std::future::pending());
     let began = Instant::now();
     let timeout = timeout_of(gate.launch("key", launcher.clone()).await);
     assert_eq!(
@@ -166,7 +144,10 @@ async fn a_discover_that_never_returns_ends_at_its_deadline_and_is_refunded() {
     );
     assert_eq!(timeout.key.as_deref(), Some("key"));
     assert_eq!(began.elapsed().as_secs(), 4);
-    assert_eq!((launcher.launches(), attempts_used(&gate).await), (0, 0));
+    assert_eq!(
+        (launcher.launches(), attempts_used(&gate, "key").await),
+        (0, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -192,7 +173,7 @@ async fn a_launcher_that_never_returns_is_dropped_at_its_deadline_and_charged() 
         assert_eq!(timeout.key.as_deref(), Some("key"));
     }
     assert_eq!(began.elapsed().as_secs(), 60);
-    assert_eq!(attempts_used(&gate).await, 1);
+    assert_eq!(attempts_used(&gate, "key").await, 1);
     // Were it not dropped, the next launch would run beside it, which `launches` would notice.
     gate.launch("key", launcher.clone()).await.unwrap();
     assert_eq!(launcher.launches(), 2);
@@ -203,7 +184,7 @@ async fn a_follower_has_one_deadline_for_all_the_flights_it_joins() {
     let gate = Gate::builder(InMemorySpawnLock::new())
         .follow_timeout(seconds(10))
         .build();
-    let first = lead(&gate).await;
+    let first = lead(&gate, "key").await;
     let mut other = task::spawn(gate.acquire("key"));
     assert_pending!(other.poll());
     let follower = tokio::spawn({
@@ -248,7 +229,7 @@ async fn unless_set_otherwise_a_follower_waits_as_long_as_all_stages_may_take() 
         (How::Led, How::Joined)
     );
 
-    let _kept = lead(&gate).await;
+    let _kept = lead(&gate, "key").await;
     let timeout = timeout_of(gate.acquire("key").await);
     assert_eq!(timeout.stage, Stage::Follow);
     assert!(timeout.after >= seconds(60), "{:?}", timeout.after);
@@ -265,7 +246,7 @@ async fn a_limit_without_measure_is_as_good_as_for_ever() {
         .budget(SpawnBudgetConfig::new(u32::MAX, Duration::MAX))
         .stable_after(Duration::MAX)
         .build();
-    assert_eq!(gate.launch("key", slow()).await.unwrap().value, 7);
+    assert_eq!(gate.launch("key", slow(|| Ok(7))).await.unwrap().value, 7);
     gate.close().await.unwrap();
 }
 
@@ -275,7 +256,7 @@ async fn a_limit_without_measure_is_as_good_as_for_ever() {
 async fn a_closed_gate_refuses_every_request_and_says_that_a_retry_does_not_help() {
     let gate = gate();
     gate.clone().close().await.unwrap();
-    let launcher = slow();
+    let launcher = slow(|| Ok(7));
     let errors = [
         gate.acquire("key").await.unwrap_err(),
         gate.launch("key", launcher.clone()).await.unwrap_err(),
@@ -290,7 +271,7 @@ async fn a_closed_gate_refuses_every_request_and_says_that_a_retry_does_not_help
 #[tokio::test(start_paused = true)]
 async fn close_waits_for_what_is_in_flight_and_its_callers_hear_the_outcome() {
     let gate = gate();
-    let launcher = slow();
+    let launcher = slow(|| Ok(7));
     let callers = [(); 2].map(|()| {
         tokio::spawn({
             let (gate, launcher) = (gate.clone(), launcher.clone());
@@ -313,7 +294,7 @@ async fn close_that_cannot_drain_in_time_names_its_stage_and_can_be_repeated() {
     let gate = Gate::builder(InMemorySpawnLock::new())
         .drain_timeout(seconds(3))
         .build();
-    let permit = lead(&gate).await;
+    let permit = lead(&gate, "key").await;
     for _ in 0..2 {
         let began = Instant::now();
         let timeout = gate.close().await.unwrap_err();
@@ -335,7 +316,7 @@ async fn close_that_cannot_drain_in_time_names_its_stage_and_can_be_repeated() {
 #[tokio::test(start_paused = true)]
 async fn a_close_that_is_dropped_leaves_the_gate_closed() {
     let gate = gate();
-    let permit = lead(&gate).await;
+    let permit = lead(&gate, "key").await;
     let mut closing = task::spawn(gate.close());
     assert_pending!(closing.poll());
     drop(closing);
@@ -347,7 +328,7 @@ async fn a_close_that_is_dropped_leaves_the_gate_closed() {
 #[tokio::test(start_paused = true)]
 async fn nobody_takes_over_from_a_leader_that_goes_away_after_the_gate_was_closed() {
     let lock = InMemorySpawnLock::new();
-    let _elsewhere = lead(&Gate::builder(lock.clone()).build()).await;
+    let _elsewhere = lead(&Gate::builder(lock.clone()).build(), "key").await;
     let gate = Gate::builder(lock).build();
     let mut leader = task::spawn(gate.acquire("key"));
     assert_pending!(leader.poll());
@@ -371,7 +352,7 @@ async fn a_caller_that_is_answered_at_once_again_and_again_gives_way_to_other_ta
     let gate = gate();
     let other = tokio::spawn(async {});
     for _ in 0..MANY {
-        lead(&gate).await.succeed(1).await.unwrap();
+        lead(&gate, "key").await.succeed(1).await.unwrap();
     }
     assert!(other.is_finished(), "starved by a caller that leads");
 
@@ -396,7 +377,7 @@ async fn a_caller_that_drives_its_requests_by_itself_is_woken_however_many_it_ma
     let gate = gate();
     let requests = async {
         for _ in 0..MANY {
-            lead(&gate).await.succeed(1).await.unwrap();
+            lead(&gate, "key").await.succeed(1).await.unwrap();
         }
     };
     let mut requests = task::spawn(requests);
@@ -411,14 +392,14 @@ async fn a_caller_that_drives_its_requests_by_itself_is_woken_however_many_it_ma
 #[tokio::test(start_paused = true)]
 async fn a_client_that_hangs_up_costs_one_launch_and_the_launch_goes_on() {
     let gate = gate();
-    let launcher = slow();
+    let launcher = slow(|| Ok(7));
     for waiting in 1..=20 {
         let client = tokio::spawn({
             let (gate, launcher) = (gate.clone(), launcher.clone());
             async move { gate.launch("key", launcher).await }
         });
         until_waiting(&gate, "key", 1).await;
-        assert_eq!(attempts_used(&gate).await, 1, "client {waiting}");
+        assert_eq!(attempts_used(&gate, "key").await, 1, "client {waiting}");
         client.abort();
         until_waiting(&gate, "key", 0).await;
     }
@@ -446,7 +427,10 @@ async fn a_launch_goes_on_when_every_handle_of_its_gate_is_gone() {
     drop(gate);
     is_launched.recv().await.unwrap();
     // The lock is let go of as soon as the launch is settled.
-    lead(&Gate::builder(lock).build()).await.refund().await;
+    lead(&Gate::builder(lock).build(), "key")
+        .await
+        .refund()
+        .await;
 }
 
 /// Runs a launch on a runtime that is shut down in the middle of it, and a follower on another one.
@@ -478,8 +462,8 @@ fn shut_down_mid_launch(shut_down: fn(Runtime)) {
     let heard = here.block_on(follower).unwrap();
     assert!(matches!(launch_error(heard), LaunchError::Abandoned { .. }));
     drop(acquire_spawn_lock(lock.path_of(&"key")).unwrap());
-    assert_eq!(here.block_on(attempts_used(&gate)), 1);
-    here.block_on(async { lead(&gate).await.succeed(7).await })
+    assert_eq!(here.block_on(attempts_used(&gate, "key")), 1);
+    here.block_on(async { lead(&gate, "key").await.succeed(7).await })
         .unwrap();
 }
 
@@ -548,7 +532,7 @@ fn when_a_runtime_is_shut_down_while_it_takes_the_lock_a_follower_on_another_one
     begun.recv().unwrap();
     let follower = here.spawn({
         let gate = gate.clone();
-        async move { lead(&gate).await.succeed(7).await }
+        async move { lead(&gate, "key").await.succeed(7).await }
     });
     here.block_on(until_waiting(&gate, "key", 1));
     there.shutdown_background();
@@ -575,7 +559,7 @@ fn a_permit_that_nobody_came_for_is_given_back_when_its_runtime_is_shut_down() {
     }
     let follower = here.spawn({
         let gate = gate.clone();
-        async move { lead(&gate).await.succeed(7).await }
+        async move { lead(&gate, "key").await.succeed(7).await }
     });
     here.block_on(async {
         until_waiting(&gate, "key", 1).await;
@@ -594,12 +578,12 @@ fn a_permit_that_nobody_came_for_is_given_back_when_its_runtime_is_shut_down() {
 fn a_permit_may_be_dropped_where_there_is_no_runtime() {
     let gate = gate();
     let there = one_thread();
-    let permit = there.block_on(lead(&gate));
+    let permit = there.block_on(lead(&gate, "key"));
     drop(there);
     std::thread::spawn(move || drop(permit)).join().unwrap();
     let here = one_thread();
-    assert_eq!(here.block_on(attempts_used(&gate)), 1);
-    here.block_on(async { lead(&gate).await.succeed(7).await })
+    assert_eq!(here.block_on(attempts_used(&gate, "key")), 1);
+    here.block_on(async { lead(&gate, "key").await.succeed(7).await })
         .unwrap();
 }
 
@@ -656,7 +640,7 @@ async fn the_chain_of_sources_carries_the_launchers_own_error_to_every_caller() 
         assert!(source.downcast_ref::<NotReady>().is_some());
     }
 
-    let cannot_look = slow().discovering(move |_| async move { Err(not_ready()) });
+    let cannot_look = slow(|| Ok(7)).discovering(move |_| async move { Err(not_ready()) });
     let error = gate.launch("key", cannot_look).await.unwrap_err();
     assert_eq!(
         chain(&error),
@@ -670,7 +654,7 @@ async fn the_chain_of_sources_carries_the_launchers_own_error_to_every_caller() 
 
 /// Why the last launch failed, as callers hear who are refused.
 async fn last_failures(gate: &Gate) -> [Option<String>; 2] {
-    let launched = gate.launch("key", slow()).await.unwrap_err();
+    let launched = gate.launch("key", slow(|| Ok(7))).await.unwrap_err();
     let acquired = gate.acquire("key").await.unwrap_err();
     [launched, acquired].map(|error| {
         let GateError::BudgetExhausted(refusal) = &error else {
@@ -690,7 +674,7 @@ async fn a_refusal_tells_why_the_last_launch_failed() {
     for storm in 1..=2 {
         for attempt in 1..=3 {
             let cause = io::Error::other(format!("reason {attempt} of {storm}"));
-            lead(&gate).await.fail(NotReady(cause)).await;
+            lead(&gate, "key").await.fail(NotReady(cause)).await;
         }
         let told = format!("the backend did not become ready: reason 3 of {storm}");
         assert_eq!(last_failures(&gate).await, [Some(told.clone()), Some(told)]);
@@ -708,7 +692,7 @@ async fn a_refusal_tells_why_the_last_launch_failed() {
     sleep(seconds(30)).await;
 
     for _ in 1..=3 {
-        drop(lead(&gate).await);
+        drop(lead(&gate, "key").await);
     }
     let told = "the launch of key was abandoned";
     assert_eq!(
@@ -724,10 +708,10 @@ async fn a_refusal_after_a_success_that_is_not_yet_stable_tells_of_no_failure() 
         .stable_after(seconds(20))
         .build();
     for _ in 1..=3 {
-        lead(&gate).await.fail("no such program").await;
+        lead(&gate, "key").await.fail("no such program").await;
         sleep(seconds(10)).await;
     }
-    lead(&gate).await.succeed(7).await.unwrap();
+    lead(&gate, "key").await.succeed(7).await.unwrap();
     let Err(GateError::BudgetExhausted(refusal)) = gate.acquire("key").await else {
         panic!("not refused");
     };
@@ -763,7 +747,7 @@ async fn the_chain_of_sources_carries_the_locks_own_error() {
             _ => Err(lost()),
         }
     });
-    let permit = lead(&Gate::builder(lock).build()).await;
+    let permit = lead(&Gate::builder(lock).build(), "key").await;
     assert_eq!(
         chain(&permit.succeed(7).await.unwrap_err()),
         [
@@ -781,7 +765,7 @@ async fn each_error_says_whether_and_when_a_retry_helps() {
             .build()
     };
     let gate = one_attempt();
-    let failed = lead(&gate).await.fail("no such program").await;
+    let failed = lead(&gate, "key").await.fail("no such program").await;
     assert_eq!((failed.retry_helps(), failed.retry_after()), (true, None));
     let refused = gate.acquire("key").await.unwrap_err();
     assert_eq!(
@@ -789,7 +773,7 @@ async fn each_error_says_whether_and_when_a_retry_helps() {
         (true, Some(seconds(30)))
     );
     sleep(seconds(30)).await;
-    let permit = lead(&gate).await;
+    let permit = lead(&gate, "key").await;
     let timed_out = gate.acquire("key").await.unwrap_err();
     assert!(matches!(timed_out, GateError::Timeout(_)), "{timed_out:?}");
     assert_eq!(
@@ -835,7 +819,7 @@ impl BackendLauncher<&'static str, u32> for Fixed {
 async fn a_launcher_may_be_a_trait_object_with_all_it_implements() {
     let launchers: [Arc<dyn BackendLauncher<&'static str, u32>>; 2] = [
         Arc::new(Fixed(7)),
-        Arc::new(slow().discovering(|_| async { Ok(Some(5)) })),
+        Arc::new(slow(|| Ok(7)).discovering(|_| async { Ok(Some(5)) })),
     ];
     let gate = gate();
     let mut heard = Vec::new();
@@ -853,21 +837,21 @@ async fn the_futures_of_the_gate_and_of_permits_may_cross_threads() {
 
     let gate = gate();
     require_send(&gate.acquire("key"));
-    require_send(&gate.launch("key", slow()));
+    require_send(&gate.launch("key", slow(|| Ok(7))));
     require_send(&gate.snapshot("key"));
     require_send(&gate.snapshots());
     require_send(&gate.reset(&"key"));
     require_send(&gate.close());
 
-    require_send(&lead(&gate).await.verify());
-    require_send_once(lead(&gate).await.succeed(7));
+    require_send(&lead(&gate, "key").await.verify());
+    require_send_once(lead(&gate, "key").await.succeed(7));
     // The future that settles a permit holds it, so each one that is dropped costs an attempt.
     gate.reset(&"key").await.unwrap();
-    require_send_once(lead(&gate).await.fail("no such program"));
-    require_send_once(lead(&gate).await.discovered(7));
+    require_send_once(lead(&gate, "key").await.fail("no such program"));
+    require_send_once(lead(&gate, "key").await.discovered(7));
     gate.reset(&"key").await.unwrap();
-    require_send_once(lead(&gate).await.refund());
-    assert_eq!(attempts_used(&gate).await, 1);
+    require_send_once(lead(&gate, "key").await.refund());
+    assert_eq!(attempts_used(&gate, "key").await, 1);
 }
 
 #[test]

@@ -14,33 +14,12 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, advance, sleep, timeout};
 use tokio_test::{assert_pending, assert_ready, task};
 
-use crate::support::script::Script;
+use crate::support::script::{LAUNCH_TIME, Script, slow};
 use crate::support::scripted_lock::{ScriptedLock, lost};
-use crate::support::until_waiting;
+use crate::support::{attempts_used, gate, lead, led, seconds, until_waiting};
 
 type Gate = SpawnGate<&'static str, u32>;
 type Permit = LaunchPermit<&'static str, u32>;
-
-const LAUNCH_TIME: Duration = Duration::from_secs(5);
-
-fn gate() -> Gate {
-    Gate::builder(InMemorySpawnLock::new()).build()
-}
-
-fn seconds(count: u64) -> Duration {
-    Duration::from_secs(count)
-}
-
-/// A launcher that takes its time and then does `then`.
-fn slow(then: impl Fn() -> Result<u32, BoxError> + Clone + Send + Sync + 'static) -> Script {
-    Script::launching(move |_| {
-        let then = then.clone();
-        async move {
-            sleep(LAUNCH_TIME).await;
-            then()
-        }
-    })
-}
 
 type Caller = JoinHandle<Result<Launched<u32>, GateError>>;
 
@@ -67,26 +46,11 @@ async fn in_one_flight(
     heard
 }
 
-async fn lead(gate: &Gate) -> Permit {
-    led(gate.acquire("key").await)
-}
-
-fn led(acquired: Result<Acquired<&'static str, u32>, GateError>) -> Permit {
-    match acquired {
-        Ok(Acquired::Led(permit)) => permit,
-        other => panic!("does not lead: {other:?}"),
-    }
-}
-
 fn joined(acquired: Result<Acquired<&'static str, u32>, GateError>) -> u32 {
     match acquired {
         Ok(Acquired::Joined(value)) => value,
         other => panic!("did not join: {other:?}"),
     }
-}
-
-async fn attempts_used(gate: &Gate) -> u32 {
-    gate.snapshot("key").await.budget.attempts_used
 }
 
 fn panic_message(error: GateError) -> String {
@@ -165,7 +129,7 @@ async fn however_callers_race_give_up_and_drop_permits_no_two_launches_of_a_key_
 async fn callers_of_acquire_and_of_launch_share_one_flight_whoever_leads() {
     let gate = gate();
     let launcher = slow(|| Ok(7));
-    let permit = lead(&gate).await;
+    let permit = lead(&gate, "key").await;
     let follower = spawn_caller(&gate, "key", &launcher);
     until_waiting(&gate, "key", 1).await;
     permit.succeed(6).await.unwrap();
@@ -201,7 +165,7 @@ async fn a_follower_is_neither_charged_nor_refused_though_the_flight_used_up_the
     for heard in in_one_flight(&gate, &launcher, 10).await {
         assert!(matches!(heard, Err(GateError::Launch(_))), "{heard:?}");
     }
-    assert_eq!(attempts_used(&gate).await, 1);
+    assert_eq!(attempts_used(&gate, "key").await, 1);
     let refused = gate.launch("key", launcher).await.unwrap_err();
     assert!(matches!(refused, GateError::BudgetExhausted(_)));
 }
@@ -232,7 +196,7 @@ async fn a_permit_held_for_several_windows_admits_no_second_one() {
     let gate = Gate::builder(InMemorySpawnLock::new())
         .budget(SpawnBudgetConfig::new(2, seconds(10)))
         .build();
-    let permit = lead(&gate).await;
+    let permit = lead(&gate, "key").await;
     let mut follower = task::spawn(gate.acquire("key"));
     for _ in 0..9 {
         assert_pending!(follower.poll());
@@ -260,7 +224,10 @@ async fn a_failure_is_shared_with_its_message_and_not_tried_again_by_each_follow
             ("no such program", 1)
         );
     }
-    assert_eq!((launcher.launches(), attempts_used(&gate).await), (1, 1));
+    assert_eq!(
+        (launcher.launches(), attempts_used(&gate, "key").await),
+        (1, 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -277,7 +244,10 @@ async fn a_panic_is_shared_with_its_message_whatever_it_panicked_with() {
         for heard in in_one_flight(&gate, &launcher, 3).await {
             assert_eq!(panic_message(heard.unwrap_err()), message);
         }
-        assert_eq!((launcher.launches(), attempts_used(&gate).await), (1, 1));
+        assert_eq!(
+            (launcher.launches(), attempts_used(&gate, "key").await),
+            (1, 1)
+        );
     }
 }
 
@@ -291,7 +261,10 @@ async fn a_panic_in_discover_is_shared_and_refunded() {
     for heard in in_one_flight(&gate, &launcher, 3).await {
         assert_eq!(panic_message(heard.unwrap_err()), "out of memory");
     }
-    assert_eq!((launcher.launches(), attempts_used(&gate).await), (0, 0));
+    assert_eq!(
+        (launcher.launches(), attempts_used(&gate, "key").await),
+        (0, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -307,7 +280,10 @@ async fn an_error_of_discover_is_shared_and_refunded_and_nothing_is_launched_on_
         };
         assert_eq!(source.to_string(), "connection refused");
     }
-    assert_eq!((launcher.launches(), attempts_used(&gate).await), (0, 0));
+    assert_eq!(
+        (launcher.launches(), attempts_used(&gate, "key").await),
+        (0, 0)
+    );
     assert_eq!(launcher.discover.calls(), 1);
 }
 
@@ -323,7 +299,10 @@ async fn a_discovered_backend_is_shared_and_nothing_is_charged_or_launched() {
     assert!(heard.iter().all(|launched| launched.value == 5));
     let how: Vec<_> = heard.iter().map(|launched| launched.how).collect();
     assert_eq!(how, [How::Discovered, How::Joined, How::Joined]);
-    assert_eq!((launcher.launches(), attempts_used(&gate).await), (0, 0));
+    assert_eq!(
+        (launcher.launches(), attempts_used(&gate, "key").await),
+        (0, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -331,7 +310,7 @@ async fn every_way_to_settle_a_permit_is_heard_by_each_follower() {
     let gate = gate();
     let followers = || [(); 3].map(|()| task::spawn(gate.acquire("key")));
 
-    let (permit, mut waiting) = (lead(&gate).await, followers());
+    let (permit, mut waiting) = (lead(&gate, "key").await, followers());
     waiting
         .iter_mut()
         .for_each(|follower| assert_pending!(follower.poll()));
@@ -340,7 +319,7 @@ async fn every_way_to_settle_a_permit_is_heard_by_each_follower() {
         assert_eq!(joined(assert_ready!(follower.poll())), 7);
     }
 
-    let (permit, mut waiting) = (lead(&gate).await, followers());
+    let (permit, mut waiting) = (lead(&gate, "key").await, followers());
     waiting
         .iter_mut()
         .for_each(|follower| assert_pending!(follower.poll()));
@@ -349,7 +328,7 @@ async fn every_way_to_settle_a_permit_is_heard_by_each_follower() {
         assert_eq!(joined(assert_ready!(follower.poll())), 5);
     }
 
-    let (permit, mut waiting) = (lead(&gate).await, followers());
+    let (permit, mut waiting) = (lead(&gate, "key").await, followers());
     waiting
         .iter_mut()
         .for_each(|follower| assert_pending!(follower.poll()));
@@ -359,7 +338,7 @@ async fn every_way_to_settle_a_permit_is_heard_by_each_follower() {
         assert_eq!(error.to_string(), told);
     }
 
-    let (permit, mut waiting) = (lead(&gate).await, followers());
+    let (permit, mut waiting) = (lead(&gate, "key").await, followers());
     waiting
         .iter_mut()
         .for_each(|follower| assert_pending!(follower.poll()));
@@ -373,7 +352,7 @@ async fn every_way_to_settle_a_permit_is_heard_by_each_follower() {
 #[tokio::test(start_paused = true)]
 async fn followers_hear_at_once_that_a_permit_was_dropped() {
     let gate = gate();
-    let permit = lead(&gate).await;
+    let permit = lead(&gate, "key").await;
     let mut follower = task::spawn(gate.acquire("key"));
     assert_pending!(follower.poll());
     drop(permit);
@@ -388,7 +367,7 @@ async fn followers_hear_at_once_that_a_permit_was_dropped() {
 #[tokio::test(start_paused = true)]
 async fn followers_hear_that_the_task_which_held_the_permit_panicked() {
     let gate = gate();
-    let permit = lead(&gate).await;
+    let permit = lead(&gate, "key").await;
     let mut follower = task::spawn(gate.acquire("key"));
     assert_pending!(follower.poll());
     let holder = tokio::spawn(async move {
@@ -397,13 +376,13 @@ async fn followers_hear_that_the_task_which_held_the_permit_panicked() {
     });
     assert!(holder.await.unwrap_err().is_panic());
     panic_message(assert_ready!(follower.poll()).unwrap_err());
-    assert_eq!(attempts_used(&gate).await, 1);
+    assert_eq!(attempts_used(&gate, "key").await, 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_ended_flight_counts_as_none_so_the_next_caller_leads_at_once() {
     let gate = gate();
-    drop(lead(&gate).await);
+    drop(lead(&gate, "key").await);
     let permit = led(assert_ready!(task::spawn(gate.acquire("key")).poll()));
     assert_eq!(permit.attempt_number(), 2);
     drop(permit);
@@ -416,7 +395,7 @@ async fn a_permit_that_is_kept_and_never_settled_holds_no_follower_beyond_its_de
     let gate = Gate::builder(InMemorySpawnLock::new())
         .follow_timeout(seconds(20))
         .build();
-    let permit = lead(&gate).await;
+    let permit = lead(&gate, "key").await;
     let error = gate.acquire("key").await.unwrap_err();
     let GateError::Timeout(timeout) = error else {
         panic!("not a timeout: {error:?}");
@@ -434,7 +413,7 @@ async fn a_permit_that_is_kept_and_never_settled_holds_no_follower_beyond_its_de
 
 /// Holds the spawn lock of "key" as another process would.
 async fn hold_elsewhere(lock: &InMemorySpawnLock<&'static str>) -> Permit {
-    lead(&Gate::builder(lock.clone()).build()).await
+    lead(&Gate::builder(lock.clone()).build(), "key").await
 }
 
 /// Lets the tasks of this runtime, which has one thread, run until they wait again.
@@ -560,22 +539,22 @@ async fn an_attempt_that_never_reached_a_launch_is_refunded() {
     // Cancelled while it waits.
     let mut leader = task::spawn(gate.acquire("key"));
     assert_pending!(leader.poll());
-    assert_eq!(attempts_used(&gate).await, 1);
+    assert_eq!(attempts_used(&gate, "key").await, 1);
     drop(leader);
     advance(Duration::ZERO).await;
-    assert_eq!(attempts_used(&gate).await, 0);
+    assert_eq!(attempts_used(&gate, "key").await, 0);
     // The lock not had in time.
     gate.acquire("key").await.unwrap_err();
-    assert_eq!(attempts_used(&gate).await, 0);
+    assert_eq!(attempts_used(&gate, "key").await, 0);
     gate.launch("key", slow(|| Ok(7))).await.unwrap_err();
-    assert_eq!(attempts_used(&gate).await, 0);
+    assert_eq!(attempts_used(&gate, "key").await, 0);
     elsewhere.refund().await;
     // Running already.
-    lead(&gate).await.discovered(7).await;
-    assert_eq!(attempts_used(&gate).await, 0);
+    lead(&gate, "key").await.discovered(7).await;
+    assert_eq!(attempts_used(&gate, "key").await, 0);
     // Given back.
-    lead(&gate).await.refund().await;
-    assert_eq!(attempts_used(&gate).await, 0);
+    lead(&gate, "key").await.refund().await;
+    assert_eq!(attempts_used(&gate, "key").await, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -591,7 +570,10 @@ async fn an_attempt_whose_lock_failed_is_refunded() {
     let launcher = slow(|| Ok(7));
     let error = gate.launch("key", launcher.clone()).await.unwrap_err();
     assert!(matches!(error, GateError::Lock(_)), "{error:?}");
-    assert_eq!((launcher.launches(), attempts_used(&gate).await), (0, 0));
+    assert_eq!(
+        (launcher.launches(), attempts_used(&gate, "key").await),
+        (0, 0)
+    );
     assert_eq!(lock.tries.calls(), 2, "only a held lock is tried again");
 }
 
@@ -618,15 +600,15 @@ async fn a_permit_that_was_dropped_or_failed_stays_charged_since_something_may_h
     let gate = Gate::builder(InMemorySpawnLock::new())
         .budget(SpawnBudgetConfig::new(2, seconds(100)))
         .build();
-    let permit = lead(&gate).await;
+    let permit = lead(&gate, "key").await;
     assert_eq!(
         (permit.attempt_number(), permit.remaining_after_begin()),
         (1, 1)
     );
     drop(permit);
-    assert_eq!(attempts_used(&gate).await, 1);
-    lead(&gate).await.fail("no such program").await;
-    assert_eq!(attempts_used(&gate).await, 2);
+    assert_eq!(attempts_used(&gate, "key").await, 1);
+    lead(&gate, "key").await.fail("no such program").await;
+    assert_eq!(attempts_used(&gate, "key").await, 2);
     let error = gate.acquire("key").await.unwrap_err();
     assert!(matches!(error, GateError::BudgetExhausted(_)), "{error:?}");
 }
@@ -634,14 +616,14 @@ async fn a_permit_that_was_dropped_or_failed_stays_charged_since_something_may_h
 #[tokio::test(start_paused = true)]
 async fn success_resets_the_budget() {
     let gate = gate();
-    lead(&gate).await.fail("no such program").await;
-    lead(&gate).await.succeed(7).await.unwrap();
-    assert_eq!(attempts_used(&gate).await, 0);
+    lead(&gate, "key").await.fail("no such program").await;
+    lead(&gate, "key").await.succeed(7).await.unwrap();
+    assert_eq!(attempts_used(&gate, "key").await, 0);
     gate.launch("key", slow(|| Err("no such program".into())))
         .await
         .unwrap_err();
     gate.launch("key", slow(|| Ok(7))).await.unwrap();
-    assert_eq!(attempts_used(&gate).await, 0);
+    assert_eq!(attempts_used(&gate, "key").await, 0);
 }
 
 // A lock that is lost.
@@ -675,7 +657,10 @@ async fn a_lock_lost_each_time_before_the_launch_ends_the_flight_refunded_after_
     assert!(is_lost_lock(&error), "{error:?}");
     assert!(error.retry_helps());
     assert!(FEW.contains(&lock.tries.calls()), "{}", lock.tries.calls());
-    assert_eq!((launcher.launches(), attempts_used(&gate).await), (0, 0));
+    assert_eq!(
+        (launcher.launches(), attempts_used(&gate, "key").await),
+        (0, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -692,7 +677,10 @@ async fn a_lock_that_cannot_be_verified_before_the_launch_ends_the_flight_refund
     let error = gate.launch("key", launcher.clone()).await.unwrap_err();
     assert!(matches!(error, GateError::Lock(_)), "{error:?}");
     assert_eq!(lock.tries.calls(), 1);
-    assert_eq!((launcher.launches(), attempts_used(&gate).await), (0, 0));
+    assert_eq!(
+        (launcher.launches(), attempts_used(&gate, "key").await),
+        (0, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -700,14 +688,14 @@ async fn a_lock_file_swapped_while_it_is_taken_is_opened_anew_a_few_times() {
     let once = ScriptedLock::new(InMemorySpawnLock::new())
         .on_try(|call| async move { if call == 1 { Err(lost()) } else { Ok(()) } });
     let gate = Gate::builder(once).build();
-    lead(&gate).await.succeed(7).await.unwrap();
+    lead(&gate, "key").await.succeed(7).await.unwrap();
 
     let always = ScriptedLock::new(InMemorySpawnLock::new()).on_try(|_| async { Err(lost()) });
     let gate = Gate::builder(always.clone()).build();
     let error = gate.acquire("key").await.unwrap_err();
     assert!(is_lost_lock(&error), "{error:?}");
     assert!(FEW.contains(&always.tries.calls()));
-    assert_eq!(attempts_used(&gate).await, 0);
+    assert_eq!(attempts_used(&gate, "key").await, 0);
 }
 
 /// A lock that is lost once a launch has begun.
@@ -726,7 +714,10 @@ async fn a_lock_lost_while_launching_is_named_to_the_leader_and_the_followers_an
         };
         assert!(matches!(*source, SpawnLockError::DeletedOrRecreated { .. }));
     }
-    assert_eq!((launcher.launches(), attempts_used(&gate).await), (1, 1));
+    assert_eq!(
+        (launcher.launches(), attempts_used(&gate, "key").await),
+        (1, 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -879,7 +870,7 @@ async fn a_launcher_that_panics_when_it_is_dropped_changes_nobodys_outcome() {
 #[tokio::test(start_paused = true)]
 async fn a_permit_tells_that_its_lock_is_lost_and_cannot_succeed_any_more() {
     let gate = Gate::builder(lost_while_launching()).build();
-    let permit = lead(&gate).await;
+    let permit = lead(&gate, "key").await;
     let mut follower = task::spawn(gate.acquire("key"));
     assert_pending!(follower.poll());
     let error = permit.verify().await.unwrap_err();
@@ -895,5 +886,5 @@ async fn a_permit_tells_that_its_lock_is_lost_and_cannot_succeed_any_more() {
         heard,
         GateError::Launch(LaunchError::LockLost { .. })
     ));
-    assert_eq!(attempts_used(&gate).await, 1);
+    assert_eq!(attempts_used(&gate, "key").await, 1);
 }

@@ -14,9 +14,9 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use spawn_gate::{
-    Acquired, BackendLauncher, FileSpawnLock, GateError, How, InMemorySpawnLock, LaunchError,
-    LaunchPermit, LockHolder, SpawnGate, SpawnLease, SpawnLock, SpawnLockError, Stage,
-    TimeoutError, acquire_spawn_lock, inspect_spawn_lock,
+    BackendLauncher, FileSpawnLock, GateError, How, InMemorySpawnLock, LaunchError, LaunchPermit,
+    LockHolder, SpawnGate, SpawnLease, SpawnLock, SpawnLockError, Stage, TimeoutError,
+    acquire_spawn_lock, inspect_spawn_lock,
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use tokio_test::{assert_pending, assert_ready};
 
 use crate::support::held_file;
+use crate::support::lead;
 use crate::support::scripted_lock::{ScriptedLock, held};
 
 /// Who holds the lock at `path`, if somebody does and is written there.
@@ -48,13 +49,6 @@ fn one_path() -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("indexer.lock");
     (directory, path)
-}
-
-async fn permit(gate: &Gate) -> Permit {
-    match gate.acquire(KEY).await.unwrap() {
-        Acquired::Led(permit) => permit,
-        Acquired::Joined(value) => panic!("joined {value}"),
-    }
 }
 
 /// Takes and leaves the lock of [`KEY`]; returns the launch number.
@@ -378,7 +372,7 @@ async fn launch_numbers_only_grow(make_gate: impl Fn() -> Gate) {
     for _ in 0..5 {
         let gate = make_gate();
         for _ in 0..2 {
-            let permit = permit(&gate).await;
+            let permit = lead(&gate, KEY).await;
             assert!(permit.fencing_token() > last);
             last = permit.fencing_token();
             permit.succeed(1).await.unwrap();
@@ -460,7 +454,7 @@ async fn a_waiter_takes_over_once_the_lock_is_released() {
     let (lock, mut told) = telltale(&locks);
     let gate: Gate = SpawnGate::builder(lock).build();
     let held = locks.try_acquire(&KEY).await.unwrap();
-    let waiter = tokio::spawn(async move { permit(&gate).await.fencing_token() });
+    let waiter = tokio::spawn(async move { lead(&gate, KEY).await.fencing_token() });
     soon(told.recv()).await.unwrap();
     let token = held.fencing_token();
     drop(held);
@@ -608,7 +602,7 @@ async fn a_lock_lost_under_a_permit_is_named_to_its_leader_and_all_followers() {
     let (_directory, locks) = locks();
     let gate: Gate = SpawnGate::builder(locks.clone()).build();
     let path = locks.path_of(&KEY);
-    let permit = permit(&gate).await;
+    let permit = lead(&gate, KEY).await;
     permit.verify().await.unwrap();
     let mut followers: Vec<_> = (0..3)
         .map(|_| tokio_test::task::spawn(gate.acquire(KEY)))
@@ -766,7 +760,7 @@ async fn a_request_whose_lock_file_stays_broken_hears_what_is_wrong_and_is_refun
     }
     assert_eq!(launcher.calls(), (0, 0));
     fs::remove_dir(&path).unwrap();
-    permit(&gate).await.succeed(1).await.unwrap();
+    lead(&gate, KEY).await.succeed(1).await.unwrap();
 }
 
 // Behind a gate: letting go.
@@ -789,7 +783,7 @@ async fn the_lock_is_free_however_a_permit_ends() {
     let path = locks.path_of(&KEY);
     for ending in 0..5 {
         gate.reset(&KEY).await.unwrap();
-        let permit = permit(&gate).await;
+        let permit = lead(&gate, KEY).await;
         assert!(acquire_spawn_lock(&path).is_err());
         end(permit, ending).await;
         drop(acquire_spawn_lock(&path).unwrap());
@@ -816,7 +810,7 @@ async fn the_lock_is_free_before_a_follower_is_woken_however_a_permit_ends() {
     let gate: Gate = SpawnGate::builder(locks.clone()).build();
     for ending in 0..5 {
         gate.reset(&KEY).await.unwrap();
-        let permit = permit(&gate).await;
+        let permit = lead(&gate, KEY).await;
         let alarm = Arc::new(Alarm {
             path: locks.path_of(&KEY),
             was_free: Mutex::default(),

@@ -13,18 +13,16 @@ use spawn_gate::{
 };
 use tokio_test::{assert_pending, task};
 
-use super::{Gate, KEY, WINDOW, builder, fail_once, finder, gate, lock_path, permit, until_flight};
+use super::{Gate, KEY, WINDOW, builder, finder, gate, lock_path, until_flight};
 use crate::support::halt::Halt;
 use crate::support::hooked_lock::At;
 use crate::support::script::Script;
 use crate::support::scripted_lock::ScriptedLock;
 use crate::support::step_clock::StepClock;
+use crate::support::{fail_once, lead, refusal};
 
 async fn retry_after(gate: &Gate) -> Duration {
-    match gate.acquire(KEY).await {
-        Err(GateError::BudgetExhausted(refusal)) => refusal.retry_after,
-        other => panic!("not refused: {other:?}"),
-    }
+    refusal(gate.acquire(KEY).await).retry_after
 }
 
 #[tokio::test]
@@ -32,7 +30,7 @@ async fn all_processes_together_get_max_attempts_in_a_window_and_a_restart_reset
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
     for _ in 0..3 {
-        fail_once(&gate(directory.path(), &clock)).await;
+        fail_once(&gate(directory.path(), &clock), KEY).await;
         clock.advance(Duration::from_secs(1));
     }
     let next = gate(directory.path(), &clock);
@@ -41,7 +39,7 @@ async fn all_processes_together_get_max_attempts_in_a_window_and_a_restart_reset
 
     clock.advance(Duration::from_secs(27));
     let later = gate(directory.path(), &clock);
-    assert_eq!(permit(&later).await.attempt_number(), 1);
+    assert_eq!(lead(&later, KEY).await.attempt_number(), 1);
 }
 
 #[tokio::test]
@@ -54,11 +52,11 @@ async fn a_sliding_window_holds_across_processes() {
             .window_kind(WindowKind::Sliding)
             .build()
     };
-    fail_once(&gate()).await;
+    fail_once(&gate(), KEY).await;
     clock.advance(Duration::from_secs(29));
-    fail_once(&gate()).await;
+    fail_once(&gate(), KEY).await;
     clock.advance(Duration::from_secs(1));
-    fail_once(&gate()).await;
+    fail_once(&gate(), KEY).await;
     assert_eq!(retry_after(&gate()).await, Duration::from_secs(29));
 }
 
@@ -73,7 +71,7 @@ async fn a_sliding_maximum_beyond_what_a_ledger_holds_counts_as_24_and_one_refus
     .window_kind(WindowKind::Sliding)
     .build();
     for _ in 0..24 {
-        fail_once(&gate).await;
+        fail_once(&gate, KEY).await;
     }
     for is_first in [true, false, false] {
         match gate.acquire(KEY).await {
@@ -87,9 +85,9 @@ async fn a_sliding_maximum_beyond_what_a_ledger_holds_counts_as_24_and_one_refus
 async fn a_snapshot_numbers_the_attempt_as_the_ledger_does() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
-    fail_once(&gate(directory.path(), &clock)).await;
+    fail_once(&gate(directory.path(), &clock), KEY).await;
     let gate = gate(directory.path(), &clock);
-    let _permit = permit(&gate).await;
+    let _permit = lead(&gate, KEY).await;
     let flight = gate.snapshot(KEY).await.flight.unwrap();
     assert_eq!(flight.attempt_number, Some(2));
 }
@@ -98,12 +96,12 @@ async fn a_snapshot_numbers_the_attempt_as_the_ledger_does() {
 async fn success_in_one_process_resets_the_budget_of_all() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
-    fail_once(&gate(directory.path(), &clock)).await;
-    fail_once(&gate(directory.path(), &clock)).await;
+    fail_once(&gate(directory.path(), &clock), KEY).await;
+    fail_once(&gate(directory.path(), &clock), KEY).await;
     let third = gate(directory.path(), &clock);
-    permit(&third).await.succeed(1).await.unwrap();
+    lead(&third, KEY).await.succeed(1).await.unwrap();
     assert_eq!(
-        permit(&gate(directory.path(), &clock))
+        lead(&gate(directory.path(), &clock), KEY)
             .await
             .attempt_number(),
         1
@@ -126,7 +124,7 @@ async fn a_success_frees_nothing_after(second_attempt: impl AsyncFnOnce(&dyn Fn(
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
     let gate = || gate_with_stable_after(directory.path(), &clock);
-    permit(&gate()).await.succeed(1).await.unwrap();
+    lead(&gate(), KEY).await.succeed(1).await.unwrap();
     clock.advance(Duration::from_secs(1));
     second_attempt(&gate).await;
     clock.advance(STABLE_AFTER);
@@ -141,13 +139,13 @@ async fn a_success_frees_nothing_after_a_launch_that_was_killed() {
 
 #[tokio::test]
 async fn a_success_frees_nothing_after_a_permit_that_was_dropped() {
-    a_success_frees_nothing_after(async |gate| drop(permit(&gate()).await)).await;
+    a_success_frees_nothing_after(async |gate| drop(lead(&gate(), KEY).await)).await;
 }
 
 #[tokio::test]
 async fn a_success_frees_nothing_after_a_look_that_found_its_backend_gone_and_was_refused() {
     a_success_frees_nothing_after(async |gate| {
-        permit(&gate()).await.succeed(2).await.unwrap();
+        lead(&gate(), KEY).await.succeed(2).await.unwrap();
         let launcher = Script::launching(|_| async { Ok(3) });
         let refused = gate().launch(KEY, launcher.clone()).await;
         assert!(
@@ -194,15 +192,18 @@ async fn what_never_reached_a_launch_is_taken_back_from_the_ledger() {
             .budget
             .attempts_used
     };
-    permit(&gate(directory.path(), &clock)).await.refund().await;
+    lead(&gate(directory.path(), &clock), KEY)
+        .await
+        .refund()
+        .await;
     assert_eq!(used().await, 0);
-    permit(&gate(directory.path(), &clock))
+    lead(&gate(directory.path(), &clock), KEY)
         .await
         .discovered(1)
         .await;
     assert_eq!(used().await, 0);
     // What was dropped may have been started.
-    drop(permit(&gate(directory.path(), &clock)).await);
+    drop(lead(&gate(directory.path(), &clock), KEY).await);
     assert_eq!(used().await, 1);
 }
 
@@ -232,7 +233,7 @@ async fn a_leader_cancelled_at_any_await_before_its_permit_leaves_no_charge_and_
         }
         // The next request gets the lock once the charge was given back.
         let next = gate(directory.path(), &clock);
-        let permit = permit(&next).await;
+        let permit = lead(&next, KEY).await;
         assert_eq!(permit.attempt_number(), 1, "cancelled after {polls} polls");
         permit.refund().await;
     }
@@ -245,18 +246,18 @@ async fn an_operators_reset_reaches_processes_that_are_refusing() {
     let clock = StepClock::new();
     let broker = gate(directory.path(), &clock);
     for _ in 0..3 {
-        fail_once(&broker).await;
+        fail_once(&broker, KEY).await;
     }
     assert_eq!(retry_after(&broker).await, WINDOW);
     gate(directory.path(), &clock).reset(&KEY).await.unwrap();
     tokio::time::advance(Duration::from_secs(1)).await;
-    assert_eq!(permit(&broker).await.attempt_number(), 1);
+    assert_eq!(lead(&broker, KEY).await.attempt_number(), 1);
 }
 
 async fn refusing_after_dropped_permits(directory: &Path, clock: &StepClock) -> Gate {
     let broker = gate(directory, clock);
     for _ in 0..3 {
-        drop(permit(&broker).await);
+        drop(lead(&broker, KEY).await);
     }
     assert_eq!(retry_after(&broker).await, WINDOW);
     broker
@@ -269,7 +270,7 @@ async fn an_operators_reset_reaches_a_process_whose_permits_were_dropped() {
     let broker = refusing_after_dropped_permits(directory.path(), &clock).await;
     gate(directory.path(), &clock).reset(&KEY).await.unwrap();
     tokio::time::advance(Duration::from_secs(1)).await;
-    assert_eq!(permit(&broker).await.attempt_number(), 1);
+    assert_eq!(lead(&broker, KEY).await.attempt_number(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -280,7 +281,7 @@ async fn a_success_elsewhere_reaches_a_process_whose_permits_were_dropped() {
     // The window of the others' clock is over, that of this process's is not.
     clock.advance(WINDOW);
     let other = gate(directory.path(), &clock);
-    permit(&other).await.succeed(1).await.unwrap();
+    lead(&other, KEY).await.succeed(1).await.unwrap();
     tokio::time::advance(Duration::from_secs(1)).await;
     let found = broker.launch(KEY, finder()).await.unwrap();
     assert_eq!(found.how, How::Discovered);
@@ -292,7 +293,7 @@ async fn a_used_up_budget_is_refused_without_waiting_for_whoever_holds_the_lock(
     let clock = StepClock::new();
     let broker = gate(directory.path(), &clock);
     for _ in 0..3 {
-        fail_once(&broker).await;
+        fail_once(&broker, KEY).await;
     }
     let _held = acquire_spawn_lock(lock_path(directory.path())).unwrap();
     // So that the broker looks into the ledger again.
@@ -308,13 +309,13 @@ async fn a_process_that_is_out_of_attempts_waits_for_a_launch_in_progress_elsewh
     let clock = StepClock::new();
     let [broker, other] = [(); 2].map(|()| gate(directory.path(), &clock));
     for _ in 0..3 {
-        fail_once(&broker).await;
+        fail_once(&broker, KEY).await;
     }
     other.reset(&KEY).await.unwrap();
     for _ in 0..2 {
-        fail_once(&other).await;
+        fail_once(&other, KEY).await;
     }
-    let last = permit(&other).await;
+    let last = lead(&other, KEY).await;
     // So that the broker looks into the ledger again.
     tokio::time::advance(Duration::from_secs(1)).await;
     let asking = tokio::spawn({
@@ -337,9 +338,9 @@ async fn a_process_that_is_out_of_attempts_finds_what_another_one_launched_and_i
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
     let [broker, other] = [(); 2].map(|()| cautious(directory.path(), &clock));
-    fail_once(&broker).await;
+    fail_once(&broker, KEY).await;
     other.reset(&KEY).await.unwrap();
-    permit(&other).await.succeed(9).await.unwrap();
+    lead(&other, KEY).await.succeed(9).await.unwrap();
     // So that the broker looks into the ledger again.
     tokio::time::advance(Duration::from_secs(1)).await;
     let launched = broker.launch(KEY, finder()).await.unwrap();
@@ -383,7 +384,7 @@ async fn a_refusal_tells_why_the_last_launch_failed_in_whichever_process() {
     let [failing, other] = [(); 2].map(|()| gate(directory.path(), &clock));
     for attempt in 1..=3 {
         let reason = format!("reason {attempt}\nand more");
-        permit(&failing).await.fail(reason).await;
+        lead(&failing, KEY).await.fail(reason).await;
     }
     // After a second, they look into the ledger again.
     for _ in 0..2 {
@@ -400,9 +401,9 @@ async fn a_process_that_waited_for_the_last_attempt_tells_why_it_failed_from_the
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
     let [failing, other] = [(); 2].map(|()| gate(directory.path(), &clock));
-    fail_once(&failing).await;
-    fail_once(&failing).await;
-    let last = permit(&failing).await;
+    fail_once(&failing, KEY).await;
+    fail_once(&failing, KEY).await;
+    let last = lead(&failing, KEY).await;
     let waiting = tokio::spawn({
         let other = other.clone();
         async move { other.acquire(KEY).await }
@@ -420,13 +421,13 @@ async fn a_refusal_tells_no_reason_of_a_launch_before_one_that_was_killed() {
     let process = || gate(directory.path(), &clock);
     let [one, other] = [process(), process()];
     for _ in 0..3 {
-        permit(&one).await.fail("an old reason").await;
+        lead(&one, KEY).await.fail("an old reason").await;
     }
     assert!(last_failure(&one).await.is_some());
     process().reset(&KEY).await.unwrap();
     for _ in 0..3 {
         // When a process is killed, its record stays as it is now.
-        drop(permit(&process()).await);
+        drop(lead(&process(), KEY).await);
     }
     // So that it looks into the ledger again.
     tokio::time::advance(Duration::from_secs(1)).await;
@@ -438,7 +439,7 @@ async fn a_refusal_tells_no_reason_of_a_launch_before_one_that_was_killed() {
     assert!(lost.unwrap() > last);
     one.reset(&KEY).await.unwrap();
     for _ in 0..3 {
-        let permit = permit(&process()).await;
+        let permit = lead(&process(), KEY).await;
         assert_eq!(ledger(directory.path()).lost_launch(), None, "under way");
         permit.fail("a new reason").await;
     }
@@ -451,7 +452,7 @@ async fn a_process_that_is_killed_while_it_looks_for_a_backend_takes_no_reason_a
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
     for _ in 0..2 {
-        fail_once(&gate(directory.path(), &clock)).await;
+        fail_once(&gate(directory.path(), &clock), KEY).await;
     }
     let looking = gate(directory.path(), &clock);
     let never_finds = Script::launching(|_| pending()).discovering(|_| pending());
@@ -472,9 +473,9 @@ async fn a_permit_that_is_given_back_takes_no_reason_away() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
     let process = || gate(directory.path(), &clock);
-    fail_once(&process()).await;
-    fail_once(&process()).await;
-    permit(&process()).await.refund().await;
+    fail_once(&process(), KEY).await;
+    fail_once(&process(), KEY).await;
+    lead(&process(), KEY).await.refund().await;
     let told = last_failure(&strict(directory.path(), &clock)).await;
     assert_eq!(told.unwrap(), "no such program");
     assert_eq!(ledger(directory.path()).lost_launch(), None);
@@ -485,7 +486,7 @@ async fn a_launch_that_only_the_ledger_allowed_tells_why_it_failed_when_its_lock
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
     let [one, other] = [(); 2].map(|()| cautious(directory.path(), &clock));
-    permit(&one).await.succeed(9).await.unwrap();
+    lead(&one, KEY).await.succeed(9).await.unwrap();
     other.reset(&KEY).await.unwrap();
     let path = lock_path(directory.path());
     let loses_its_lock = Script::launching(move |_| {
@@ -512,11 +513,11 @@ async fn a_process_forgets_its_own_reason_when_another_ones_success_is_known_to_
     });
     let step = Duration::from_secs(10);
     for _ in 0..3 {
-        fail_once(&failing).await;
+        fail_once(&failing, KEY).await;
         clock.advance(step);
         tokio::time::advance(step).await;
     }
-    permit(&other).await.succeed(9).await.unwrap();
+    lead(&other, KEY).await.succeed(9).await.unwrap();
     let found = failing.launch(KEY, finder()).await.unwrap();
     assert_eq!(found.how, How::Discovered);
     assert_eq!(last_failure(&failing).await, None);
@@ -536,7 +537,7 @@ async fn a_storm_of_refused_requests_looks_into_the_ledger_once_a_second_and_tel
     });
     let gate = builder(lock, &StepClock::new()).build();
     for _ in 0..3 {
-        fail_once(&gate).await;
+        fail_once(&gate, KEY).await;
     }
     let mut told = 0;
     for _ in 0..100 {
@@ -556,7 +557,7 @@ async fn a_storm_of_refused_requests_looks_into_the_ledger_once_a_second_and_tel
 async fn a_reset_waits_for_the_launch_in_progress_and_names_its_holder_when_it_gives_up() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
-    let held = permit(&gate(directory.path(), &clock)).await;
+    let held = lead(&gate(directory.path(), &clock), KEY).await;
     let operator = Gate::builder(FileSpawnLock::new(directory.path()).unwrap())
         .lock_timeout(Duration::ZERO)
         .build();
@@ -599,7 +600,7 @@ async fn no_step_of_a_clock_and_no_reboot_locks_a_key_out_for_longer_than_one_wi
         let directory = tempfile::tempdir().unwrap();
         let clock = StepClock::new();
         for _ in 0..3 {
-            fail_once(&gate(directory.path(), &clock)).await;
+            fail_once(&gate(directory.path(), &clock), KEY).await;
         }
         clock.advance(Duration::from_secs(10));
         clock.set(|now| step(now, hour));
@@ -608,7 +609,7 @@ async fn no_step_of_a_clock_and_no_reboot_locks_a_key_out_for_longer_than_one_wi
                 assert!(refusal.retry_after <= WINDOW, "{name}: {refusal:?}");
                 clock.advance(refusal.retry_after);
                 let later = gate(directory.path(), &clock);
-                assert_eq!(permit(&later).await.attempt_number(), 1, "{name}");
+                assert_eq!(lead(&later, KEY).await.attempt_number(), 1, "{name}");
             }
             // At worst the step cost this window.
             Ok(Acquired::Led(permit)) => assert_eq!(permit.attempt_number(), 1, "{name}"),
@@ -622,7 +623,7 @@ async fn a_wall_clock_set_back_by_less_than_a_window_makes_that_no_longer() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
     for _ in 0..3 {
-        fail_once(&gate(directory.path(), &clock)).await;
+        fail_once(&gate(directory.path(), &clock), KEY).await;
     }
     clock.advance(Duration::from_secs(10));
     clock.set(|now| now.unix -= Duration::from_secs(25));
@@ -630,7 +631,7 @@ async fn a_wall_clock_set_back_by_less_than_a_window_makes_that_no_longer() {
     assert_eq!(left, Duration::from_secs(20));
     clock.advance(left);
     let later = gate(directory.path(), &clock);
-    assert_eq!(permit(&later).await.attempt_number(), 1);
+    assert_eq!(lead(&later, KEY).await.attempt_number(), 1);
 }
 
 #[tokio::test]
@@ -638,7 +639,7 @@ async fn a_wall_clock_set_back_again_and_again_makes_a_window_no_longer() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
     for _ in 0..3 {
-        fail_once(&gate(directory.path(), &clock)).await;
+        fail_once(&gate(directory.path(), &clock), KEY).await;
     }
     for left in [20, 10] {
         clock.advance(Duration::from_secs(10));
@@ -648,7 +649,7 @@ async fn a_wall_clock_set_back_again_and_again_makes_a_window_no_longer() {
     }
     clock.advance(Duration::from_secs(10));
     let later = gate(directory.path(), &clock);
-    assert_eq!(permit(&later).await.attempt_number(), 1);
+    assert_eq!(lead(&later, KEY).await.attempt_number(), 1);
 }
 
 #[tokio::test]
@@ -660,7 +661,7 @@ async fn of_attempts_in_two_boots_those_of_the_newer_one_go_by_the_time_since_it
             .window_kind(WindowKind::Sliding)
             .build()
     };
-    fail_once(&gate()).await;
+    fail_once(&gate(), KEY).await;
     clock.advance(Duration::from_secs(1));
     clock.set(|now| {
         now.boot = Some(BootReading {
@@ -670,7 +671,7 @@ async fn of_attempts_in_two_boots_those_of_the_newer_one_go_by_the_time_since_it
     });
     // Dropped, so that the outcome in the record is still of the boot before.
     for _ in 0..2 {
-        drop(permit(&gate()).await);
+        drop(lead(&gate(), KEY).await);
     }
     // The first one goes by the wall clock, as nothing else is known of it any more.
     clock.set(|now| now.unix += WINDOW);
@@ -687,9 +688,9 @@ async fn two_time_namespaces_that_take_turns_share_one_budget() {
         boot.elapsed += Duration::from_secs(100_000);
         boot.id += 1;
     });
-    fail_once(&gate(directory.path(), &clock)).await;
-    fail_once(&gate(directory.path(), &shifted)).await;
-    fail_once(&gate(directory.path(), &clock)).await;
+    fail_once(&gate(directory.path(), &clock), KEY).await;
+    fail_once(&gate(directory.path(), &shifted), KEY).await;
+    fail_once(&gate(directory.path(), &clock), KEY).await;
     for clock in [&clock, &shifted] {
         assert!(retry_after(&gate(directory.path(), clock)).await <= WINDOW);
     }
@@ -718,6 +719,6 @@ async fn a_ledger_that_cannot_be_read_counts_as_a_budget_just_used_up_and_heals(
         ));
         clock.advance(WINDOW);
         let healed = gate(directory.path(), &clock);
-        assert_eq!(permit(&healed).await.attempt_number(), 1);
+        assert_eq!(lead(&healed, KEY).await.attempt_number(), 1);
     }
 }

@@ -11,13 +11,13 @@ use spawn_gate::{
 };
 use tokio::task::JoinHandle;
 
-use super::{KEY, builder, fail_once, finder, gate, lock_path, permit, until_flight};
+use super::{KEY, builder, finder, gate, lock_path, until_flight};
 use crate::support::halt::Halt;
 use crate::support::hooked_lock::At;
 use crate::support::script::Script;
 use crate::support::scripted_lock::ScriptedLock;
 use crate::support::step_clock::StepClock;
-use crate::support::until_waiting;
+use crate::support::{fail_once, lead, until_waiting};
 
 type Heard = Result<Launched<u32>, GateError>;
 
@@ -112,12 +112,12 @@ async fn a_process_that_waited_shares_the_failure_with_its_message_and_makes_no_
 async fn a_failure_from_before_the_wait_is_not_shared() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
-    fail_once(&gate(directory.path(), &clock)).await;
+    fail_once(&gate(directory.path(), &clock), KEY).await;
     // To the millisecond, as the ledger tells it.
     clock.advance(Duration::from_millis(1));
     // Holds the lock without launching, so that the next one has to wait.
     let holder = gate(directory.path(), &clock);
-    let held = permit(&holder).await;
+    let held = lead(&holder, KEY).await;
     let waiter = gate(directory.path(), &clock);
     let waiting = tokio::spawn({
         let waiter = waiter.clone();
@@ -135,7 +135,7 @@ async fn a_failure_from_before_the_wait_is_not_shared() {
 async fn old_failure() -> (tempfile::TempDir, StepClock) {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
-    fail_once(&gate(directory.path(), &clock)).await;
+    fail_once(&gate(directory.path(), &clock), KEY).await;
     clock.advance(Duration::from_secs(3600));
     (directory, clock)
 }
@@ -188,7 +188,7 @@ async fn an_old_failure_is_not_shared_among_processes_that_look_for_a_backend_at
 #[tokio::test]
 async fn an_old_failure_is_not_shared_when_the_ledger_did_not_answer() {
     let (directory, clock) = old_failure().await;
-    let held = permit(&gate(directory.path(), &clock)).await;
+    let held = lead(&gate(directory.path(), &clock), KEY).await;
     let waits = Halt::new();
     let lock = ScriptedLock::hooked(directory.path(), {
         let waits = waits.clone();
@@ -227,7 +227,7 @@ fn is_shared(heard: Heard) {
 #[tokio::test]
 async fn a_failure_between_the_first_try_at_the_lock_and_the_look_at_the_ledger_is_shared() {
     let (directory, clock) = old_failure().await;
-    let held = permit(&gate(directory.path(), &clock)).await;
+    let held = lead(&gate(directory.path(), &clock), KEY).await;
     let (lock, looks) = ScriptedLock::halting(directory.path(), |at| at == At::Look(1));
     let waiter = builder(lock, &clock).build();
     let waiting = tokio::spawn(async move { waiter.launch(KEY, finder()).await });
@@ -240,13 +240,13 @@ async fn a_failure_between_the_first_try_at_the_lock_and_the_look_at_the_ledger_
 #[tokio::test(start_paused = true)]
 async fn a_failure_is_shared_also_if_yet_another_process_held_the_lock_after_it() {
     let (directory, clock) = old_failure().await;
-    let first = permit(&gate(directory.path(), &clock)).await;
+    let first = lead(&gate(directory.path(), &clock), KEY).await;
     let (lock, waits) = ScriptedLock::halting(directory.path(), is_wait);
     let waiter = builder(lock, &clock).build();
     let waiting = tokio::spawn(async move { waiter.launch(KEY, finder()).await });
     waits.reached().await;
     first.fail("no such program").await;
-    let second = permit(&gate(directory.path(), &clock)).await;
+    let second = lead(&gate(directory.path(), &clock), KEY).await;
     // It tries again after a second whatever the lock tells.
     waits.reached().await;
     second.refund().await;
@@ -280,7 +280,7 @@ async fn a_holder_is_named_while_it_looks_for_a_backend_and_forgotten_by_a_reset
 
     // It stays written when a permit is dropped.
     let gate = gate(directory.path(), &clock);
-    drop(permit(&gate).await);
+    drop(lead(&gate, KEY).await);
     let is_written = || match inspect_spawn_lock(&path).unwrap().ledger {
         LedgerReading::Found(ledger) => ledger.holder().is_some(),
         other => panic!("{other:?}"),

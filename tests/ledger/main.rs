@@ -12,8 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use spawn_gate::{
-    Acquired, FileSpawnLock, FlightSnapshot, LaunchPermit, SpawnBudgetConfig, SpawnGate,
-    SpawnGateBuilder, SpawnLock,
+    FileSpawnLock, FlightSnapshot, SpawnBudgetConfig, SpawnGate, SpawnGateBuilder, SpawnLock,
 };
 
 use crate::support::script::Script;
@@ -40,17 +39,6 @@ fn gate(directory: &Path, clock: &StepClock) -> Gate {
 
 fn lock_path(directory: &Path) -> PathBuf {
     FileSpawnLock::new(directory).unwrap().path_of(&KEY)
-}
-
-async fn permit(gate: &Gate) -> LaunchPermit<&'static str, u32> {
-    match gate.acquire(KEY).await.unwrap() {
-        Acquired::Led(permit) => permit,
-        Acquired::Joined(_) => panic!("nobody else launches"),
-    }
-}
-
-async fn fail_once(gate: &Gate) {
-    permit(gate).await.fail("no such program").await;
 }
 
 /// Lets other tasks run until the flight of [`KEY`] is so.

@@ -8,9 +8,10 @@ use spawn_gate::{
     SpawnLockError, WindowKind, acquire_spawn_lock, inspect_spawn_lock,
 };
 
-use super::{Gate, KEY, WINDOW, builder, fail_once, gate, lock_path, permit};
+use super::{Gate, KEY, WINDOW, builder, gate, lock_path};
 use crate::support::held_file;
 use crate::support::step_clock::StepClock;
+use crate::support::{fail_once, lead};
 
 #[tokio::test]
 async fn a_few_bytes_of_something_else_are_not_taken_for_a_new_file() {
@@ -52,7 +53,7 @@ async fn a_ledger_tells_how_many_attempts_were_charged_and_since_when() {
             .build();
         let began = clock.now();
         for _ in 0..2 {
-            fail_once(&gate).await;
+            fail_once(&gate, KEY).await;
             clock.advance(Duration::from_secs(5));
         }
         let report = inspect_spawn_lock(lock_path(directory.path())).unwrap();
@@ -120,13 +121,13 @@ async fn without_a_ledger_each_process_counts_for_itself_and_nothing_is_written(
         .build()
     };
     let one = gate();
-    fail_once(&one).await;
+    fail_once(&one, KEY).await;
     assert!(one.acquire(KEY).await.is_err());
-    let first = permit(&gate()).await;
+    let first = lead(&gate(), KEY).await;
     assert_eq!(first.attempt_number(), 1);
     let token = first.fencing_token();
     first.fail("again").await;
-    assert!(permit(&gate()).await.fencing_token() > token);
+    assert!(lead(&gate(), KEY).await.fencing_token() > token);
     assert_eq!(fs::metadata(lock_path(directory.path())).unwrap().len(), 0);
 }
 
@@ -137,7 +138,7 @@ async fn the_lock_file_never_grows_and_no_other_file_appears() {
     let gate = gate(directory.path(), &clock);
     let mut sizes = Vec::new();
     for _ in 0..50 {
-        permit(&gate).await.fail("m".repeat(100_000)).await;
+        lead(&gate, KEY).await.fail("m".repeat(100_000)).await;
         gate.reset(&KEY).await.unwrap();
         sizes.push(fs::metadata(lock_path(directory.path())).unwrap().len());
     }
@@ -156,7 +157,7 @@ async fn the_launch_number_grows_from_process_to_process_also_when_the_file_was_
     let mut last = 0;
     for round in 0..20 {
         let gate = gate(directory.path(), &clock);
-        let permit = permit(&gate).await;
+        let permit = lead(&gate, KEY).await;
         assert!(permit.fencing_token() > last, "round {round}");
         last = permit.fencing_token();
         permit.succeed(1).await.unwrap();
@@ -172,8 +173,8 @@ async fn a_person_can_read_the_lock_file() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
     let gate = gate(directory.path(), &clock);
-    fail_once(&gate).await;
-    let held = permit(&gate).await;
+    fail_once(&gate, KEY).await;
+    let held = lead(&gate, KEY).await;
     let text = String::from_utf8(held_file::read(&lock_path(directory.path()))).unwrap();
     let pid = std::process::id();
     let token = held.fencing_token();

@@ -10,9 +10,10 @@ use spawn_gate::{
     acquire_spawn_lock, inspect_spawn_lock,
 };
 
-use super::{Gate, KEY, WINDOW, builder, finder, gate, lock_path, permit};
+use super::{Gate, KEY, WINDOW, builder, finder, gate, lock_path};
 use crate::support::held_file;
 use crate::support::hooked_lock::At;
+use crate::support::lead;
 use crate::support::script::Script;
 use crate::support::scripted_lock::{Scripted, ScriptedLock};
 use crate::support::step_clock::StepClock;
@@ -65,9 +66,9 @@ async fn a_lock_that_is_lost_while_launching_is_written_to_no_more() {
     let directory = tempfile::tempdir().unwrap();
     let (path, moved) = (lock_path(directory.path()), directory.path().join("moved"));
     let clock = StepClock::new();
-    let loser = permit(&gate(directory.path(), &clock)).await;
+    let loser = lead(&gate(directory.path(), &clock), KEY).await;
     fs::rename(&path, &moved).unwrap();
-    let _winner = permit(&gate(directory.path(), &clock)).await;
+    let _winner = lead(&gate(directory.path(), &clock), KEY).await;
     let read = || [&path, &moved].map(|file| held_file::read(file));
     let before = read();
     let lost = loser.succeed(1).await.unwrap_err();
@@ -134,7 +135,7 @@ async fn a_reset_is_not_undone_by_the_flight_that_it_waited_for() {
     let gate = builder(lock, &StepClock::new())
         .budget(SpawnBudgetConfig::new(1, WINDOW))
         .build();
-    let launching = permit(&gate).await;
+    let launching = lead(&gate, KEY).await;
     let resetting = tokio::spawn({
         let gate = gate.clone();
         async move { gate.reset(&KEY).await }
@@ -143,5 +144,5 @@ async fn a_reset_is_not_undone_by_the_flight_that_it_waited_for() {
     launching.fail("no such program").await;
     resetting.await.unwrap().unwrap();
     // At once: a refusal by the ledger is believed for a second.
-    assert_eq!(permit(&gate).await.attempt_number(), 1);
+    assert_eq!(lead(&gate, KEY).await.attempt_number(), 1);
 }

@@ -12,7 +12,60 @@ pub(crate) mod script;
 pub(crate) mod scripted_lock;
 pub(crate) mod step_clock;
 
-use spawn_gate::{GateKey, SpawnGate};
+use std::fmt::Debug;
+use std::time::Duration;
+
+use spawn_gate::{
+    Acquired, BudgetExhausted, GateError, GateKey, InMemorySpawnLock, LaunchPermit, SpawnGate,
+};
+
+pub(crate) fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+/// A gate with a lock in memory, and the rest as it is by default.
+pub(crate) fn gate<K: GateKey>() -> SpawnGate<K, u32> {
+    SpawnGate::builder(InMemorySpawnLock::new()).build()
+}
+
+/// Asks for a permit, which must be had: nobody else launches.
+pub(crate) async fn lead<K, V>(gate: &SpawnGate<K, V>, key: K) -> LaunchPermit<K, V>
+where
+    K: GateKey,
+    V: Clone + Debug + Send + Sync + 'static,
+{
+    led(gate.acquire(key).await)
+}
+
+/// The permit of a request that came to lead.
+#[track_caller]
+pub(crate) fn led<K: GateKey, V: Debug>(
+    acquired: Result<Acquired<K, V>, GateError>,
+) -> LaunchPermit<K, V> {
+    match acquired {
+        Ok(Acquired::Led(permit)) => permit,
+        Ok(Acquired::Joined(value)) => panic!("joined: {value:?}"),
+        Err(error) => panic!("does not lead: {error:?}"),
+    }
+}
+
+/// Makes an attempt that fails at once, which leaves the key with a charge.
+pub(crate) async fn fail_once<K: GateKey>(gate: &SpawnGate<K, u32>, key: K) {
+    lead(gate, key).await.fail("no such program").await;
+}
+
+/// Why a request was refused, whose key has no attempts left.
+#[track_caller]
+pub(crate) fn refusal<V: Debug>(heard: Result<V, GateError>) -> BudgetExhausted {
+    match heard {
+        Err(GateError::BudgetExhausted(refusal)) => refusal,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+pub(crate) async fn attempts_used<K: GateKey>(gate: &SpawnGate<K, u32>, key: K) -> u32 {
+    gate.snapshot(key).await.budget.attempts_used
+}
 
 /// Lets other tasks run until `count` callers wait for the flight of `key`. Paused time stands still meanwhile.
 pub(crate) async fn until_waiting<K: GateKey>(gate: &SpawnGate<K, u32>, key: K, count: usize) {

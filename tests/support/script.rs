@@ -4,9 +4,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use spawn_gate::{BackendLauncher, BoxError, GateKey, LaunchPermit};
+use tokio::time::sleep;
 
 /// An async step that a test scripts. It counts its calls and tells each one its number, from 1.
 pub(crate) struct Step<V>(Arc<StepInner<V>>);
@@ -102,6 +104,22 @@ impl<K: GateKey> BackendLauncher<K, u32> for Script {
         let _running = Running(&self.running);
         self.launch.call().await
     }
+}
+
+/// How long a [`slow`] launch takes.
+pub(crate) const LAUNCH_TIME: Duration = Duration::from_secs(5);
+
+/// A launcher that takes its time and then does `then`.
+pub(crate) fn slow(
+    then: impl Fn() -> Result<u32, BoxError> + Clone + Send + Sync + 'static,
+) -> Script {
+    Script::launching(move |_| {
+        let then = then.clone();
+        async move {
+            sleep(LAUNCH_TIME).await;
+            then()
+        }
+    })
 }
 
 /// A launch that is running, until it returns, panics or is dropped.
