@@ -9,33 +9,17 @@ use std::path::{Path, PathBuf};
 
 use hmac_sha256::Hash as Sha256;
 use spawn_gate::{
-    FileKind, FileSpawnLock, Ledger, LedgerReading, LockHolder, SpawnLease, SpawnLock,
-    SpawnLockError, acquire_spawn_lock, inspect_spawn_lock,
+    FileKind, FileSpawnLock, Ledger, LedgerReading, SpawnLockError, acquire_spawn_lock,
+    inspect_spawn_lock,
 };
 use tempfile::TempDir;
 
-use crate::support::held_file;
-
-/// Who holds the lock at `path`, if somebody does and is written there.
-fn read_lock_holder(path: impl AsRef<Path>) -> Result<Option<LockHolder>, SpawnLockError> {
-    Ok(inspect_spawn_lock(path)?.holder())
-}
+use crate::support::lock_file::{locks, read_held, read_lock_holder, take, write_private};
 
 const KEY: &str = "indexer";
 
 fn directory() -> TempDir {
     tempfile::tempdir().unwrap()
-}
-
-/// Takes the lock and writes into its ledger who holds it, as a gate does.
-async fn lease(locks: &FileSpawnLock) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
-    let mut lease = locks.try_acquire(&KEY).await?;
-    let (launch, pid) = (lease.fencing_token(), std::process::id());
-    let ledger: Ledger = format!("launch {launch}\nholder {pid} 1800000000.000\n")
-        .parse()
-        .unwrap();
-    lease.write_ledger(&ledger).await?;
-    Ok(lease)
 }
 
 /// Why the lock is refused.
@@ -104,13 +88,6 @@ fn is_not_a_file(error: &SpawnLockError, path: &Path, kind: FileKind) {
         matches!(error, SpawnLockError::NotARegularFile { path: named, found } if named == path && *found == kind),
         "{error:?}"
     );
-}
-
-/// Writes a file that only this user can read and write.
-fn write_private(path: &Path, content: &[u8]) {
-    fs::write(path, content).unwrap();
-    #[cfg(unix)]
-    unix::chmod(path, 0o600);
 }
 
 // What stands at the path.
@@ -230,8 +207,7 @@ fn file_with(slots: [&str; 2]) -> Vec<u8> {
 
 /// A directory of locks where the lock file of [`KEY`] holds `content`.
 fn locks_with(content: &[u8]) -> (TempDir, FileSpawnLock, PathBuf) {
-    let directory = directory();
-    let locks = FileSpawnLock::new(directory.path()).unwrap();
+    let (directory, locks) = locks();
     let path = locks.path_of(&KEY);
     write_private(&path, content);
     (directory, locks, path)
@@ -244,13 +220,13 @@ async fn works_with(content: &[u8]) {
     read_lock_holder(&path).unwrap();
     let mut last = 0;
     for _ in 0..2 {
-        let held = lease(&locks).await.unwrap();
+        let held = take(&locks, KEY).await.unwrap();
         assert!(held.fencing_token() > last);
         last = held.fencing_token();
         let holder = read_lock_holder(&path).unwrap().unwrap();
         assert_eq!(holder.pid, std::process::id());
         assert!(matches!(
-            lease(&locks).await,
+            take(&locks, KEY).await,
             Err(SpawnLockError::AlreadyLocked { .. })
         ));
         drop(held);
@@ -305,7 +281,7 @@ async fn a_lock_works_whatever_stands_in_its_file() {
 #[tokio::test]
 async fn a_lock_works_wherever_its_record_was_cut_off() {
     let (_directory, locks, path) = locks_with(b"");
-    drop(lease(&locks).await.unwrap());
+    drop(take(&locks, KEY).await.unwrap());
     let whole = fs::read(&path).unwrap();
     let cuts = (0..SLOTS[1] + 130).step_by(13);
     for cut in cuts.chain([whole.len() - 1]) {
@@ -316,10 +292,10 @@ async fn a_lock_works_wherever_its_record_was_cut_off() {
 #[tokio::test]
 async fn a_file_that_was_written_once_never_grows() {
     let (_directory, locks, path) = locks_with(b"");
-    drop(lease(&locks).await.unwrap());
+    drop(take(&locks, KEY).await.unwrap());
     let len = path.metadata().unwrap().len();
     for _ in 0..5 {
-        drop(lease(&locks).await.unwrap());
+        drop(take(&locks, KEY).await.unwrap());
         assert_eq!(path.metadata().unwrap().len(), len);
     }
 }
@@ -344,7 +320,7 @@ async fn of_two_records_the_one_with_the_higher_number_counts() {
         ],
     ] {
         let (_directory, locks, _) = locks_with(&file_with(slots.map(|slot| &**slot)));
-        let token = lease(&locks).await.unwrap().fencing_token();
+        let token = take(&locks, KEY).await.unwrap().fencing_token();
         assert_eq!(token, FAR + 11);
     }
 }
@@ -355,7 +331,7 @@ async fn a_write_that_was_cut_short_leaves_the_record_before_it() {
     for len in 0..newest.len() {
         let file = file_with([&record(8, 1, &launch(FAR)), &newest[..len]]);
         let (_directory, locks, _) = locks_with(&file);
-        let token = lease(&locks).await.unwrap().fencing_token();
+        let token = take(&locks, KEY).await.unwrap().fencing_token();
         assert_eq!(token, FAR + 1, "cut at {len}");
     }
 }
@@ -373,7 +349,7 @@ async fn a_record_whose_checksum_is_wrong_is_not_believed() {
         panic!("the record before it is right");
     };
     assert_eq!((believed.launch_number(), believed.holder()), (FAR, None));
-    let token = lease(&locks).await.unwrap().fencing_token();
+    let token = take(&locks, KEY).await.unwrap().fencing_token();
     assert_eq!(token, FAR + 1);
 }
 
@@ -387,8 +363,8 @@ async fn a_writer_leaves_the_newest_record_alone() {
     ] {
         let content = file_with(slots.map(|slot| &**slot));
         let (_directory, locks, path) = locks_with(&content);
-        let _held = lease(&locks).await.unwrap();
-        let written = held_file::read(&path);
+        let _held = take(&locks, KEY).await.unwrap();
+        let written = read_held(&path);
         assert!(slot(&written, newest) == slot(&content, newest));
         assert!(slot(&written, 1 - newest) != slot(&content, 1 - newest));
     }
@@ -397,12 +373,12 @@ async fn a_writer_leaves_the_newest_record_alone() {
 #[tokio::test]
 async fn each_write_of_a_lease_leaves_the_record_before_it_alone() {
     let (_directory, locks, path) = locks_with(b"");
-    let mut held = lease(&locks).await.unwrap();
-    let mut before = held_file::read(&path);
+    let mut held = take(&locks, KEY).await.unwrap();
+    let mut before = read_held(&path);
     for (launch, rewritten) in [(1, 0), (2, 1), (3, 0)] {
         let ledger: Ledger = format!("launch {launch}\n").parse().unwrap();
         held.write_ledger(&ledger).await.unwrap();
-        let after = held_file::read(&path);
+        let after = read_held(&path);
         let changed = SLOTS.map(|start| after[start..][..1920] != before[start..][..1920]);
         assert_eq!(changed, [rewritten == 0, rewritten == 1], "write {launch}");
         before = after;
@@ -413,7 +389,7 @@ async fn each_write_of_a_lease_leaves_the_record_before_it_alone() {
 async fn lines_of_a_record_that_are_not_known_are_passed_over() {
     let record = record(8, 1, &format!("colour blue\nlaunch {FAR}\n\nend\n"));
     let (_directory, locks, _) = locks_with(&file_with([&record, ""]));
-    let token = lease(&locks).await.unwrap().fencing_token();
+    let token = take(&locks, KEY).await.unwrap().fencing_token();
     assert_eq!(token, FAR + 1);
 }
 
@@ -423,7 +399,7 @@ async fn the_record_of_a_newer_version_is_refused_and_kept() {
     let content = file_with([&record(8, 1, &launch(FAR)), &newer]);
     let (_directory, locks, path) = locks_with(&content);
     for error in [
-        lease(&locks).await.map(drop).unwrap_err(),
+        take(&locks, KEY).await.map(drop).unwrap_err(),
         read_lock_holder(&path).map(drop).unwrap_err(),
     ] {
         let error = reads_well(error);
@@ -439,9 +415,9 @@ async fn the_record_of_a_newer_version_is_refused_and_kept() {
 #[tokio::test]
 async fn the_file_says_in_words_what_it_is() {
     let (_directory, locks, path) = locks_with(b"");
-    let held = lease(&locks).await.unwrap();
+    let held = take(&locks, KEY).await.unwrap();
     assert!(read_lock_holder(&path).unwrap().is_some());
-    let text = String::from_utf8(held_file::read(&path)).unwrap();
+    let text = String::from_utf8(read_held(&path)).unwrap();
     let holder = format!("\nholder {} ", std::process::id());
     assert!(text.contains(&holder), "{text}");
     drop(held);
@@ -931,14 +907,14 @@ mod mounted {
             let locks = FileSpawnLock::new(directory).unwrap();
             let path = locks.path_of(&KEY);
             let runtime = runtime();
-            drop(runtime.block_on(lease(&locks)).unwrap());
+            drop(runtime.block_on(take(&locks, KEY)).unwrap());
             let remount = Command::new("mount")
                 .args(["-o", "remount,bind,ro"])
                 .arg(directory)
                 .status();
             assert!(remount.unwrap().success());
             is_read_only(&refusal(&path), &path);
-            let error = reads_well(runtime.block_on(lease(&locks)).unwrap_err());
+            let error = reads_well(runtime.block_on(take(&locks, KEY)).unwrap_err());
             is_read_only(&error, &path);
             assert_eq!(read_lock_holder(&path).unwrap(), None);
         });
@@ -953,7 +929,7 @@ mod mounted {
             let path = locks.path_of(&KEY);
             let filler = fill(directory);
             let runtime = runtime();
-            let error = reads_well(runtime.block_on(lease(&locks)).unwrap_err());
+            let error = reads_well(runtime.block_on(take(&locks, KEY)).unwrap_err());
             let SpawnLockError::Ledger {
                 path: named,
                 source,
@@ -966,7 +942,7 @@ mod mounted {
             assert_eq!(read_lock_holder(&path).unwrap(), None);
 
             fs::remove_file(filler).unwrap();
-            let _held = runtime.block_on(lease(&locks)).unwrap();
+            let _held = runtime.block_on(take(&locks, KEY)).unwrap();
             assert!(read_lock_holder(&path).unwrap().is_some());
         });
     }
@@ -977,9 +953,9 @@ mod mounted {
         on_tmpfs(test, "size=16k", |directory| {
             let locks = FileSpawnLock::new(directory).unwrap();
             let runtime = runtime();
-            let token = runtime.block_on(lease(&locks)).unwrap().fencing_token();
+            let token = runtime.block_on(take(&locks, KEY)).unwrap().fencing_token();
             fill(directory);
-            let held = runtime.block_on(lease(&locks)).unwrap();
+            let held = runtime.block_on(take(&locks, KEY)).unwrap();
             assert!(held.fencing_token() > token);
             let path = locks.path_of(&KEY);
             assert!(read_lock_holder(&path).unwrap().is_some());
@@ -995,7 +971,7 @@ mod mounted {
             // The directory is one; the file with which the new directory of locks is tried is the other.
             let locks = FileSpawnLock::new(directory).unwrap();
             let path = locks.path_of(&KEY);
-            let error = reads_well(runtime().block_on(lease(&locks)).unwrap_err());
+            let error = reads_well(runtime().block_on(take(&locks, KEY)).unwrap_err());
             is_open_error(&error, &path, io::ErrorKind::StorageFull);
             is_open_error(&refusal(&path), &path, io::ErrorKind::StorageFull);
         });

@@ -19,17 +19,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use spawn_gate::{
-    Acquired, BackendLauncher, FileSpawnLock, How, LaunchPermit, Ledger, LockHolder, SpawnGate,
-    SpawnLease, SpawnLock, SpawnLockError, acquire_spawn_lock, inspect_spawn_lock,
+    Acquired, BackendLauncher, FileSpawnLock, How, LaunchPermit, SpawnGate, SpawnLock,
+    SpawnLockError, acquire_spawn_lock,
 };
-use tempfile::TempDir;
 
+use crate::support::lock_file::{locks, read_lock_holder, take};
 use crate::support::scripted_lock::ScriptedLock;
-
-/// Who holds the lock at `path`, if somebody does and is written there.
-fn read_lock_holder(path: impl AsRef<Path>) -> Result<Option<LockHolder>, SpawnLockError> {
-    Ok(inspect_spawn_lock(path)?.holder())
-}
 
 const KEY: &str = "indexer";
 
@@ -68,21 +63,10 @@ fn told() -> Option<String> {
     (len > 0).then(|| line.trim_end().to_owned())
 }
 
-/// Takes the lock and writes into its ledger who holds it, as a gate does.
-async fn take(locks: &FileSpawnLock) -> Box<dyn SpawnLease> {
-    let mut lease = locks.try_acquire(&KEY).await.unwrap();
-    let (launch, pid) = (lease.fencing_token(), process::id());
-    let ledger: Ledger = format!("launch {launch}\nholder {pid} 1800000000.000\n")
-        .parse()
-        .unwrap();
-    lease.write_ledger(&ledger).await.unwrap();
-    lease
-}
-
 /// Holds the lock of [`KEY`] and says its launch number.
 fn hold(directory: &Path) {
     let locks = FileSpawnLock::new(directory).unwrap();
-    let mut held = Some(block_on(take(&locks)));
+    let mut held = Some(block_on(take(&locks, KEY)).unwrap());
     say(held.as_ref().unwrap().fencing_token());
     while let Some(order) = told() {
         match &*order {
@@ -275,14 +259,6 @@ fn block_on<F: Future>(future: F) -> F::Output {
         .block_on(future)
 }
 
-/// A directory of locks, and the lock file of [`KEY`] in it.
-fn locks() -> (TempDir, FileSpawnLock, PathBuf) {
-    let directory = tempfile::tempdir().unwrap();
-    let locks = FileSpawnLock::new(directory.path()).unwrap();
-    let path = locks.path_of(&KEY);
-    (directory, locks, path)
-}
-
 /// Takes the lock as a gate does and returns the launch number; the lock must be free.
 fn fencing_token(locks: &FileSpawnLock) -> u64 {
     block_on(locks.try_acquire(&KEY)).unwrap().fencing_token()
@@ -290,7 +266,8 @@ fn fencing_token(locks: &FileSpawnLock) -> u64 {
 
 #[test]
 fn a_lock_that_another_process_holds_is_refused_and_its_process_named() {
-    let (directory, locks, path) = locks();
+    let (directory, locks) = locks();
+    let path = locks.path_of(&KEY);
     let mut holder = Other::start("hold", directory.path());
     let token: u64 = holder.says().parse().unwrap();
     assert!(matches!(
@@ -307,7 +284,8 @@ fn a_lock_that_another_process_holds_is_refused_and_its_process_named() {
 
 #[test]
 fn a_process_that_is_killed_lets_go_of_its_lock() {
-    let (directory, locks, path) = locks();
+    let (directory, locks) = locks();
+    let path = locks.path_of(&KEY);
     let mut holder = Other::start("hold", directory.path());
     let token: u64 = holder.says().parse().unwrap();
     holder.kill();
@@ -325,7 +303,8 @@ fn a_process_that_is_killed_lets_go_of_its_lock() {
 
 #[test]
 fn a_child_that_outlives_the_holder_does_not_keep_the_lock() {
-    let (directory, _locks, path) = locks();
+    let (directory, locks) = locks();
+    let path = locks.path_of(&KEY);
     let mut holder = Other::start("hold", directory.path());
     holder.says();
     holder.tell("start a child");
@@ -346,7 +325,8 @@ fn a_child_that_outlives_the_holder_does_not_keep_the_lock() {
 
 #[test]
 fn a_child_does_not_keep_a_lock_that_its_parent_released() {
-    let (directory, _locks, path) = locks();
+    let (directory, locks) = locks();
+    let path = locks.path_of(&KEY);
     let held = acquire_spawn_lock(&path).unwrap();
     let mut child = Other::start("linger", directory.path());
     assert_eq!(child.says(), "lingering");
@@ -379,7 +359,8 @@ mod stopped {
 
     #[test]
     fn a_process_that_is_stopped_keeps_its_lock_and_waiters_learn_whom_they_wait_for() {
-        let (directory, locks, path) = locks();
+        let (directory, locks) = locks();
+        let path = locks.path_of(&KEY);
         let mut holder = Other::start("hold", directory.path());
         holder.says();
         stop(&holder);
@@ -418,7 +399,7 @@ mod stopped {
 
 #[test]
 fn a_waiter_takes_over_from_a_process_that_is_killed() {
-    let (directory, locks, _path) = locks();
+    let (directory, locks) = locks();
     let mut holder = Other::start("hold", directory.path());
     holder.says();
     let gate: SpawnGate<&str, u32> = SpawnGate::builder(locks).build();
@@ -432,7 +413,7 @@ fn a_waiter_takes_over_from_a_process_that_is_killed() {
 
 #[test]
 fn many_callers_in_two_processes_come_to_one_launch() {
-    let (directory, ..) = locks();
+    let (directory, _) = locks();
     let mut first = Other::start("storm", directory.path());
     assert_eq!(first.says(), "launching");
     let second = Other::start("storm", directory.path());
@@ -461,7 +442,7 @@ fn many_callers_in_two_processes_come_to_one_launch() {
 
 #[test]
 fn a_launch_whose_process_is_killed_is_made_anew_by_the_process_that_waits() {
-    let (directory, ..) = locks();
+    let (directory, _) = locks();
     let mut first = Other::start("storm", directory.path());
     assert_eq!(first.says(), "launching");
     let mut second = Other::start("storm", directory.path());

@@ -15,34 +15,23 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use spawn_gate::{
     BackendLauncher, FileSpawnLock, GateError, How, InMemorySpawnLock, LaunchError, LaunchPermit,
-    LockHolder, SpawnGate, SpawnLease, SpawnLock, SpawnLockError, Stage, TimeoutError,
-    acquire_spawn_lock, inspect_spawn_lock,
+    SpawnGate, SpawnLock, SpawnLockError, Stage, TimeoutError, acquire_spawn_lock,
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_test::{assert_pending, assert_ready};
 
-use crate::support::held_file;
 use crate::support::lead;
+use crate::support::lock_file::{
+    locks, make_private, read_held, read_lock_holder, take, write_private,
+};
 use crate::support::scripted_lock::{ScriptedLock, held};
-
-/// Who holds the lock at `path`, if somebody does and is written there.
-fn read_lock_holder(path: impl AsRef<Path>) -> Result<Option<LockHolder>, SpawnLockError> {
-    Ok(inspect_spawn_lock(path)?.holder())
-}
 
 const KEY: &str = "indexer";
 
 type Gate = SpawnGate<&'static str, u16>;
 type Permit = LaunchPermit<&'static str, u16>;
-
-/// A lock directory of the test's own.
-fn locks() -> (TempDir, FileSpawnLock) {
-    let directory = tempfile::tempdir().unwrap();
-    let locks = FileSpawnLock::new(directory.path().join("locks")).unwrap();
-    (directory, locks)
-}
 
 /// A path for one lock file in a directory of the test's own.
 fn one_path() -> (TempDir, PathBuf) {
@@ -122,23 +111,13 @@ fn locks_on_two_paths_do_not_hinder_each_other() {
 #[test]
 fn the_lock_file_stays_and_its_content_is_not_touched() {
     let (_directory, path) = one_path();
-    fs::write(&path, "of another program").unwrap();
-    make_private(&path);
+    write_private(&path, b"of another program");
     let guard = acquire_spawn_lock(&path).unwrap();
     acquire_spawn_lock(&path).unwrap_err();
-    assert_eq!(held_file::read(&path)[1..], b"of another program"[1..]);
+    assert_eq!(read_held(&path)[1..], b"of another program"[1..]);
     drop(guard);
     assert_eq!(fs::read(&path).unwrap(), b"of another program");
 }
-
-#[cfg(unix)]
-fn make_private(path: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
-}
-
-#[cfg(not(unix))]
-fn make_private(_path: &Path) {}
 
 #[cfg(unix)]
 #[test]
@@ -324,24 +303,11 @@ fn a_lock_is_released_also_while_a_forked_child_holds_its_descriptor() {
 
 // With a record: `FileSpawnLock`.
 
-/// Takes the lock and writes into its ledger who holds it, as a gate does.
-async fn take(locks: &FileSpawnLock) -> Box<dyn SpawnLease> {
-    let mut lease = locks.try_acquire(&KEY).await.unwrap();
-    let (launch, pid) = (lease.fencing_token(), std::process::id());
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap();
-    let (seconds, millis) = (since.as_secs(), since.subsec_millis());
-    let text = format!("launch {launch}\nholder {pid} {seconds}.{millis:03}\n");
-    lease.write_ledger(&text.parse().unwrap()).await.unwrap();
-    lease
-}
-
 #[tokio::test]
 async fn the_holder_is_named_while_it_holds_the_lock_and_not_after() {
     let (_directory, locks) = locks();
     let before = SystemTime::now() - Duration::from_millis(1);
-    let lease = take(&locks).await;
+    let lease = take(&locks, KEY).await.unwrap();
     let path = locks.path_of(&KEY);
     let holder = read_lock_holder(&path).unwrap().unwrap();
     assert_eq!((&holder.path, holder.pid), (&path, std::process::id()));
@@ -510,7 +476,7 @@ async fn a_waiter_that_gives_up_names_the_lock_its_holder_and_since_when() {
     let gate: Gate = SpawnGate::builder(locks.clone())
         .lock_timeout(limit)
         .build();
-    let _held = take(&locks).await;
+    let _held = take(&locks, KEY).await.unwrap();
     let holder = read_lock_holder(locks.path_of(&KEY)).unwrap();
     let began = Instant::now();
     let error = gate.acquire(KEY).await.unwrap_err();
@@ -543,7 +509,7 @@ async fn whom_a_flight_waits_for_can_be_seen_while_it_waits() {
     let (_directory, locks) = locks();
     let (lock, mut told) = telltale(&locks);
     let gate: Gate = SpawnGate::builder(lock).build();
-    let _held = take(&locks).await;
+    let _held = take(&locks, KEY).await.unwrap();
     let waiter = tokio::spawn({
         let gate = gate.clone();
         async move { gate.acquire(KEY).await.map(drop) }
@@ -659,8 +625,7 @@ impl Swapper {
     fn swap(&self) {
         let swap = self.swapped.fetch_add(1, Ordering::SeqCst);
         fs::rename(&self.path, self.path.with_extension(format!("old{swap}"))).unwrap();
-        fs::write(&self.path, "").unwrap();
-        make_private(&self.path);
+        write_private(&self.path, b"");
     }
 }
 

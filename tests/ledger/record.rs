@@ -9,7 +9,7 @@ use spawn_gate::{
 };
 
 use super::{Gate, KEY, WINDOW, builder, gate, lock_path};
-use crate::support::held_file;
+use crate::support::lock_file::read_held;
 use crate::support::step_clock::StepClock;
 use crate::support::{fail_once, lead};
 
@@ -175,7 +175,7 @@ async fn a_person_can_read_the_lock_file() {
     let gate = gate(directory.path(), &clock);
     fail_once(&gate, KEY).await;
     let held = lead(&gate, KEY).await;
-    let text = String::from_utf8(held_file::read(&lock_path(directory.path()))).unwrap();
+    let text = String::from_utf8(read_held(&lock_path(directory.path()))).unwrap();
     let pid = std::process::id();
     let token = held.fencing_token();
     for line in [

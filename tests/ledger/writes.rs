@@ -11,9 +11,9 @@ use spawn_gate::{
 };
 
 use super::{Gate, KEY, WINDOW, builder, finder, gate, lock_path};
-use crate::support::held_file;
 use crate::support::hooked_lock::At;
 use crate::support::lead;
+use crate::support::lock_file::read_held;
 use crate::support::script::Script;
 use crate::support::scripted_lock::{Scripted, ScriptedLock};
 use crate::support::step_clock::StepClock;
@@ -69,7 +69,7 @@ async fn a_lock_that_is_lost_while_launching_is_written_to_no_more() {
     let loser = lead(&gate(directory.path(), &clock), KEY).await;
     fs::rename(&path, &moved).unwrap();
     let _winner = lead(&gate(directory.path(), &clock), KEY).await;
-    let read = || [&path, &moved].map(|file| held_file::read(file));
+    let read = || [&path, &moved].map(|file| read_held(file));
     let before = read();
     let lost = loser.succeed(1).await.unwrap_err();
     assert!(

@@ -5,9 +5,9 @@
 )]
 
 pub(crate) mod halt;
-pub(crate) mod held_file;
 pub(crate) mod hooked_key;
 pub(crate) mod hooked_lock;
+pub(crate) mod lock_file;
 pub(crate) mod script;
 pub(crate) mod scripted_lock;
 pub(crate) mod step_clock;
