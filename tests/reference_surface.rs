@@ -1,4 +1,5 @@
-//! The reference surface: what users of the reference system have in their code compiles and behaves here as it did there.
+//! The reference surface, that of running-process 4.4.0: what users of the reference system have in their code compiles and
+//! behaves here as it did there.
 
 use std::io;
 use std::path::{Path, PathBuf};
