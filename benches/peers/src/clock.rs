@@ -1,8 +1,10 @@
-//! Two clocks, each a function that reads it: one goes on whatever happens, the other only while this thread runs.
+//! Clocks, each a function that reads it: one goes on whatever happens, one only while this thread runs, and one only while
+//! processes run that this one started.
 
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::resource::{UsageWho, getrusage};
 use rustix::time::{ClockId, clock_gettime};
 
 /// Reads the machine's monotonic clock, in nanoseconds. Readings can be compared across processes.
@@ -14,6 +16,18 @@ pub fn nanos() -> u64 {
 /// other programs which the machine ran meanwhile.
 pub fn thread_nanos() -> u64 {
     read(ClockId::ThreadCPUTime)
+}
+
+/// Reads how long the processes have been running, in nanoseconds, that this one started and that it has waited for.
+///
+/// # Panics
+///
+/// If the system does not tell.
+pub fn children_nanos() -> u64 {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("usage is told");
+    let times = [usage.user_time(), usage.system_time()];
+    let micros = times.map(|time| time.tv_sec() * 1_000_000 + time.tv_usec());
+    micros.iter().sum::<i64>() as u64 * 1_000
 }
 
 fn read(clock: ClockId) -> u64 {

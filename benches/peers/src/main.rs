@@ -7,14 +7,14 @@ use std::process::ExitCode;
 use peers::flights::{Flights, Ours};
 use peers::other::ROLE;
 use peers::paths::{
-    fan_in, file_lock, leader, memory, notice, processes, random_keys, refusal, stress,
+    crowd, fan_in, file_lock, leader, memory, notice, processes, random_keys, refusal, stress,
 };
 use peers::report::{self, Findings};
 use spawn_gate::BackendKey;
 
 type Measured = (&'static str, fn(&str, &mut Findings));
 
-const PATHS: [Measured; 14] = [
+const PATHS: [Measured; 16] = [
     ("100 followers", |path, findings| {
         findings.flights.push(fan_in::fan_in(path, 100));
     }),
@@ -50,6 +50,12 @@ const PATHS: [Measured; 14] = [
     ("cold key, ready after 200 ms", |path, findings| {
         findings.others.push(processes::processes(path));
     }),
+    ("crowd-30", |path, findings| {
+        findings.crowds.push(crowd::crowd(path, 30, 7));
+    }),
+    ("crowd-300", |path, findings| {
+        findings.crowds.push(crowd::crowd(path, 300, 7));
+    }),
     ("notice of a release", |path, findings| {
         findings.others.push(notice::notice(path));
     }),
@@ -61,12 +67,20 @@ const PATHS: [Measured; 14] = [
     }),
 ];
 
+/// Measured only if its whole name is given.
+const ON_REQUEST: Measured = ("crowd-1000", |path, findings| {
+    findings.crowds.push(crowd::crowd(path, 1_000, 1));
+});
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
         [ROLE, processes::BROKER, directory] => processes::play_broker(Path::new(directory)),
         [ROLE, notice::WAITER, directory] => notice::play_waiter(Path::new(directory)),
+        [ROLE, crowd::ASKER, directory] => crowd::play_asker(Path::new(directory)),
+        [ROLE, crowd::CONNECTOR, directory] => crowd::play_connector(Path::new(directory)),
+        [ROLE, crowd::BACKEND, directory] => crowd::play_backend(Path::new(directory)),
         [] => return measure("", report::write_into_readme),
         [filter] => return measure(filter, |_| Ok(())),
         _ => {
@@ -79,11 +93,11 @@ fn main() -> ExitCode {
 
 fn measure(filter: &str, write: impl Fn(&Findings) -> std::io::Result<()>) -> ExitCode {
     let mut findings = Findings::default();
-    for (path, run) in PATHS {
-        if path.contains(filter) {
-            eprintln!("measuring: {path}");
-            run(path, &mut findings);
-        }
+    let asked_for = PATHS.into_iter().filter(|(path, _)| path.contains(filter));
+    let on_request = Some(ON_REQUEST).filter(|(path, _)| *path == filter);
+    for (path, run) in asked_for.chain(on_request) {
+        eprintln!("measuring: {path}");
+        run(path, &mut findings);
     }
     report::print(&findings);
     if let Err(error) = write(&findings) {

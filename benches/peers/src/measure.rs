@@ -117,17 +117,24 @@ pub fn compare(
 pub fn summarize(path: String, reference: &str, samples: Vec<(String, Vec<f64>)>) -> Comparison {
     let of_reference = samples.iter().find(|(name, _)| name == reference);
     let base = of_reference.expect("the reference takes part").1.clone();
-    let lines = samples.into_iter().map(|(name, samples)| Line {
-        name,
-        median: median(samples.clone()),
-        minimum: samples.iter().copied().fold(f64::INFINITY, f64::min),
-        worst: samples.iter().copied().fold(0.0, f64::max),
-        ratio: median(samples.iter().zip(&base).map(|(ours, base)| ours / base)),
-    });
+    let lines = samples
+        .into_iter()
+        .map(|(name, samples)| line(name, &samples, &base));
     Comparison {
         path,
         reference: reference.to_owned(),
         lines: lines.collect(),
+    }
+}
+
+/// Makes the line of one contender, with the ratio to the samples of the reference in the same rounds.
+pub fn line(name: String, samples: &[f64], base: &[f64]) -> Line {
+    Line {
+        name,
+        median: median(samples.iter().copied()),
+        minimum: samples.iter().copied().fold(f64::INFINITY, f64::min),
+        worst: samples.iter().copied().fold(0.0, f64::max),
+        ratio: median(samples.iter().zip(base).map(|(ours, base)| ours / base)),
     }
 }
 

@@ -7,6 +7,28 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 /// The first argument of this program when it plays a role.
 pub const ROLE: &str = "role";
 
+/// What a role says first, once it is ready.
+pub const READY: &str = "ready";
+
+/// Returns the command that is this program in `role`; with `wrapper`, under that program.
+///
+/// # Panics
+///
+/// If this program has no path.
+pub fn in_role(role: &str, directory: &Path, wrapper: &[&str]) -> Command {
+    let program = std::env::current_exe().expect("this program has a path");
+    let mut command = match wrapper {
+        [] => Command::new(program),
+        [wrapper, arguments @ ..] => {
+            let mut command = Command::new(wrapper);
+            command.args(arguments).arg(program);
+            command
+        }
+    };
+    command.args([ROLE, role]).arg(directory);
+    command
+}
+
 /// Another process, started and waiting for its first line.
 pub struct Other {
     process: Child,
@@ -21,18 +43,7 @@ impl Other {
     ///
     /// If the wrapper, or this program, cannot be started again.
     pub fn start(role: &str, directory: &Path, wrapper: &[&str]) -> Self {
-        let program = std::env::current_exe().expect("this program has a path");
-        let mut command = match wrapper {
-            [] => Command::new(program),
-            [wrapper, arguments @ ..] => {
-                let mut command = Command::new(wrapper);
-                command.args(arguments).arg(program);
-                command
-            }
-        };
-        let started = command
-            .args([ROLE, role])
-            .arg(directory)
+        let started = in_role(role, directory, wrapper)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn();
@@ -78,9 +89,6 @@ impl Drop for Other {
         let _ = self.process.wait();
     }
 }
-
-/// What each role says first.
-const READY: &str = "ready";
 
 /// Plays a role to its end: `act` is called with each line, and what it returns is said.
 ///

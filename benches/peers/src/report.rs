@@ -5,6 +5,7 @@ use std::io;
 use std::thread::available_parallelism;
 
 use crate::measure::{Comparison, Line};
+use crate::paths::crowd::Crowd;
 use crate::paths::memory::Memory;
 use crate::watchdog::Seen;
 
@@ -17,6 +18,8 @@ pub struct Findings {
     pub seen: Vec<Seen>,
     /// The other paths.
     pub others: Vec<Comparison>,
+    /// Crowds of processes, each with one question.
+    pub crowds: Vec<Crowd>,
     /// System calls a second of a process that waits for a key, or why they were not counted.
     pub idle_calls: Option<Result<f64, String>>,
     /// What keys take.
@@ -28,13 +31,12 @@ pub fn print(findings: &Findings) {
     for comparison in findings.flights.iter().chain(&findings.others) {
         let (path, reference) = (&comparison.path, &comparison.reference);
         println!("\n{path} (ratios to {reference})");
-        println!("    median    minimum      worst    ratio");
-        for line in &comparison.lines {
-            let times = [line.median, line.minimum, line.worst].map(time);
-            let [median, minimum, worst] = times;
-            let (ratio, name) = (line.ratio, &line.name);
-            println!("{median:>10} {minimum:>10} {worst:>10} {ratio:>7.2}x  {name}");
-        }
+        print_lines(&comparison.lines);
+    }
+    for crowd in &findings.crowds {
+        let path = &crowd.path;
+        println!("\n{path} (ratios to warm, without the 200 ms that the backend takes)");
+        print_lines([&crowd.cold, &crowd.warm, &crowd.cold_cpu, &crowd.warm_cpu]);
     }
     println!();
     for seen in &findings.seen {
@@ -52,6 +54,16 @@ pub fn print(findings: &Findings) {
         println!(
             "{name}: {in_window} bytes a key in its window, {left} bytes left when all are idle"
         );
+    }
+}
+
+fn print_lines<'a>(lines: impl IntoIterator<Item = &'a Line>) {
+    println!("    median    minimum      worst    ratio");
+    for line in lines {
+        let times = [line.median, line.minimum, line.worst].map(time);
+        let [median, minimum, worst] = times;
+        let (ratio, name) = (line.ratio, &line.name);
+        println!("{median:>10} {minimum:>10} {worst:>10} {ratio:>7.2}x  {name}");
     }
 }
 
@@ -86,6 +98,7 @@ fn markdown(findings: &Findings) -> String {
     );
     flights_table(&mut text, findings);
     others_table(&mut text, findings);
+    crowds_table(&mut text, findings);
     memory_table(&mut text, findings);
     text
 }
@@ -134,6 +147,34 @@ fn others_table(text: &mut String, findings: &Findings) {
             row(text, [path, &line.name, &median, &ratio, &worst]);
             path = "";
         }
+    }
+    text.push('\n');
+}
+
+fn crowds_table(text: &mut String, findings: &Findings) {
+    row(
+        text,
+        [
+            "processes at once, one question each",
+            "cold, ready after 200 ms",
+            "worst",
+            "warm, connect only",
+            "(cold − 200 ms) / warm",
+            "CPU time each, cold",
+            "CPU time each, warm",
+        ],
+    );
+    row(text, ["---"; 7]);
+    for crowd in &findings.crowds {
+        let ratio = format!("{:.2}x", crowd.cold.ratio);
+        let processes = crowd.processes.to_string();
+        let (cold, worst) = (time(crowd.cold.median), time(crowd.cold.worst));
+        let [warm, cold_cpu, warm_cpu] =
+            [&crowd.warm, &crowd.cold_cpu, &crowd.warm_cpu].map(|line| time(line.median));
+        row(
+            text,
+            [processes, cold, worst, warm, ratio, cold_cpu, warm_cpu],
+        );
     }
     text.push('\n');
 }

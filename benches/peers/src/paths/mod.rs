@@ -1,5 +1,6 @@
 //! What is measured: one module for each path.
 
+pub mod crowd;
 pub mod fan_in;
 pub mod file_lock;
 pub mod leader;
