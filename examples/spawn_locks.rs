@@ -9,7 +9,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use spawn_gate::{LedgerReading, LockReport, inspect_spawn_lock};
+use spawn_gate::admin::{LedgerReading, LockReport, inspect_spawn_lock};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let directory = std::env::args_os()

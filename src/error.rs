@@ -2,52 +2,63 @@
 
 use std::error::Error;
 use std::fmt;
+use std::num::NonZeroU32;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::budget::BudgetRefusal;
-use crate::catch_panic::caught;
-use crate::ledger_text::escaped;
+use crate::budget::{ExhaustionReason, Refusal};
+use crate::ledger::escaped;
 use crate::lock::{LockHolder, SpawnLockError};
+use crate::util::{chain, with_sources};
 
 /// Why [`SpawnGate`](crate::SpawnGate) gave neither a permit nor a value.
 ///
-/// It is cheap to clone: a flight's failure is made once and shared by the leader and all followers.
-#[derive(Clone, Debug, thiserror::Error)]
+/// It is cheap to clone: a flight's failure is made once and shared by the leader and all followers. `{:#}` prints it with all
+/// its sources.
+///
+/// ```
+/// # use spawn_gate::{InMemorySpawnLock, SpawnGate, launcher_fn};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// # let gate: SpawnGate<String, u16> = SpawnGate::builder(InMemorySpawnLock::new()).build();
+/// # let indexer = launcher_fn(|_| async { Ok(None) }, |_| async { Err("no such program".into()) });
+/// let error = gate.launch("indexer", indexer).await.unwrap_err();
+/// assert_eq!(error.to_string(), "attempt 1 to launch indexer failed");
+/// assert_eq!(format!("{error:#}"), "attempt 1 to launch indexer failed: no such program");
+/// # }
+/// ```
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum GateError {
     /// The key has used all its attempts. A retry helps after [`BudgetExhausted::retry_after`].
-    #[error(transparent)]
-    BudgetExhausted(#[from] BudgetExhausted),
-    /// The spawn lock could not be taken. Nothing was launched, the attempt was refunded.
-    #[error(transparent)]
-    Lock(#[from] LockError),
+    BudgetExhausted(BudgetExhausted),
+    /// The spawn lock could not be taken. Nothing was launched and nothing charged.
+    Lock(LockError),
     /// The launch ended without a backend.
-    #[error(transparent)]
-    Launch(#[from] LaunchError),
+    Launch(LaunchError),
     /// A stage took longer than it may.
-    #[error(transparent)]
-    Timeout(#[from] TimeoutError),
+    Timeout(TimeoutError),
     /// The gate was closed. A retry does not help.
-    #[error("the gate is closed")]
     Closed,
     /// The runtime that did what was asked was shut down. If it was launching by then, or about to, something may have been
     /// started, and the attempt is charged. A retry helps on another runtime only.
-    #[error("the runtime was shut down meanwhile")]
     ShutDown,
 }
 
 impl GateError {
-    /// Returns how long to wait before the next request, where that is known.
+    /// Returns how long to wait before the next request, where that is known: after a refusal, and after the failure that used
+    /// up the last attempt.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::BudgetExhausted(refusal) => Some(refusal.retry_after),
+            Self::Launch(error) => error.attempts_left()?.retry_after(),
+            Self::Timeout(error) => error.attempts_left?.retry_after(),
             _ => None,
         }
     }
 
-    /// Whether the same request can succeed later (after [`retry_after`](Self::retry_after), if there is one) without
+    /// Returns whether the same request can succeed later (after [`retry_after`](Self::retry_after), if there is one) without
     /// anybody mending anything.
     ///
     /// A launch that failed counts as such a case: a retry makes another attempt, as long as the budget lasts. So does a
@@ -60,35 +71,90 @@ impl GateError {
         }
     }
 
-    /// Why there is no backend, for those who ask later: in words, since an error of the user's is not kept for them.
-    pub(crate) fn words(&self) -> Arc<String> {
+    /// Returns the key that was asked for, as it is named in messages; `None` if the error is not about one key.
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            Self::BudgetExhausted(refusal) => Some(&refusal.key),
+            Self::Lock(error) => Some(&error.key),
+            Self::Launch(error) => Some(error.key()),
+            Self::Timeout(error) => error.key.as_deref(),
+            Self::Closed | Self::ShutDown => None,
+        }
+    }
+
+    /// Returns whether the gate is closed.
+    pub fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed)
+    }
+
+    /// The failure as text, for later refusals.
+    pub(crate) fn message(&self) -> String {
         let words = match self {
-            Self::Launch(LaunchError::Failed { source, .. }) => all_of(&**source),
-            error => all_of(error),
+            Self::Launch(LaunchError::Failed { source, .. }) => chain(&**source),
+            error => chain(error),
         };
-        Arc::new(escaped(&words))
+        escaped(&words)
+    }
+
+    /// The error that this one is made of.
+    fn inner(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::BudgetExhausted(refusal) => Some(refusal),
+            Self::Lock(error) => Some(error),
+            Self::Launch(error) => Some(error),
+            Self::Timeout(error) => Some(error),
+            Self::Closed | Self::ShutDown => None,
+        }
     }
 }
 
-/// So many errors of a chain are told; one that is its own source has no last one.
-const MAX_ERRORS: usize = 16;
+impl Error for GateError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.inner()?.source()
+    }
+}
 
-/// An error and its sources. They are the user's code, which must not keep a flight from ending.
-fn all_of(error: &dyn Error) -> String {
-    let errors = std::iter::successors(Some(error), |&error| {
-        caught(|| error.source()).ok().flatten()
-    });
-    let words = errors.take(MAX_ERRORS).map(|error| {
-        caught(|| error.to_string()).unwrap_or_else(|_| "an error without words".into())
-    });
-    words.collect::<Vec<_>>().join(": ")
+impl fmt::Display for GateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        with_sources(f, self, |f| match self {
+            Self::Closed => f.write_str("the gate is closed"),
+            Self::ShutDown => f.write_str("the runtime was shut down meanwhile"),
+            error => match error.inner() {
+                Some(inner) => write!(f, "{inner}"),
+                None => Ok(()),
+            },
+        })
+    }
+}
+
+impl From<BudgetExhausted> for GateError {
+    fn from(error: BudgetExhausted) -> Self {
+        Self::BudgetExhausted(error)
+    }
+}
+
+impl From<LockError> for GateError {
+    fn from(error: LockError) -> Self {
+        Self::Lock(error)
+    }
+}
+
+impl From<LaunchError> for GateError {
+    fn from(error: LaunchError) -> Self {
+        Self::Launch(error)
+    }
+}
+
+impl From<TimeoutError> for GateError {
+    fn from(error: TimeoutError) -> Self {
+        Self::Timeout(error)
+    }
 }
 
 /// The refusal of a key that has used all its attempts.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the spawn budget of {key} is used up{}; retry after {:?}",
-    told(last_failure.as_deref().map(String::as_str)),
+    "the spawn budget of {key} is used up ({reason}); retry after {:?}",
     whole_millis(*retry_after)
 )]
 #[non_exhaustive]
@@ -97,22 +163,12 @@ pub struct BudgetExhausted {
     pub key: Arc<str>,
     /// Time until an attempt is free again; never more than the window.
     pub retry_after: Duration,
-    /// Attempts left now: always zero.
-    pub remaining: u32,
-    /// True for this process's first refusal since the budget ran out: the one worth a log line or an alarm.
-    pub first: bool,
-    /// Why the last launch failed, in this process or, if the lock keeps a ledger, in another: the launcher's error and its
-    /// sources, cut after some 500 bytes. `None` if that is not known (it was killed, say), or if the last launch succeeded.
+    /// How the last launch that was charged went, in this process or, if the lock keeps a ledger, in another.
     // A thin pointer, since a follower's way back takes measurably longer if errors are larger.
-    pub last_failure: Option<Arc<String>>,
-}
-
-/// The last failure as a part of the message; nothing if there is nothing to tell.
-fn told(last_failure: Option<&str>) -> String {
-    match last_failure {
-        None | Some("") => String::new(),
-        Some(why) => format!(" (the last launch failed: {why})"),
-    }
+    pub reason: Arc<ExhaustionReason>,
+    /// True for the first caller of this gate that is refused since an attempt was free: the refusal worth a log line or an
+    /// alarm.
+    pub first: bool,
 }
 
 /// Rounded up: whoever waits for it does not come too early.
@@ -122,18 +178,52 @@ fn whole_millis(time: Duration) -> Duration {
 }
 
 impl BudgetExhausted {
-    pub(crate) fn new(
-        key: Arc<str>,
-        refusal: BudgetRefusal,
-        last_failure: Option<Arc<String>>,
-    ) -> Self {
+    pub(crate) fn new(key: Arc<str>, refusal: Refusal) -> Self {
         Self {
             key,
             retry_after: refusal.retry_after,
-            remaining: 0,
+            // Only a key that was reset in the middle of a flight has none.
+            reason: refusal
+                .reason
+                .unwrap_or_else(|| Arc::new(ExhaustionReason::launch_failed(""))),
             first: refusal.first,
-            last_failure,
         }
+    }
+}
+
+/// What is left of a budget after a launch that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttemptsLeft(NonZeroU32);
+
+/// Set if no attempt is left; the other bits are milliseconds then.
+const NONE_LEFT: u32 = 1 << 31;
+
+impl AttemptsLeft {
+    pub(crate) fn new(remaining: u32, retry_after: Option<Duration>) -> Self {
+        // Packed, since a follower's way back takes measurably longer if errors are larger.
+        let packed = match retry_after {
+            Some(time) if remaining == 0 => {
+                let millis = whole_millis(time).as_millis();
+                NONE_LEFT | u32::try_from(millis).unwrap_or(u32::MAX)
+            }
+            _ => remaining.min(NONE_LEFT - 2) + 1,
+        };
+        Self(NonZeroU32::new(packed).unwrap_or(NonZeroU32::MIN))
+    }
+
+    /// Returns how many attempts are left.
+    pub fn remaining(self) -> u32 {
+        match self.0.get() {
+            packed if packed & NONE_LEFT != 0 => 0,
+            packed => packed - 1,
+        }
+    }
+
+    /// Returns the time until an attempt is free again, in whole milliseconds, if none is left.
+    pub fn retry_after(self) -> Option<Duration> {
+        let packed = self.0.get();
+        let millis = packed & !NONE_LEFT;
+        (packed & NONE_LEFT != 0).then(|| Duration::from_millis(millis.into()))
     }
 }
 
@@ -162,7 +252,7 @@ impl LockError {
 #[non_exhaustive]
 pub enum LaunchError {
     /// [`discover`](crate::BackendLauncher::discover) failed, so it is unknown whether a backend runs. Nothing was
-    /// launched, the attempt was refunded.
+    /// launched and nothing charged.
     #[error("cannot tell whether {key} is running already")]
     Discover {
         /// The key, as it is named in messages.
@@ -177,26 +267,30 @@ pub enum LaunchError {
         key: Arc<str>,
         /// The attempt's place in its window, from 1.
         attempt: u32,
+        /// What is left of the budget.
+        left: AttemptsLeft,
         /// What the launcher said.
         source: SharedError,
     },
-    /// Another process's launch, for which this one waited, failed. Nothing was launched here, the attempt was refunded.
+    /// Another process's launch, for which this one waited, failed. Nothing was launched here and nothing charged.
     #[error("a launch of {key} by another process failed: {message}")]
     FailedElsewhere {
         /// The key, as it is named in messages.
         key: Arc<str>,
-        /// The launch's number.
+        /// The launch's fencing token.
         launch: u64,
         /// What the launcher said there, cut after some 500 bytes.
         message: Arc<str>,
     },
-    /// The launcher panicked. The attempt is charged if the permit was held by then.
+    /// The launcher panicked. If it was launching, the attempt is charged.
     #[error("the launcher of {key} panicked: {message}")]
     Panicked {
         /// The key, as it is named in messages.
         key: Arc<str>,
         /// What it panicked with, if that is text.
         message: Arc<str>,
+        /// What is left of the budget, if an attempt is charged.
+        left: Option<AttemptsLeft>,
     },
     /// The permit was dropped unsettled, or its runtime was shut down. Something may have been started; the attempt is
     /// charged.
@@ -205,25 +299,60 @@ pub enum LaunchError {
         /// The key, as it is named in messages.
         key: Arc<str>,
     },
-    /// The spawn lock was lost while launching: its file was deleted or replaced, so another process may have launched too.
-    /// A backend may have been started; the attempt is charged.
+    /// An operator aborted the flight ([`SpawnGate::abort`](crate::SpawnGate::abort)). If it was launching, something may have
+    /// been started, and the attempt is charged.
+    #[error("the launch of {key} was aborted")]
+    Aborted {
+        /// The key, as it is named in messages.
+        key: Arc<str>,
+    },
+    /// The spawn lock was lost while launching, so another process may have launched too. A backend may have been started; the
+    /// attempt is charged.
     #[error("the spawn lock of {key} was lost while it was launched")]
     LockLost {
         /// The key, as it is named in messages.
         key: Arc<str>,
         /// How the lock was lost.
         source: Arc<SpawnLockError>,
+        /// What is left of the budget.
+        left: AttemptsLeft,
     },
 }
 
 impl LaunchError {
+    /// Returns the key, as it is named in messages.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Discover { key, .. }
+            | Self::Failed { key, .. }
+            | Self::FailedElsewhere { key, .. }
+            | Self::Panicked { key, .. }
+            | Self::Abandoned { key }
+            | Self::Aborted { key }
+            | Self::LockLost { key, .. } => key,
+        }
+    }
+
+    /// Returns what is left of the budget, if an attempt was charged and that is known.
+    pub fn attempts_left(&self) -> Option<AttemptsLeft> {
+        match self {
+            Self::Failed { left, .. } | Self::LockLost { left, .. } => Some(*left),
+            Self::Panicked { left, .. } => *left,
+            _ => None,
+        }
+    }
+
     pub(crate) fn task_panicked(key: Arc<str>) -> Self {
         Self::Panicked {
             key,
             message: "the task that led the launch panicked".into(),
+            left: None,
         }
     }
 }
+
+/// What a launcher fails with: any error, or a message.
+pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// An error that several callers share. It reads as the error that the launcher returned, and dereferences to it.
 ///
@@ -277,6 +406,8 @@ pub struct TimeoutError {
     pub after: Duration,
     /// Who holds the spawn lock, if the stage waited for it and the holder is known.
     pub waiting_for: Option<Arc<LockHolder>>,
+    /// What is left of the budget, if an attempt was charged, which is so for [`Stage::Launch`].
+    pub attempts_left: Option<AttemptsLeft>,
 }
 
 impl fmt::Display for TimeoutError {
@@ -294,12 +425,13 @@ impl fmt::Display for TimeoutError {
 
 /// A wait that has a deadline of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Stage {
-    /// The leader waits for the spawn lock.
-    Lock,
     /// The leader asks whether a backend is running already.
     Discover,
+    /// The leader waits for the spawn lock.
+    Lock,
     /// The leader holds its permit: the launcher runs.
     Launch,
     /// A caller waits for a flight's outcome: a follower, or the one whose request began the flight.

@@ -8,7 +8,7 @@ use hmac_sha256::Hash as Sha256;
 
 /// Names one backend to a [`SpawnGate`](crate::SpawnGate).
 ///
-/// Implemented for strings and for [`BackendKey`]. A type of your own needs one method: it hands over, in a fixed order,
+/// Implemented for strings, integers and [`BackendKey`]. A type of your own needs one method: it hands over, in a fixed order,
 /// the fields that tell two backends apart. From them come the lock's file name ([`LockName`]) and the key's name in
 /// error messages.
 ///
@@ -59,8 +59,24 @@ impl GateKey for Arc<str> {
     }
 }
 
+/// As decimal text, so that the name of the lock file shows the number.
+macro_rules! integer_keys {
+    ($($integer:ty),*) => {$(
+        impl GateKey for $integer {
+            fn fields(&self, visit: &mut dyn FnMut(&[u8])) {
+                visit(self.to_string().as_bytes());
+            }
+        }
+    )*};
+}
+
+integer_keys!(
+    u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize
+);
+
 /// Names the broker a backend belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum BrokerInstanceKey {
     /// The broker that all services of a user share.
     Shared,
@@ -111,6 +127,7 @@ impl fmt::Display for BrokerInstanceKey {
 /// assert_eq!(key.service_name, "build-cache");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BackendKey {
     /// The broker instance that owns the backend.
     pub instance: BrokerInstanceKey,

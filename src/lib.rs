@@ -57,68 +57,40 @@
 //! There are no cargo features. Linux is tested; macOS and the BSDs share its code; for Windows most of the tests were run,
 //! under wine and not on Windows itself. The gate needs a tokio runtime with time enabled.
 
-// In the order of the data flow, each imports only from those before it:
-//
-// clock policy charges budget sweep key coordinator shard ledger ledger_text lock catch_panic error outcome snapshot slot
-// flight table inner open_ledger within held permit launcher handover lock_wait lead gate admin builder
-mod admin;
-mod budget;
-mod builder;
-mod catch_panic;
-mod charges;
-mod clock;
-mod coordinator;
+// Rooms, in the order of the data flow; each imports only from those before it, and says in its `mod.rs` what it is for.
+pub mod budget;
 mod error;
 mod flight;
 mod gate;
-mod handover;
-mod held;
-mod inner;
 mod key;
-mod launcher;
-mod lead;
 mod ledger;
-mod ledger_text;
-mod lock;
-mod lock_wait;
-mod open_ledger;
-mod outcome;
-mod permit;
-mod policy;
-mod shard;
-mod slot;
-mod snapshot;
-mod sweep;
-mod table;
-mod within;
+pub mod lock;
+mod util;
 
-pub use crate::builder::SpawnGateBuilder;
-pub use crate::clock::{BootReading, ClockReading, SharedClock, SystemClock};
-pub use crate::coordinator::{
-    AttemptId, SpawnBeginError, SpawnBudgetSnapshot, SpawnCoordinator, SpawnOutcome, SpawnPermit,
-};
+pub mod admin;
+
 pub use crate::error::{
-    BudgetExhausted, GateError, LaunchError, LockError, SharedError, Stage, TimeoutError,
+    AttemptsLeft, BoxError, BudgetExhausted, GateError, LaunchError, LockError, SharedError, Stage,
+    TimeoutError,
 };
-pub use crate::gate::{Acquired, SpawnGate};
+pub use crate::flight::{
+    BackendLauncher, How, Launch, LaunchPermit, Launched, LauncherFn, launcher_fn,
+};
+pub use crate::gate::{Acquired, SpawnGate, SpawnGateBuilder};
 pub use crate::key::{BackendKey, BrokerInstanceKey, GateKey, LockName};
-pub use crate::launcher::{BackendLauncher, BoxError, How, Launched};
+pub use crate::lock::{FileSpawnLock, InMemorySpawnLock};
 
 /// For the implementations of this crate's traits.
 pub use async_trait::async_trait;
 
-pub use crate::ledger::{LastOutcome, Ledger, LedgerHolder};
-pub use crate::ledger_text::ParseLedgerError;
-pub use crate::lock::{
-    FileKind, FileSpawnLock, InMemorySpawnLock, LedgerReading, LockHolder, LockReport, SpawnLease,
-    SpawnLock, SpawnLockError, SpawnLockFileIdentity, SpawnLockGuard, Unsafety, acquire_spawn_lock,
-    inspect_spawn_lock,
+// The names of the reference system, for whom an import is to be all that changes.
+#[doc(hidden)]
+pub use crate::budget::{
+    DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW, DEFAULT_SPAWN_BUDGET_WINDOW, SpawnBeginError,
+    SpawnBudgetConfig, SpawnBudgetSnapshot, SpawnCoordinator, SpawnOutcome, SpawnPermit,
 };
-pub use crate::permit::LaunchPermit;
-pub use crate::policy::{
-    DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW, DEFAULT_SPAWN_BUDGET_WINDOW, SpawnBudgetConfig, WindowKind,
-};
-pub use crate::snapshot::{FlightSnapshot, KeySnapshot};
+#[doc(hidden)]
+pub use crate::lock::{SpawnLockError, SpawnLockFileIdentity, SpawnLockGuard, acquire_spawn_lock};
 
 /// Compiles the README's example.
 #[cfg(doctest)]

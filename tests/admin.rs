@@ -4,11 +4,14 @@ mod support;
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use spawn_gate::admin::{LedgerReading, inspect_spawn_lock};
+use spawn_gate::budget::WindowKind;
 use spawn_gate::{
     Acquired, BudgetExhausted, FileSpawnLock, GateError, GateKey, How, InMemorySpawnLock,
-    LedgerReading, SpawnBudgetConfig, SpawnGate, Stage, WindowKind, inspect_spawn_lock,
+    SpawnBudgetConfig, SpawnGate, Stage,
 };
 use tokio::time::{advance, sleep, timeout};
 use tokio_test::{assert_pending, assert_ready, task};
@@ -73,11 +76,11 @@ async fn a_snapshot_tells_a_flights_stage_age_attempt_and_callers() {
     let mut follower = task::spawn(gate.acquire("key"));
     assert_pending!(follower.poll());
 
-    let looks = |stage, age, waiting| (stage, seconds(age), Some(2), waiting);
-    for expected in [
-        looks(Stage::Lock, 0, 2),
-        looks(Stage::Discover, 3, 2),
-        looks(Stage::Launch, 6, 2),
+    let looks = |stage, age, attempt| (stage, seconds(age), attempt, 2);
+    for (expected, used) in [
+        (looks(Stage::Lock, 0, None), 1),
+        (looks(Stage::Discover, 3, None), 1),
+        (looks(Stage::Launch, 6, Some(2)), 2),
     ] {
         let snapshot = gate.snapshot("key").await;
         let flight = snapshot.flight.unwrap();
@@ -91,7 +94,7 @@ async fn a_snapshot_tells_a_flights_stage_age_attempt_and_callers() {
             expected
         );
         assert!(snapshot.budget.in_flight);
-        assert_eq!(snapshot.budget.attempts_used, 2);
+        assert_eq!(snapshot.budget.attempts_used, used);
         sleep(seconds(3)).await;
     }
     drop(leader);
@@ -232,7 +235,7 @@ async fn a_refusal_says_when_to_retry_which_shrinks_and_never_exceeds_the_window
     for (elapsed, then) in [(0, 30), (30, 39), (69, 31)] {
         let refusal = refused(&gate).await;
         assert_eq!(refusal.retry_after, WINDOW - seconds(elapsed));
-        assert_eq!((&*refusal.key, refusal.remaining), ("key", 0));
+        assert_eq!(&*refusal.key, "key");
         advance(seconds(then)).await;
     }
     // Exactly then, it helps.
@@ -298,10 +301,10 @@ async fn reset_gives_one_key_its_budget_back() {
     fail_once(&gate, "key").await;
     fail_once(&gate, "other").await;
     refused(&gate).await;
-    gate.reset(&"key").await.unwrap();
+    gate.reset("key").await.unwrap();
     assert_eq!(lead(&gate, "key").await.attempt_number(), 1);
     refusal(gate.acquire("other").await);
-    gate.reset(&"never seen").await.unwrap();
+    gate.reset("never seen").await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -310,7 +313,7 @@ async fn reset_lets_a_flight_go_on_and_its_failure_does_not_count() {
     let permit = lead(&gate, "key").await;
     let mut follower = task::spawn(gate.acquire("key"));
     assert_pending!(follower.poll());
-    gate.reset(&"key").await.unwrap();
+    gate.reset("key").await.unwrap();
     let snapshot = gate.snapshot("key").await;
     assert!(snapshot.flight.is_some());
     assert_eq!(snapshot.budget.attempts_used, 0);
@@ -330,7 +333,7 @@ async fn a_refund_after_a_reset_gives_nothing_back_twice() {
     let gate = gate(2);
     fail_once(&gate, "key").await;
     let permit = lead(&gate, "key").await;
-    gate.reset(&"key").await.unwrap();
+    gate.reset("key").await.unwrap();
     permit.refund().await;
     fail_once(&gate, "key").await;
     assert_eq!(gate.snapshot("key").await.budget.attempts_used, 1);
@@ -341,7 +344,7 @@ async fn a_reset_that_is_kept_and_not_polled_keeps_the_lock_from_nobody() {
     let directory = tempfile::tempdir().unwrap();
     let gates = [(); 2].map(|()| Gate::new(directory.path()).unwrap());
     let [operators, other] = gates;
-    let mut kept = task::spawn(operators.reset(&"key"));
+    let mut kept = task::spawn(operators.reset("key"));
     assert_pending!(kept.poll());
     lead(&other, "key").await.succeed(1).await.unwrap();
     drop(kept);
@@ -354,7 +357,7 @@ async fn a_reset_goes_on_when_its_caller_is_gone() {
     let path = lock.path_of(&"key");
     let gate = Gate::builder(lock).build();
     fail_once(&gate, "key").await;
-    let mut reset = task::spawn(gate.reset(&"key"));
+    let mut reset = task::spawn(gate.reset("key"));
     assert_pending!(reset.poll());
     drop(reset);
     let is_reset = async {
@@ -431,6 +434,34 @@ async fn a_running_backend_is_found_although_the_budget_is_used_up() {
     );
     assert_eq!(asked.await.unwrap().unwrap().how, How::Discovered);
     assert_eq!(slow.launches(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_backend_is_found_although_no_attempt_is_left_and_is_looked_for_once_a_second() {
+    let gate = gate(1);
+    fail_once(&gate, "key").await;
+    let is_up = Arc::new(AtomicBool::new(false));
+    let launcher = Script::launching(|_| async { panic!("no attempt is left") }).discovering({
+        let is_up = Arc::clone(&is_up);
+        move |_| {
+            let found = is_up.load(Ordering::SeqCst).then_some(7);
+            async move { Ok(found) }
+        }
+    });
+    for looks in 1..=3 {
+        for _ in 0..100 {
+            refusal(gate.launch("key", launcher.clone()).await);
+        }
+        assert_eq!(launcher.discover.calls(), looks);
+        advance(seconds(1)).await;
+    }
+    is_up.store(true, Ordering::SeqCst);
+    // One that runs is found by each request.
+    for _ in 0..3 {
+        let found = gate.launch("key", launcher.clone()).await.unwrap();
+        assert_eq!((found.value, found.how), (7, How::Discovered));
+    }
+    assert_eq!(gate.snapshot("key").await.budget.attempts_used, 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use spawn_gate::{SpawnBeginError, SpawnBudgetConfig, SpawnCoordinator, SpawnOutcome, WindowKind};
+use spawn_gate::budget::WindowKind;
+use spawn_gate::{SpawnBeginError, SpawnBudgetConfig, SpawnCoordinator, SpawnOutcome};
 
 use crate::support::seconds;
 

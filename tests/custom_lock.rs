@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use spawn_gate::admin::{Ledger, LedgerReading};
+use spawn_gate::lock::{LockRequest, SpawnLease, SpawnLock, TryAcquire};
 use spawn_gate::{
-    GateError, InMemorySpawnLock, Ledger, LedgerReading, SpawnBudgetConfig, SpawnGate, SpawnLease,
-    SpawnLock, SpawnLockError, async_trait,
+    GateError, InMemorySpawnLock, SpawnBudgetConfig, SpawnGate, SpawnLockError, async_trait,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -20,7 +21,6 @@ use crate::support::scripted_lock::{ScriptedLock, held, lost};
 const KEY: &str = "indexer";
 
 type Gate = SpawnGate<&'static str, u32>;
-type Lease = Result<Box<dyn SpawnLease>, SpawnLockError>;
 
 /// A lock service: always free, with a ledger that outlives a lost lease.
 #[derive(Clone, Debug)]
@@ -56,34 +56,45 @@ impl Service {
 
 #[async_trait]
 impl SpawnLock<&'static str> for Service {
-    async fn try_acquire(&self, _: &&'static str) -> Lease {
-        Ok(Box::new(ServiceLease(self.clone())))
-    }
-
-    fn try_acquire_now(&self, _: &&'static str) -> Option<Lease> {
-        Some(Ok(Box::new(ServiceLease(self.clone()))))
+    async fn try_acquire(
+        &self,
+        _: &&'static str,
+        request: LockRequest,
+    ) -> Result<TryAcquire, SpawnLockError> {
+        let token = self.ledger().fencing_token() + 1;
+        let reading = match self.keeps_ledger {
+            true => LedgerReading::Found(Box::new(self.ledger())),
+            false => LedgerReading::NotKept,
+        };
+        if let Some(ledger) = request.update.apply(reading, token) {
+            *self.ledger.lock().unwrap() = ledger;
+        }
+        Ok(TryAcquire::Acquired(Box::new(ServiceLease(
+            self.clone(),
+            token,
+        ))))
     }
 
     fn keeps_ledger(&self) -> bool {
         self.keeps_ledger
     }
 
-    async fn peek(&self, _: &&'static str) -> Option<Ledger> {
+    async fn read_ledger(&self, _: &&'static str) -> Result<LedgerReading, SpawnLockError> {
         let ledger = self.ledger();
         if self.is_slow.load(Ordering::SeqCst) {
             sleep(Duration::from_millis(500)).await;
         }
-        Some(ledger)
+        Ok(LedgerReading::Found(Box::new(ledger)))
     }
 }
 
 #[derive(Debug)]
-struct ServiceLease(Service);
+struct ServiceLease(Service, u64);
 
 #[async_trait]
 impl SpawnLease for ServiceLease {
     fn fencing_token(&self) -> u64 {
-        self.0.ledger().launch_number() + 1
+        self.1
     }
 
     async fn verify(&self) -> Result<(), SpawnLockError> {
@@ -101,13 +112,16 @@ impl SpawnLease for ServiceLease {
         })
     }
 
-    fn ledger(&self) -> LedgerReading {
-        LedgerReading::Found(Box::new(self.0.ledger()))
-    }
-
     async fn write_ledger(&mut self, ledger: &Ledger) -> Result<(), SpawnLockError> {
         *self.0.ledger.lock().unwrap() = ledger.clone();
         Ok(())
+    }
+
+    async fn settle(&mut self, ledger: Option<&Ledger>) -> Result<(), SpawnLockError> {
+        match ledger {
+            Some(ledger) => self.write_ledger(ledger).await,
+            None => Ok(()),
+        }
     }
 }
 
@@ -176,7 +190,7 @@ async fn a_look_that_began_before_a_reset_refuses_nobody_after_it() {
     let mut looking = tokio_test::task::spawn(gate.acquire(KEY));
     assert!(looking.poll().is_pending());
     sleep(Duration::from_millis(100)).await;
-    gate.reset(&KEY).await.unwrap();
+    gate.reset(KEY).await.unwrap();
     drop(looking.await);
     drop(lead(&gate, KEY).await);
 }
@@ -204,11 +218,10 @@ async fn a_lock_that_says_it_is_free_and_is_not_does_not_keep_a_waiter_busy() {
 #[tokio::test(start_paused = true)]
 async fn a_lock_that_is_lost_and_has_to_be_taken_again_has_one_deadline() {
     let limit = Duration::from_secs(10);
-    let mut losing = Service::losing(1);
-    losing.keeps_ledger = false;
-    // Had at once the first time, and held by somebody else from then on.
-    let lock = ScriptedLock::new(losing)
+    // Had at once the first time, lost, and held by somebody else from then on.
+    let lock = ScriptedLock::new(InMemorySpawnLock::new())
         .at_once(1)
+        .on_verify(|_| async { Err(lost()) })
         .on_try(|_| async { Err(held()) });
     let gate = Gate::builder(lock).lock_timeout(limit).build();
     let began = Instant::now();

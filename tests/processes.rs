@@ -19,11 +19,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use spawn_gate::{
-    Acquired, BackendLauncher, FileSpawnLock, How, LaunchPermit, SpawnGate, SpawnLock,
-    SpawnLockError, acquire_spawn_lock,
+    Acquired, BackendLauncher, FileSpawnLock, How, LaunchPermit, SpawnGate, SpawnLockError,
+    acquire_spawn_lock,
 };
 
-use crate::support::lock_file::{locks, read_lock_holder, take};
+use crate::support::lock_file::{locks, read_lock_holder, take, try_acquire};
 use crate::support::scripted_lock::ScriptedLock;
 
 const KEY: &str = "indexer";
@@ -261,7 +261,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
 
 /// Takes the lock as a gate does and returns the launch number; the lock must be free.
 fn fencing_token(locks: &FileSpawnLock) -> u64 {
-    block_on(locks.try_acquire(&KEY)).unwrap().fencing_token()
+    block_on(try_acquire(locks, &KEY)).unwrap().fencing_token()
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Broker {
         match request.what {
             What::Hello => self.backend_for(key).await,
             What::Status => self.status_of(key).await,
-            What::Reset => match self.gate.reset(&key).await {
+            What::Reset => match self.gate.reset(key).await {
                 Ok(()) => Reply::Done,
                 Err(error) => refused_by_gate(&error),
             },

@@ -20,7 +20,8 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use spawn_gate::{BoxError, SpawnLockError, inspect_spawn_lock};
+use spawn_gate::admin::inspect_spawn_lock;
+use spawn_gate::{BoxError, SpawnLockError};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 

@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use std::fs;
 
 use libfuzzer_sys::fuzz_target;
-use spawn_gate::{Ledger, inspect_spawn_lock};
+use spawn_gate::admin::{Ledger, inspect_spawn_lock};
 use tempfile::TempDir;
 
 thread_local! {

@@ -140,6 +140,14 @@ pub enum SpawnLockError {
         /// How long it was waited for.
         after: Duration,
     },
+    /// A lease of a lock service was lost: it ran out, or was revoked. A retry helps: it takes the lock anew.
+    #[error("the lease of the spawn lock {lock} was lost")]
+    LeaseLost {
+        /// The lock's name there.
+        lock: String,
+        /// What the service said, if it said anything.
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
     /// The runtime was shut down while the lock was being taken. The lock is not held.
     #[error("the runtime was shut down while the spawn lock {} was being taken", path.display())]
     RuntimeShutDown {
@@ -164,10 +172,19 @@ impl SpawnLockError {
         match self {
             Self::AlreadyLocked { .. }
             | Self::DeletedOrRecreated { .. }
+            | Self::LeaseLost { .. }
             | Self::Unresponsive { .. } => true,
             Self::Service { retry_helps, .. } => *retry_helps,
             _ => false,
         }
+    }
+
+    /// Whether this says that a lock which was held is held no longer, so that another process can hold it by now.
+    pub fn is_lost(&self) -> bool {
+        matches!(
+            self,
+            Self::DeletedOrRecreated { .. } | Self::LeaseLost { .. }
+        )
     }
 }
 

@@ -10,10 +10,11 @@ use async_trait::async_trait;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
-use super::contract::{SpawnLease, SpawnLock};
 use super::error::SpawnLockError;
+use super::traits::{LockRequest, SpawnLease, SpawnLock, TryAcquire};
 use crate::key::{GateKey, key_label};
-use crate::shard::shard;
+use crate::ledger::LedgerReading;
+use crate::util::shard;
 
 /// Spawn locks that live in this process. Clones share them, so two gates with clones of one lock exclude each other.
 ///
@@ -119,13 +120,10 @@ impl<K> fmt::Debug for InMemorySpawnLock<K> {
 }
 
 impl<K: GateKey> InMemorySpawnLock<K> {
-    fn try_lock(&self, key: &K) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
+    fn try_lock(&self, key: &K) -> Option<Box<dyn SpawnLease>> {
         let hash = self.shared.hash(key);
-        let token = self.shared.locks(hash).take(hash);
-        let token = token.ok_or_else(|| SpawnLockError::AlreadyLocked {
-            path: PathBuf::from(key_label(key)),
-        })?;
-        Ok(Box::new(Lease {
+        let token = self.shared.locks(hash).take(hash)?;
+        Some(Box::new(Lease {
             shared: Arc::clone(&self.shared),
             hash,
             token,
@@ -135,12 +133,22 @@ impl<K: GateKey> InMemorySpawnLock<K> {
 
 #[async_trait]
 impl<K: GateKey> SpawnLock<K> for InMemorySpawnLock<K> {
-    async fn try_acquire(&self, key: &K) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
-        self.try_lock(key)
+    async fn try_acquire(
+        &self,
+        key: &K,
+        _request: LockRequest,
+    ) -> Result<TryAcquire, SpawnLockError> {
+        Ok(match self.try_lock(key) {
+            Some(lease) => TryAcquire::Acquired(lease),
+            None => TryAcquire::Held {
+                lock: PathBuf::from(key_label(key)),
+                ledger: LedgerReading::NotKept,
+            },
+        })
     }
 
-    fn try_acquire_now(&self, key: &K) -> Option<Result<Box<dyn SpawnLease>, SpawnLockError>> {
-        Some(self.try_lock(key))
+    fn try_acquire_now(&self, key: &K) -> Option<Box<dyn SpawnLease>> {
+        self.try_lock(key)
     }
 }
 
@@ -167,6 +175,10 @@ impl SpawnLease for Lease {
     }
 
     fn verify_now(&self) -> Option<Result<(), SpawnLockError>> {
+        Some(Ok(()))
+    }
+
+    fn settle_now(&self) -> Option<Result<(), SpawnLockError>> {
         Some(Ok(()))
     }
 }

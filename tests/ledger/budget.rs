@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use spawn_gate::admin::{Ledger, LedgerReading, inspect_spawn_lock};
+use spawn_gate::budget::{BootReading, ClockReading, WindowKind};
 use spawn_gate::{
-    Acquired, BootReading, ClockReading, FileSpawnLock, GateError, How, Ledger, LedgerReading,
-    SpawnBudgetConfig, Stage, WindowKind, acquire_spawn_lock, inspect_spawn_lock,
+    Acquired, FileSpawnLock, GateError, How, SpawnBudgetConfig, Stage, acquire_spawn_lock,
 };
 use tokio_test::{assert_pending, task};
 
@@ -19,7 +20,7 @@ use crate::support::hooked_lock::At;
 use crate::support::script::Script;
 use crate::support::scripted_lock::ScriptedLock;
 use crate::support::step_clock::StepClock;
-use crate::support::{fail_once, lead, refusal};
+use crate::support::{fail_once, launch_failure, lead, refusal};
 
 async fn retry_after(gate: &Gate) -> Duration {
     refusal(gate.acquire(KEY).await).retry_after
@@ -249,7 +250,7 @@ async fn an_operators_reset_reaches_processes_that_are_refusing() {
         fail_once(&broker, KEY).await;
     }
     assert_eq!(retry_after(&broker).await, WINDOW);
-    gate(directory.path(), &clock).reset(&KEY).await.unwrap();
+    gate(directory.path(), &clock).reset(KEY).await.unwrap();
     tokio::time::advance(Duration::from_secs(1)).await;
     assert_eq!(lead(&broker, KEY).await.attempt_number(), 1);
 }
@@ -268,7 +269,7 @@ async fn an_operators_reset_reaches_a_process_whose_permits_were_dropped() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();
     let broker = refusing_after_dropped_permits(directory.path(), &clock).await;
-    gate(directory.path(), &clock).reset(&KEY).await.unwrap();
+    gate(directory.path(), &clock).reset(KEY).await.unwrap();
     tokio::time::advance(Duration::from_secs(1)).await;
     assert_eq!(lead(&broker, KEY).await.attempt_number(), 1);
 }
@@ -311,7 +312,7 @@ async fn a_process_that_is_out_of_attempts_waits_for_a_launch_in_progress_elsewh
     for _ in 0..3 {
         fail_once(&broker, KEY).await;
     }
-    other.reset(&KEY).await.unwrap();
+    other.reset(KEY).await.unwrap();
     for _ in 0..2 {
         fail_once(&other, KEY).await;
     }
@@ -339,7 +340,7 @@ async fn a_process_that_is_out_of_attempts_finds_what_another_one_launched_and_i
     let clock = StepClock::new();
     let [broker, other] = [(); 2].map(|()| cautious(directory.path(), &clock));
     fail_once(&broker, KEY).await;
-    other.reset(&KEY).await.unwrap();
+    other.reset(KEY).await.unwrap();
     lead(&other, KEY).await.succeed(9).await.unwrap();
     // So that the broker looks into the ledger again.
     tokio::time::advance(Duration::from_secs(1)).await;
@@ -372,7 +373,7 @@ fn strict(directory: &Path, clock: &StepClock) -> Gate {
 /// Why the last launch failed, as a caller hears who is refused.
 async fn last_failure(gate: &Gate) -> Option<String> {
     match gate.acquire(KEY).await {
-        Err(GateError::BudgetExhausted(refusal)) => Some(refusal.last_failure?.to_string()),
+        Err(GateError::BudgetExhausted(refusal)) => launch_failure(&refusal),
         other => panic!("not refused: {other:?}"),
     }
 }
@@ -424,7 +425,7 @@ async fn a_refusal_tells_no_reason_of_a_launch_before_one_that_was_killed() {
         lead(&one, KEY).await.fail("an old reason").await;
     }
     assert!(last_failure(&one).await.is_some());
-    process().reset(&KEY).await.unwrap();
+    process().reset(KEY).await.unwrap();
     for _ in 0..3 {
         // When a process is killed, its record stays as it is now.
         drop(lead(&process(), KEY).await);
@@ -437,7 +438,7 @@ async fn a_refusal_tells_no_reason_of_a_launch_before_one_that_was_killed() {
     let lost = ledger(directory.path()).lost_launch();
     let last = ledger(directory.path()).last_outcome().unwrap().launch;
     assert!(lost.unwrap() > last);
-    one.reset(&KEY).await.unwrap();
+    one.reset(KEY).await.unwrap();
     for _ in 0..3 {
         let permit = lead(&process(), KEY).await;
         assert_eq!(ledger(directory.path()).lost_launch(), None, "under way");
@@ -487,7 +488,7 @@ async fn a_launch_that_only_the_ledger_allowed_tells_why_it_failed_when_its_lock
     let clock = StepClock::new();
     let [one, other] = [(); 2].map(|()| cautious(directory.path(), &clock));
     lead(&one, KEY).await.succeed(9).await.unwrap();
-    other.reset(&KEY).await.unwrap();
+    other.reset(KEY).await.unwrap();
     let path = lock_path(directory.path());
     let loses_its_lock = Script::launching(move |_| {
         fs::remove_file(&path).unwrap();
@@ -498,7 +499,7 @@ async fn a_launch_that_only_the_ledger_allowed_tells_why_it_failed_when_its_lock
         panic!("not refused");
     };
     assert!(refusal.first);
-    assert!(refusal.last_failure.unwrap().contains("was lost"));
+    assert!(launch_failure(&refusal).unwrap().contains("was lost"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -561,13 +562,13 @@ async fn a_reset_waits_for_the_launch_in_progress_and_names_its_holder_when_it_g
     let operator = Gate::builder(FileSpawnLock::new(directory.path()).unwrap())
         .lock_timeout(Duration::ZERO)
         .build();
-    let Err(GateError::Timeout(timeout)) = operator.reset(&KEY).await else {
+    let Err(GateError::Timeout(timeout)) = operator.reset(KEY).await else {
         panic!("it did not wait");
     };
     assert_eq!(timeout.stage, Stage::Lock);
     assert_eq!(timeout.waiting_for.unwrap().pid, std::process::id());
     drop(held);
-    operator.reset(&KEY).await.unwrap();
+    operator.reset(KEY).await.unwrap();
     assert_eq!(operator.snapshot(KEY).await.budget.attempts_used, 0);
 }
 

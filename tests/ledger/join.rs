@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use spawn_gate::admin::{LedgerReading, inspect_spawn_lock};
 use spawn_gate::{
-    Acquired, GateError, How, LaunchError, Launched, LedgerReading, SpawnLockError,
-    acquire_spawn_lock, inspect_spawn_lock,
+    Acquired, GateError, How, LaunchError, Launched, SpawnLockError, acquire_spawn_lock,
 };
 use tokio::task::JoinHandle;
 
@@ -140,14 +140,19 @@ async fn old_failure() -> (tempfile::TempDir, StepClock) {
     (directory, clock)
 }
 
-/// Asks a gate with this lock, which another one holds, for a backend that runs. Returns once the request waits.
+/// Finds none running, and launches one.
+fn starter() -> Script {
+    Script::launching(|_| async { Ok(9) })
+}
+
+/// Asks a gate with this lock, which another one holds, for a backend. Returns once the request waits.
 async fn ask_and_wait(
     lock: ScriptedLock<&'static str>,
     waits: &Halt,
     clock: &StepClock,
 ) -> JoinHandle<Heard> {
     let gate = builder(lock, clock).build();
-    let asking = tokio::spawn(async move { gate.launch(KEY, finder()).await });
+    let asking = tokio::spawn(async move { gate.launch(KEY, starter()).await });
     waits.reached().await;
     waits.let_go();
     asking
@@ -164,23 +169,23 @@ async fn an_old_failure_is_not_shared_after_a_wait_for_a_holder_without_a_record
     let (lock, waits) = ScriptedLock::halting(directory.path(), is_wait);
     let asking = ask_and_wait(lock, &waits, &clock).await;
     drop(held);
-    assert_eq!(asking.await.unwrap().unwrap().how, How::Discovered);
+    assert_eq!(asking.await.unwrap().unwrap().how, How::Led);
 }
 
 #[tokio::test]
 async fn an_old_failure_is_not_shared_among_processes_that_look_for_a_backend_at_once() {
-    // Before the holder is written, and after it was written that there is none any more.
-    for at in [At::Write(1), At::Written(2)] {
+    // Before the holder is written, and before it is written that there is none any more.
+    for at in [At::Write(1), At::Write(2)] {
         let (directory, clock) = old_failure().await;
         let (lock, has_lock) = ScriptedLock::halting(directory.path(), move |it| it == at);
         let looker = builder(lock, &clock).build();
-        let looking = tokio::spawn(async move { looker.launch(KEY, finder()).await });
+        let looking = tokio::spawn(async move { looker.launch(KEY, starter()).await });
         has_lock.reached().await;
         let (lock, waits) = ScriptedLock::halting(directory.path(), is_wait);
         let asking = ask_and_wait(lock, &waits, &clock).await;
         has_lock.let_go();
         for heard in [looking.await.unwrap(), asking.await.unwrap()] {
-            assert_eq!(heard.unwrap().how, How::Discovered, "{at:?}");
+            assert_eq!(heard.unwrap().value, 9, "{at:?}");
         }
     }
 }
@@ -210,7 +215,7 @@ async fn an_old_failure_is_not_shared_when_the_ledger_did_not_answer() {
     });
     let asking = ask_and_wait(lock, &waits, &clock).await;
     held.refund().await;
-    assert_eq!(asking.await.unwrap().unwrap().how, How::Discovered);
+    assert_eq!(asking.await.unwrap().unwrap().how, How::Led);
 }
 
 #[track_caller]
@@ -225,16 +230,24 @@ fn is_shared(heard: Heard) {
 }
 
 #[tokio::test]
-async fn a_failure_between_the_first_try_at_the_lock_and_the_look_at_the_ledger_is_shared() {
+async fn a_failure_that_ends_after_the_first_try_at_the_lock_is_shared() {
     let (directory, clock) = old_failure().await;
     let held = lead(&gate(directory.path(), &clock), KEY).await;
-    let (lock, looks) = ScriptedLock::halting(directory.path(), |at| at == At::Look(1));
+    let (lock, waits) = ScriptedLock::halting(directory.path(), is_wait);
     let waiter = builder(lock, &clock).build();
-    let waiting = tokio::spawn(async move { waiter.launch(KEY, finder()).await });
-    looks.reached().await;
+    // Without a launcher, nothing is read before the first try.
+    let waiting = tokio::spawn(async move { waiter.acquire(KEY).await });
+    waits.reached().await;
     held.fail("no such program").await;
-    looks.let_go();
-    is_shared(waiting.await.unwrap());
+    waits.let_go();
+    let heard = waiting.await.unwrap().unwrap_err();
+    assert!(
+        matches!(
+            heard,
+            GateError::Launch(LaunchError::FailedElsewhere { .. })
+        ),
+        "{heard:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -243,14 +256,12 @@ async fn a_failure_is_shared_also_if_yet_another_process_held_the_lock_after_it(
     let first = lead(&gate(directory.path(), &clock), KEY).await;
     let (lock, waits) = ScriptedLock::halting(directory.path(), is_wait);
     let waiter = builder(lock, &clock).build();
-    let waiting = tokio::spawn(async move { waiter.launch(KEY, finder()).await });
+    let waiting = tokio::spawn(async move { waiter.launch(KEY, starter()).await });
     waits.reached().await;
     first.fail("no such program").await;
     let second = lead(&gate(directory.path(), &clock), KEY).await;
-    // It tries again after a second whatever the lock tells.
-    waits.reached().await;
-    second.refund().await;
     waits.let_go();
+    second.refund().await;
     is_shared(waiting.await.unwrap());
 }
 
@@ -260,11 +271,17 @@ async fn a_holder_is_named_while_it_looks_for_a_backend_and_forgotten_by_a_reset
     let clock = StepClock::new();
     let path = lock_path(directory.path());
     let looks = Halt::new();
+    let other = gate(directory.path(), &clock);
     let launcher = finder().discovering({
         let looks = looks.clone();
-        move |_| {
-            let looks = looks.clone();
+        move |call| {
+            let (looks, other) = (looks.clone(), other.clone());
             async move {
+                if call == 1 {
+                    // Somebody has the lock between the look without it and the one with it.
+                    lead(&other, KEY).await.refund().await;
+                    return Ok(None);
+                }
                 looks.halt().await;
                 Ok(Some(9))
             }
@@ -286,6 +303,6 @@ async fn a_holder_is_named_while_it_looks_for_a_backend_and_forgotten_by_a_reset
         other => panic!("{other:?}"),
     };
     assert!(is_written());
-    gate.reset(&KEY).await.unwrap();
+    gate.reset(KEY).await.unwrap();
     assert!(!is_written());
 }

@@ -11,9 +11,9 @@ mod writes;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use spawn_gate::{
-    FileSpawnLock, FlightSnapshot, SpawnBudgetConfig, SpawnGate, SpawnGateBuilder, SpawnLock,
-};
+use spawn_gate::admin::FlightSnapshot;
+use spawn_gate::lock::SpawnLock;
+use spawn_gate::{FileSpawnLock, SpawnBudgetConfig, SpawnGate, SpawnGateBuilder};
 
 use crate::support::script::Script;
 use crate::support::step_clock::StepClock;

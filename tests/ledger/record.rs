@@ -3,9 +3,10 @@
 use std::fs;
 use std::time::Duration;
 
+use spawn_gate::admin::{Ledger, LedgerReading, inspect_spawn_lock};
+use spawn_gate::budget::{SharedClock, WindowKind};
 use spawn_gate::{
-    FileSpawnLock, GateError, Ledger, LedgerReading, LockError, SharedClock, SpawnBudgetConfig,
-    SpawnLockError, WindowKind, acquire_spawn_lock, inspect_spawn_lock,
+    FileSpawnLock, GateError, LockError, SpawnBudgetConfig, SpawnLockError, acquire_spawn_lock,
 };
 
 use super::{Gate, KEY, WINDOW, builder, gate, lock_path};
@@ -139,7 +140,7 @@ async fn the_lock_file_never_grows_and_no_other_file_appears() {
     let mut sizes = Vec::new();
     for _ in 0..50 {
         lead(&gate, KEY).await.fail("m".repeat(100_000)).await;
-        gate.reset(&KEY).await.unwrap();
+        gate.reset(KEY).await.unwrap();
         sizes.push(fs::metadata(lock_path(directory.path())).unwrap().len());
     }
     sizes.dedup();

@@ -5,9 +5,9 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use spawn_gate::admin::{LedgerReading, inspect_spawn_lock};
 use spawn_gate::{
-    GateError, How, LaunchError, LedgerReading, LockError, SpawnBudgetConfig, SpawnLockError,
-    acquire_spawn_lock, inspect_spawn_lock,
+    GateError, How, LaunchError, LockError, SpawnBudgetConfig, SpawnLockError, acquire_spawn_lock,
 };
 
 use super::{Gate, KEY, WINDOW, builder, finder, gate, lock_path};
@@ -43,7 +43,7 @@ async fn a_request_that_is_dropped_while_its_charge_is_written_leaves_no_charge_
 
 #[tokio::test]
 async fn a_lock_that_is_lost_while_the_charge_is_written_is_taken_anew_before_the_launch() {
-    for lost_at in [At::Write(2), At::Written(2)] {
+    for lost_at in [At::Write(1), At::Written(1)] {
         let directory = tempfile::tempdir().unwrap();
         let (path, moved) = (lock_path(directory.path()), directory.path().join("moved"));
         let lock = ScriptedLock::hooked(directory.path(), move |at| {
@@ -138,7 +138,7 @@ async fn a_reset_is_not_undone_by_the_flight_that_it_waited_for() {
     let launching = lead(&gate, KEY).await;
     let resetting = tokio::spawn({
         let gate = gate.clone();
-        async move { gate.reset(&KEY).await }
+        async move { gate.reset(KEY).await }
     });
     waits.reached().await;
     launching.fail("no such program").await;

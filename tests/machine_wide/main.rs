@@ -10,10 +10,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
-use spawn_gate::{
-    FileSpawnLock, LedgerReading, LockReport, SpawnLockError, acquire_spawn_lock,
-    inspect_spawn_lock,
-};
+use spawn_gate::admin::{LedgerReading, LockReport, inspect_spawn_lock};
+use spawn_gate::{FileSpawnLock, SpawnLockError, acquire_spawn_lock};
 
 use caller::{Caller, KEY, Mode};
 use journal::Journal;

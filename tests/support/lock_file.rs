@@ -5,9 +5,9 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::time::SystemTime;
 
-use spawn_gate::{
-    FileSpawnLock, LockHolder, SpawnLease, SpawnLock, SpawnLockError, inspect_spawn_lock,
-};
+use spawn_gate::admin::{LockHolder, inspect_spawn_lock};
+use spawn_gate::lock::{LedgerUpdate, LockRequest, SpawnLease, SpawnLock, TryAcquire};
+use spawn_gate::{FileSpawnLock, GateKey, SpawnLockError};
 use tempfile::TempDir;
 
 /// File locks in a directory of the test's own.
@@ -22,15 +22,36 @@ pub(crate) async fn take(
     locks: &FileSpawnLock,
     key: &'static str,
 ) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
-    let mut lease = locks.try_acquire(&key).await?;
-    let (launch, pid) = (lease.fencing_token(), std::process::id());
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap();
-    let (seconds, millis) = (since.as_secs(), since.subsec_millis());
-    let text = format!("launch {launch}\nholder {pid} {seconds}.{millis:03}\n");
-    lease.write_ledger(&text.parse().unwrap()).await?;
-    Ok(lease)
+    let update = LedgerUpdate::new(|_, launch| {
+        let pid = std::process::id();
+        let since = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap();
+        let (seconds, millis) = (since.as_secs(), since.subsec_millis());
+        let text = format!("launch {launch}\nholder {pid} {seconds}.{millis:03}\n");
+        Some(text.parse().unwrap())
+    });
+    try_with(locks, &key, update).await
+}
+
+/// Tries once to take the lock, and changes nothing in its ledger.
+pub(crate) async fn try_acquire<K: GateKey>(
+    locks: &FileSpawnLock,
+    key: &K,
+) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
+    try_with(locks, key, LedgerUpdate::none()).await
+}
+
+async fn try_with<K: GateKey>(
+    locks: &FileSpawnLock,
+    key: &K,
+    update: LedgerUpdate,
+) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
+    let request = LockRequest::new(update, tokio::time::Instant::now());
+    match locks.try_acquire(key, request).await? {
+        TryAcquire::Acquired(lease) => Ok(lease),
+        TryAcquire::Held { lock, .. } => Err(SpawnLockError::AlreadyLocked { path: lock }),
+    }
 }
 
 /// Who holds the lock at `path`, if somebody does and is written there.

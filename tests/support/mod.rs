@@ -15,6 +15,7 @@ pub(crate) mod step_clock;
 use std::fmt::Debug;
 use std::time::Duration;
 
+use spawn_gate::budget::ExhaustionReason;
 use spawn_gate::{
     Acquired, BudgetExhausted, GateError, GateKey, InMemorySpawnLock, LaunchPermit, SpawnGate,
 };
@@ -60,6 +61,14 @@ pub(crate) fn refusal<V: Debug>(heard: Result<V, GateError>) -> BudgetExhausted 
     match heard {
         Err(GateError::BudgetExhausted(refusal)) => refusal,
         other => panic!("not refused: {other:?}"),
+    }
+}
+
+/// Why the last launch failed, as the refusal tells it; `None` if it tells something else.
+pub(crate) fn launch_failure(refusal: &BudgetExhausted) -> Option<String> {
+    match &*refusal.reason {
+        ExhaustionReason::LaunchFailed { message } => Some(message.clone()),
+        _ => None,
     }
 }
 

@@ -3,12 +3,14 @@
 use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use spawn_gate::{GateKey, Ledger, LedgerReading, SpawnLease, SpawnLock, SpawnLockError};
+use spawn_gate::admin::{BackendEnd, Ledger, LedgerReading};
+use spawn_gate::lock::{LedgerUpdate, LockRequest, SpawnLease, SpawnLock, TryAcquire};
+use spawn_gate::{GateKey, SpawnLockError};
 
 use super::script::Step;
 
@@ -140,6 +142,40 @@ impl<K> ScriptedLock<K> {
             steps: self.lease.clone(),
         })
     }
+
+    /// Makes a change of the ledger, with a step before and after.
+    async fn update(
+        &self,
+        lease: Box<dyn SpawnLease>,
+        reading: LedgerReading,
+        update: LedgerUpdate,
+    ) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
+        let before = match &reading {
+            LedgerReading::Found(ledger) => (**ledger).clone(),
+            _ => Ledger::default(),
+        };
+        let Some(ledger) = update.apply(reading, lease.fencing_token()) else {
+            return Ok(lease);
+        };
+        let mut undelivered = Undelivered(Some((lease, before)));
+        if let Some((lease, _)) = &mut undelivered.0 {
+            self.lease.write.call().await?;
+            lease.write_ledger(&ledger).await?;
+            self.lease.written.call().await?;
+        }
+        Ok(undelivered.0.take().unwrap().0)
+    }
+}
+
+/// A lease that its caller does not have yet. If it never comes for it, what was written is taken back.
+struct Undelivered(Option<(Box<dyn SpawnLease>, Ledger)>);
+
+impl Drop for Undelivered {
+    fn drop(&mut self) {
+        if let Some((mut lease, before)) = self.0.take() {
+            tokio::spawn(async move { lease.write_ledger(&before).await });
+        }
+    }
 }
 
 impl<K> fmt::Debug for ScriptedLock<K> {
@@ -150,22 +186,44 @@ impl<K> fmt::Debug for ScriptedLock<K> {
 
 #[async_trait]
 impl<K: GateKey> SpawnLock<K> for ScriptedLock<K> {
-    async fn try_acquire(&self, key: &K) -> Result<Box<dyn SpawnLease>, SpawnLockError> {
+    async fn try_acquire(
+        &self,
+        key: &K,
+        mut request: LockRequest,
+    ) -> Result<TryAcquire, SpawnLockError> {
         self.tries.call().await?;
-        let outcome = self.real.try_acquire(key).await;
-        if matches!(outcome, Err(SpawnLockError::AlreadyLocked { .. })) {
-            (self.found_held)();
+        let read = Arc::new(Mutex::new(LedgerReading::NotKept));
+        let reader = LedgerUpdate::new({
+            let read = Arc::clone(&read);
+            move |reading, _| {
+                *read.lock().unwrap() = reading;
+                None
+            }
+        });
+        let update = std::mem::replace(&mut request.update, reader);
+        match self.real.try_acquire(key, request).await? {
+            TryAcquire::Acquired(real) => {
+                let reading = read.lock().unwrap().clone();
+                let real = match reading {
+                    LedgerReading::NotKept => real,
+                    reading => self.update(real, reading, update).await?,
+                };
+                Ok(TryAcquire::Acquired(self.leased(real, false)))
+            }
+            held => {
+                (self.found_held)();
+                Ok(held)
+            }
         }
-        outcome.map(|real| self.leased(real, false))
     }
 
-    fn try_acquire_now(&self, key: &K) -> Option<Result<Box<dyn SpawnLease>, SpawnLockError>> {
+    fn try_acquire_now(&self, key: &K) -> Option<Box<dyn SpawnLease>> {
         let one_less = |left: u32| left.checked_sub(1);
         let at_once = &self.at_once;
         let is_at_once = at_once.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
         is_at_once.ok()?;
-        let outcome = self.real.try_acquire_now(key)?;
-        Some(outcome.map(|real| self.leased(real, true)))
+        let real = self.real.try_acquire_now(key)?;
+        Some(self.leased(real, true))
     }
 
     async fn released(&self, key: &K, pause: Duration) {
@@ -181,9 +239,13 @@ impl<K: GateKey> SpawnLock<K> for ScriptedLock<K> {
         self.real.keeps_ledger()
     }
 
-    async fn peek(&self, key: &K) -> Option<Ledger> {
-        self.looks.call().await.ok()?;
-        self.real.peek(key).await
+    async fn read_ledger(&self, key: &K) -> Result<LedgerReading, SpawnLockError> {
+        self.looks.call().await?;
+        self.real.read_ledger(key).await
+    }
+
+    async fn report_backend_end(&self, key: &K, end: &BackendEnd) -> Result<(), SpawnLockError> {
+        self.real.report_backend_end(key, end).await
     }
 }
 
@@ -220,14 +282,31 @@ impl SpawnLease for ScriptedLease {
         }
     }
 
-    fn ledger(&self) -> LedgerReading {
-        self.real.ledger()
-    }
-
     async fn write_ledger(&mut self, ledger: &Ledger) -> Result<(), SpawnLockError> {
         self.steps.write.call().await?;
         self.real.write_ledger(ledger).await?;
         self.steps.written.call().await
+    }
+
+    async fn settle(&mut self, ledger: Option<&Ledger>) -> Result<(), SpawnLockError> {
+        if let Some(verify) = &self.steps.verify {
+            verify.call().await?;
+        }
+        if ledger.is_some() {
+            self.steps.write.call().await?;
+        }
+        self.real.settle(ledger).await?;
+        match ledger {
+            Some(_) => self.steps.written.call().await,
+            None => Ok(()),
+        }
+    }
+
+    fn settle_now(&self) -> Option<Result<(), SpawnLockError>> {
+        match self.at_once {
+            true => self.real.settle_now(),
+            false => None,
+        }
     }
 }
 

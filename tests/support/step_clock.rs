@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use spawn_gate::{BootReading, ClockReading, SharedClock};
+use spawn_gate::budget::{BootReading, ClockReading, SharedClock};
 
 /// Clones are one clock.
 #[derive(Clone, Debug)]

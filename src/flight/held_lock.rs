@@ -1,0 +1,114 @@
+//! A held spawn lock, and the leader's turn at its ledger.
+
+use std::future::Future;
+use std::time::Duration;
+
+use crate::budget::{ClockReading, Settlement};
+use crate::ledger::LedgerSession;
+use crate::lock::{SpawnLease, SpawnLockError};
+use crate::util::{CatchPanic, lazy_timeout};
+
+/// Dropping it releases the lock.
+#[derive(Debug)]
+pub(crate) struct HeldLock {
+    lease: Box<dyn SpawnLease>,
+    /// `None` if the lock keeps no ledger.
+    pub(crate) session: Option<Box<LedgerSession>>,
+}
+
+impl HeldLock {
+    pub(crate) fn new(lease: Box<dyn SpawnLease>, session: Option<Box<LedgerSession>>) -> Self {
+        Self { lease, session }
+    }
+
+    pub(crate) fn fencing_token(&self) -> u64 {
+        self.lease.fencing_token()
+    }
+
+    /// Checks that the lock is still held.
+    pub(crate) async fn verify(&self) -> Result<(), SpawnLockError> {
+        match self.lease.verify_now() {
+            Some(verified) => verified,
+            None => Box::pin(self.answered(self.lease.verify())).await,
+        }
+    }
+
+    /// As [`verify`](Self::verify), if that takes no waiting.
+    pub(crate) fn verify_now(&self) -> Option<Result<(), SpawnLockError>> {
+        self.lease.verify_now()
+    }
+
+    /// Resolves when the lock is known to be lost; never, if such a loss is not told.
+    pub(crate) async fn lost(&self) -> SpawnLockError {
+        match self.lease.lost() {
+            Some(lost) => lost.await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Writes the ledger, if there is one, as it is now.
+    pub(crate) async fn write_ledger(&mut self) -> Result<(), SpawnLockError> {
+        let Some(session) = &self.session else {
+            return Ok(());
+        };
+        let limit = call_limit(&*self.lease);
+        answered(limit, self.lease.write_ledger(session.to_write())).await
+    }
+
+    /// Settles, if that takes no waiting.
+    pub(crate) fn settle_now(&self) -> Option<Result<(), SpawnLockError>> {
+        match self.session {
+            Some(_) => None,
+            None => self.lease.settle_now(),
+        }
+    }
+
+    /// Verifies the lock, writes the last record, and releases the lock, which dropping this completes.
+    pub(crate) async fn settle(
+        &mut self,
+        settlement: Settlement,
+        failure: Option<&str>,
+        now: ClockReading,
+    ) -> Result<(), SpawnLockError> {
+        if let Some(session) = &mut self.session {
+            session.settle(settlement, failure, now);
+        }
+        let limit = call_limit(&*self.lease);
+        let record = self.session.as_ref().map(|session| session.to_write());
+        // A lock's panic must not take a launch that succeeded with it.
+        let settled = CatchPanic::new(self.lease.settle(record));
+        match lazy_timeout(limit, settled).await {
+            Some(Ok(settled)) => settled,
+            Some(Err(message)) => Err(SpawnLockError::Service {
+                lock: String::new(),
+                source: message.into(),
+                retry_helps: false,
+            }),
+            None => Err(SpawnLockError::Unresponsive { after: limit }),
+        }
+    }
+
+    async fn answered<V>(
+        &self,
+        call: impl Future<Output = Result<V, SpawnLockError>>,
+    ) -> Result<V, SpawnLockError> {
+        answered(call_limit(&*self.lease), call).await
+    }
+}
+
+/// How long a single call of a lease may take that does not expire. A file's takes microseconds, unless its file system hangs.
+const LONGEST_CALL: Duration = Duration::from_secs(5);
+
+fn call_limit(lease: &dyn SpawnLease) -> Duration {
+    lease.expires_in().unwrap_or(LONGEST_CALL)
+}
+
+/// Waits for a call of the lock, which must not keep a flight from ending.
+async fn answered<V>(
+    limit: Duration,
+    call: impl Future<Output = Result<V, SpawnLockError>>,
+) -> Result<V, SpawnLockError> {
+    lazy_timeout(limit, call)
+        .await
+        .unwrap_or(Err(SpawnLockError::Unresponsive { after: limit }))
+}

@@ -1,0 +1,328 @@
+//! The leader: the one owner of its flight, its attempt, and its held lock.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::time::Instant;
+
+use super::entry::Flight;
+use super::held_lock::HeldLock;
+use super::outcome::Outcome;
+use super::shared::{LedgerRead, Shared};
+use crate::budget::{Attempt, BudgetUpdate, ExhaustionReason, Refusal, Settlement};
+use crate::error::{AttemptsLeft, BoxError, GateError, LaunchError, SharedError, Stage};
+use crate::key::GateKey;
+use crate::ledger::{Known, picture};
+use crate::lock::SpawnLockError;
+use crate::util::caught;
+
+/// Who leads a flight. It is handed on from step to step, and becomes a [`LaunchPermit`](super::permit::LaunchPermit) once it
+/// may launch. Dropping it ends the flight: as abandoned if it may launch, and otherwise for a follower to take over.
+// A box, since it is moved often.
+pub(crate) struct Leader<K: GateKey, T>(Box<Parts<K, T>>);
+
+pub(crate) struct Parts<K: GateKey, T> {
+    pub(crate) shared: Arc<Shared<K, T>>,
+    pub(crate) flight: Flight<K, T>,
+    /// What this flight is to check before it goes on.
+    pub(crate) refusal: Option<Refusal>,
+    /// The newest look into the ledger without the lock.
+    pub(crate) read: Option<LedgerRead>,
+    pub(crate) known: Known,
+    pub(crate) held: Option<HeldLock>,
+    /// The charged attempt.
+    pub(crate) attempt: Option<Attempt>,
+    /// From here on something may be started.
+    is_launching: bool,
+    has_ended: bool,
+}
+
+impl<K: GateKey, T> Leader<K, T> {
+    pub(crate) fn new(
+        shared: Arc<Shared<K, T>>,
+        flight: Flight<K, T>,
+        refusal: Option<Refusal>,
+    ) -> Self {
+        Self(Box::new(Parts {
+            shared,
+            flight,
+            refusal,
+            read: None,
+            known: Known::default(),
+            held: None,
+            attempt: None,
+            is_launching: false,
+            has_ended: false,
+        }))
+    }
+
+    /// The flight may launch from now on.
+    pub(crate) fn begin_launch(&mut self) {
+        self.is_launching = true;
+        self.flight.advance(Stage::Launch);
+    }
+
+    /// Nothing was launched after all, whatever happens from here on.
+    pub(crate) fn call_off_launch(&mut self) {
+        self.is_launching = false;
+        self.flight.advance(Stage::Lock);
+    }
+
+    /// Drops a lock that was lost before the launch. What was charged is taken back: here, or once the ledger is read again.
+    pub(crate) fn let_go(&mut self) {
+        let this = &mut **self;
+        let Some(held) = this.held.take() else {
+            return;
+        };
+        // Somebody else can have had it meanwhile, perhaps with another ledger.
+        this.known.looked_at = None;
+        if this.attempt.take().is_some() {
+            match held.session {
+                Some(_) => this.known.lost_charge = Some(held.fencing_token()),
+                None => this.flight.refund(),
+            }
+        }
+    }
+
+    /// The error of a launcher that failed.
+    pub(crate) fn launch_failed(&self, error: impl Into<BoxError>) -> GateError {
+        LaunchError::Failed {
+            key: self.flight.label(),
+            attempt: self.attempt.map_or(0, |attempt| attempt.number),
+            left: self.attempts_left(),
+            source: SharedError::new(error),
+        }
+        .into()
+    }
+
+    /// What is left of the budget, for an error.
+    pub(crate) fn attempts_left(&self) -> AttemptsLeft {
+        let remaining = self.attempt.map_or(0, |attempt| attempt.remaining);
+        if remaining > 0 {
+            return AttemptsLeft::new(remaining, None);
+        }
+        let session = self.held.as_ref().and_then(|held| held.session.as_ref());
+        let retry_after = match session {
+            Some(session) => session.retry_after(self.shared.clock.now()),
+            None => {
+                let usage = self.flight.usage(&self.shared.policy, Instant::now());
+                usage.retry_after
+            }
+        };
+        AttemptsLeft::new(0, retry_after)
+    }
+
+    /// Settles attempt and ledger, releases the lock, and lets everybody know, in this order: a caller that hears of the end
+    /// finds the lock free and the ledger settled. Returns the outcome as all callers hear it.
+    pub(crate) async fn end(mut self, outcome: Outcome<T>) -> Outcome<T>
+    where
+        T: Clone,
+    {
+        match self.settle_now() {
+            Some(Ok(())) => self.publish(outcome),
+            Some(Err(error)) => {
+                let outcome = self.lost(outcome, error);
+                self.publish(outcome)
+            }
+            // Boxed, so that those who need not wait do not keep room for it.
+            None => Box::pin(self.settle_and_publish(outcome)).await,
+        }
+    }
+
+    /// Gives the permit back where nothing can be awaited. What a ledger was charged stays.
+    pub(crate) fn end_in_drop(mut self)
+    where
+        T: Clone,
+    {
+        // If the lease panics, this leader's own drop finds that nothing was launched.
+        self.call_off_launch();
+        drop(self.held.take());
+        self.publish(Outcome::LeaderGone);
+    }
+
+    fn settle_now(&self) -> Option<Result<(), SpawnLockError>> {
+        match &self.held {
+            Some(held) => held.settle_now(),
+            None => Some(Ok(())),
+        }
+    }
+
+    async fn settle_and_publish(mut self, outcome: Outcome<T>) -> Outcome<T>
+    where
+        T: Clone,
+    {
+        let settlement = self.settlement(&outcome);
+        let failure = match &outcome {
+            Outcome::Failed(error) if self.is_launching => Some(error.message()),
+            _ => None,
+        };
+        let now = self.shared.clock.now();
+        let settled = match &mut self.held {
+            Some(held) => held.settle(settlement, failure.as_deref(), now).await,
+            None => Ok(()),
+        };
+        let outcome = match settled {
+            Ok(()) => outcome,
+            Err(error) => match &self.held {
+                // What was written before stands: a charge without an outcome, which counts as failed. It must not take a
+                // launch with it that succeeded.
+                Some(held) if !error.is_lost() && held.verify().await.is_ok() => outcome,
+                _ => self.lost(outcome, error),
+            },
+        };
+        self.publish(outcome)
+    }
+
+    /// A success is none if the lock was lost meanwhile.
+    fn lost(&mut self, outcome: Outcome<T>, error: SpawnLockError) -> Outcome<T> {
+        let Outcome::Launched(_) = outcome else {
+            return outcome;
+        };
+        let error = self.lock_lost(error);
+        let this = &mut **self;
+        if let Some(session) = this.held.as_mut().and_then(|held| held.session.as_mut()) {
+            session.settle_as_lost(&error.message(), this.shared.clock.now());
+        }
+        Outcome::Failed(error)
+    }
+
+    /// The error of a launch whose lock was lost, or cannot be verified.
+    pub(crate) fn lock_lost(&self, error: SpawnLockError) -> GateError {
+        LaunchError::LockLost {
+            key: self.flight.label(),
+            source: Arc::new(error),
+            left: self.attempts_left(),
+        }
+        .into()
+    }
+
+    /// Releases the lock, ends the flight, and returns the outcome as all callers hear it.
+    fn publish(mut self, outcome: Outcome<T>) -> Outcome<T>
+    where
+        T: Clone,
+    {
+        let update = self.budget_update(&outcome);
+        // Free before anybody is woken to ask for it again.
+        drop(self.held.take());
+        self.has_ended = true;
+        if self
+            .flight
+            .end(&self.shared.policy, outcome.clone(), update)
+        {
+            return outcome;
+        }
+        // Only an operator ends a flight before its leader does.
+        Outcome::Failed(GateError::from(LaunchError::Aborted {
+            key: self.flight.label(),
+        }))
+    }
+
+    fn settlement(&self, outcome: &Outcome<T>) -> Settlement {
+        match outcome {
+            Outcome::Launched(_) => Settlement::Success,
+            Outcome::Failed(_) if self.is_launching => Settlement::Failed,
+            _ => Settlement::Refund,
+        }
+    }
+
+    /// What becomes of the budget that this process counts.
+    fn budget_update(&self, outcome: &Outcome<T>) -> BudgetUpdate {
+        let Shared { policy, clock, .. } = &*self.shared;
+        let now = Instant::now;
+        let session = self.held.as_ref().and_then(|held| held.session.as_ref());
+        if let Some(session) = session {
+            let picture = session.picture(clock.now(), now().into_std());
+            return BudgetUpdate::Picture(Box::new(picture));
+        }
+        if policy.is_in_ledger {
+            return match &self.read {
+                Some(read) => {
+                    let mut picture = picture(&read.ledger, policy, clock.now(), now().into_std());
+                    picture.at = read.at.into_std();
+                    BudgetUpdate::Picture(Box::new(picture))
+                }
+                None => BudgetUpdate::Keep,
+            };
+        }
+        let reason = match outcome {
+            Outcome::Failed(error) if self.is_launching => {
+                Some(Arc::new(ExhaustionReason::launch_failed(error.message())))
+            }
+            _ => None,
+        };
+        // The time is asked for only where it counts.
+        let at = match policy.stable_after {
+            Some(_) => now(),
+            None => self.flight.began().unwrap_or_else(now),
+        };
+        BudgetUpdate::Settle {
+            settlement: self.settlement(outcome),
+            reason,
+            launch: self.held.as_ref().map_or(0, HeldLock::fencing_token),
+            now: at.into_std(),
+        }
+    }
+}
+
+impl<K: GateKey, T> std::ops::Deref for Leader<K, T> {
+    type Target = Parts<K, T>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl<K: GateKey, T> std::ops::DerefMut for Leader<K, T> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
+impl<K: GateKey, T> Drop for Parts<K, T> {
+    fn drop(&mut self) {
+        if self.has_ended {
+            return;
+        }
+        let is_panicking = std::thread::panicking();
+        // All of this is guarded: leases, keys and wakers are the user's code.
+        let launch = caught(|| self.held.take().map(|held| held.fencing_token()));
+        let key = caught(|| self.flight.label()).unwrap_or_else(|_| "?".into());
+        let error = if is_panicking {
+            // For all, so that they do not run into the same panic in turn.
+            Some(LaunchError::task_panicked(key))
+        } else if self.is_launching {
+            Some(LaunchError::Abandoned { key })
+        } else {
+            None
+        };
+        let reason = self.is_launching.then(|| {
+            Arc::new(ExhaustionReason::CutShort {
+                launch: launch.ok().flatten().unwrap_or_default(),
+                at: Some(SystemTime::now()),
+            })
+        });
+        let update = match self.shared.policy.is_in_ledger {
+            true => BudgetUpdate::Keep,
+            false => BudgetUpdate::Settle {
+                settlement: match self.is_launching {
+                    true => Settlement::Failed,
+                    false => Settlement::Refund,
+                },
+                reason,
+                launch: 0,
+                now: Instant::now().into_std(),
+            },
+        };
+        let outcome = error.map_or(Outcome::LeaderGone, |error| Outcome::Failed(error.into()));
+        let _ = caught(|| self.flight.end(&self.shared.policy, outcome, update));
+    }
+}
+
+impl<K: GateKey + fmt::Debug, T> fmt::Debug for Leader<K, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leader")
+            .field("key", self.flight.key())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,38 @@
+//! A flight: one launch in progress for a key, from a request that enters the gate to the outcome that all callers hear.
+//!
+//! The files, each importing only from those above it:
+//!
+//! - `outcome`: how a flight ends, and the channel on which followers hear it. `snapshot`: what an operator sees.
+//! - `entry`: a key's entry, with its flight if one is in progress. `shard`, `registry`: the entries of all keys.
+//! - `shared`: what all handles, leaders and permits of a gate share.
+//! - `held_lock`: a held lock with its ledger. `leader`: the owner of flight, attempt and held lock.
+//! - `permit`: the public face of a leader that may launch. `launcher`: the user's side.
+//! - `steps`, `lock_wait`: the steps of a launch. `script`: their order. Read that first.
+//!
+//! All of the crate's other rooms but `gate` may be imported here.
+
+mod entry;
+mod held_lock;
+mod launcher;
+mod leader;
+mod lock_wait;
+mod outcome;
+mod permit;
+mod registry;
+mod script;
+mod shard;
+mod shared;
+mod snapshot;
+mod steps;
+
+pub(crate) use self::entry::{Flight, Role};
+pub use self::launcher::{BackendLauncher, How, Launch, Launched, LauncherFn, launcher_fn};
+pub(crate) use self::leader::Leader;
+pub(crate) use self::lock_wait::{LockWait, Tried};
+pub(crate) use self::outcome::{Outcome, OutcomeReceiver};
+pub use self::permit::LaunchPermit;
+pub(crate) use self::registry::{Leftovers, Registry, lock_shard};
+pub(crate) use self::script::{lead, or_interrupted, prepare};
+pub(crate) use self::shard::Shard;
+pub(crate) use self::shared::{Shared, Timeouts};
+pub use self::snapshot::{FlightSnapshot, KeySnapshot};

@@ -1,0 +1,80 @@
+//! How a flight ends, and the watch channel on which its followers hear that.
+
+use tokio::sync::watch::{Receiver, Sender};
+use tokio::time::{Instant, timeout_at};
+
+use crate::error::{GateError, LockError};
+use crate::lock::SpawnLockError;
+
+/// How a flight ended.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome<T> {
+    /// The leader launched a backend.
+    Launched(T),
+    /// A backend was running already.
+    Discovered(T),
+    /// There is no backend; all callers share the reason.
+    Failed(GateError),
+    /// The leader went away before it launched anything. A follower takes over.
+    LeaderGone,
+}
+
+impl<T> Outcome<T> {
+    /// The result for a follower; `None` means retry.
+    pub(crate) fn joined(self) -> Result<Option<T>, GateError> {
+        match self {
+            Self::Launched(value) | Self::Discovered(value) => Ok(Some(value)),
+            Self::Failed(error) => Err(error),
+            Self::LeaderGone => Ok(None),
+        }
+    }
+}
+
+/// The outcome of a flight whose lock cannot be had.
+pub(crate) fn lock_failed<T>(error: GateError) -> Outcome<T> {
+    match error {
+        // The followers may be on a runtime that is not shut down: one of them takes over.
+        GateError::Lock(LockError { source, .. })
+            if matches!(*source, SpawnLockError::RuntimeShutDown { .. }) =>
+        {
+            Outcome::LeaderGone
+        }
+        error => Outcome::Failed(error),
+    }
+}
+
+/// The leader's end of the channel.
+#[derive(Debug)]
+pub(crate) struct OutcomeSender<T>(Sender<Option<Outcome<T>>>);
+
+impl<T> OutcomeSender<T> {
+    pub(crate) fn new() -> Self {
+        Self(Sender::new(None))
+    }
+
+    pub(crate) fn subscribe(&self) -> OutcomeReceiver<T> {
+        OutcomeReceiver(self.0.subscribe())
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.0.receiver_count()
+    }
+
+    pub(crate) fn publish(&self, outcome: Outcome<T>) {
+        // Keeps the value also if nobody listens at this moment.
+        self.0.send_replace(Some(outcome));
+    }
+}
+
+/// A follower's end of the channel.
+#[derive(Debug)]
+pub(crate) struct OutcomeReceiver<T>(Receiver<Option<Outcome<T>>>);
+
+impl<T: Clone> OutcomeReceiver<T> {
+    /// Waits for the outcome. Returns `None` if there is none by `deadline`.
+    pub(crate) async fn outcome(&mut self, deadline: Instant) -> Option<Outcome<T>> {
+        let ended = timeout_at(deadline, self.0.wait_for(Option::is_some)).await;
+        // The inner error means that the other end is gone, so that there is nothing to wait for.
+        ended.ok()?.ok()?.clone()
+    }
+}

@@ -1,0 +1,153 @@
+//! The way of a leader, from its seat to the end of its flight.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+
+use super::entry::Flight;
+use super::launcher::BackendLauncher;
+use super::leader::Leader;
+use super::lock_wait::LockWait;
+use super::outcome::{Outcome, lock_failed};
+use super::permit::LaunchPermit;
+use super::steps::{Step, call};
+use crate::error::Stage;
+use crate::key::GateKey;
+use crate::util::caught;
+
+/// Takes all steps up to the permit.
+///
+/// Without a launcher it is not known whether a backend runs.
+pub(crate) async fn prepare<K: GateKey, T: 'static>(
+    leader: &mut Leader<K, T>,
+    launcher: Option<&dyn BackendLauncher<K, T>>,
+) -> Step<T> {
+    let mut wait = LockWait::default();
+    // A lock that is free and costs nothing is taken first, so that one look is enough.
+    if !leader.take_lock_now() {
+        if launcher.is_some() || leader.refusal.is_some() {
+            leader.read_ledger().await;
+            leader.look(launcher).await?;
+            leader.confirm_refusal()?;
+        }
+        leader.take_lock(&mut wait, launcher).await?;
+    }
+    loop {
+        if leader.attempt.is_none() {
+            // Somebody has held the lock since the last look, or there is no ledger to show that nobody has.
+            leader.look(launcher).await?;
+            leader.charge().await?;
+        }
+        // Last of all: what follows is the launch.
+        let Err(error) = leader.verify().await else {
+            leader.begin_launch();
+            return Ok(());
+        };
+        wait.began_at(leader.flight.began(), &leader.shared);
+        wait.note_lost(error, leader.flight.key())
+            .map_err(lock_failed)?;
+        leader.let_go();
+        leader.take_lock(&mut wait, launcher).await?;
+    }
+}
+
+/// Leads a flight to its end, and returns that.
+pub(crate) async fn lead<K, T, L>(mut leader: Leader<K, T>, launcher: L) -> Outcome<T>
+where
+    K: GateKey,
+    T: Clone + Send + Sync + 'static,
+    L: BackendLauncher<K, T>,
+{
+    let flight = leader.flight.clone();
+    let prepared = or_interrupted(&flight, prepare(&mut leader, Some(&launcher))).await;
+    let (launched, leader) = match prepared {
+        Ok(()) => launch(leader, &launcher).await,
+        Err(outcome) => (outcome, leader),
+    };
+    let value = match &launched {
+        Outcome::Launched(value) => Some(value.clone()),
+        _ => None,
+    };
+    let limit = leader.shared.timeouts.launch;
+    let outcome = leader.end(launched).await;
+    match (value, &outcome) {
+        (Some(unheard_of), Outcome::Failed(_)) => {
+            // In a task of its own, since all can hear the outcome meanwhile. However it goes, there is nobody to hear of it.
+            tokio::spawn(async move {
+                let discard = async || {
+                    launcher.discard(flight.key(), unheard_of).await;
+                    Ok(())
+                };
+                let _ = call(limit, discard).await;
+            });
+        }
+        // The followers have heard the outcome, and the caller shall hear the same.
+        _ => _ = caught(|| drop(launcher)),
+    }
+    outcome
+}
+
+/// Runs the launcher.
+async fn launch<K, T>(
+    leader: Leader<K, T>,
+    launcher: &impl BackendLauncher<K, T>,
+) -> (Outcome<T>, Leader<K, T>)
+where
+    K: GateKey,
+    T: Send + Sync + 'static,
+{
+    let limit = leader.shared.timeouts.launch;
+    let flight = leader.flight.clone();
+    let permit = LaunchPermit::new(leader);
+    let launching = call(limit, async || launcher.launch(&permit).await);
+    let launched = or_interrupted(&flight, or_lost(&permit, launching)).await;
+    let leader = permit.into_leader();
+    let outcome = match launched {
+        Ok(Ok(Ok(value))) => Outcome::Launched(value),
+        Ok(Ok(Err(error))) => Outcome::Failed(leader.launch_failed(error)),
+        Ok(Err(no_answer)) => {
+            let left = Some(leader.attempts_left());
+            Outcome::Failed(no_answer.into_error(&flight, Stage::Launch, limit, left))
+        }
+        Err(outcome) => outcome,
+    };
+    (outcome, leader)
+}
+
+/// Awaits a step, unless an operator ends the flight first.
+pub(crate) async fn or_interrupted<K, T, V>(
+    flight: &Flight<K, T>,
+    step: impl Future<Output = Step<T, V>>,
+) -> Step<T, V> {
+    let mut step = pin!(step);
+    poll_fn(|context| match step.as_mut().poll(context) {
+        Poll::Ready(ended) => Poll::Ready(ended),
+        Poll::Pending => {
+            let interrupted = flight.poll_interrupted(context);
+            interrupted.map(|error| Err(Outcome::Failed(error)))
+        }
+    })
+    .await
+}
+
+/// Awaits the launcher, unless the lock is lost first.
+async fn or_lost<K: GateKey, T, V>(
+    permit: &LaunchPermit<K, T>,
+    launching: impl Future<Output = V>,
+) -> Step<T, V> {
+    let mut launching = pin!(launching);
+    let at_once = poll_fn(|context| Poll::Ready(launching.as_mut().poll(context)));
+    if let Poll::Ready(launched) = at_once.await {
+        return Ok(launched);
+    }
+    // Boxed, so that those who need not wait do not keep room for it.
+    let mut lost = Box::pin(permit.lost());
+    poll_fn(|context| match launching.as_mut().poll(context) {
+        Poll::Ready(launched) => Poll::Ready(Ok(launched)),
+        Poll::Pending => {
+            let lost = lost.as_mut().poll(context);
+            lost.map(|error| Err(Outcome::Failed(permit.lock_lost(error))))
+        }
+    })
+    .await
+}

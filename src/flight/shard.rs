@@ -1,0 +1,122 @@
+//! A part of the registry: an entry for each key that is in use. It stands behind a mutex of the registry's.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use hashbrown::HashTable;
+use tokio::time::Instant;
+
+use super::entry::{Entry, Flight};
+use super::snapshot::FlightSnapshot;
+use crate::budget::{BudgetPolicy, KeyState, Sweep, Usage};
+use crate::key::GateKey;
+use crate::ledger::BackendEnd;
+
+#[derive(Debug)]
+pub(crate) struct Shard<K, T> {
+    entries: HashTable<Arc<Entry<K, T>>>,
+    last_flight: NonZeroU64,
+    sweep: Sweep,
+}
+
+impl<K, T> Default for Shard<K, T> {
+    fn default() -> Self {
+        Self {
+            entries: HashTable::new(),
+            last_flight: NonZeroU64::MIN,
+            sweep: Sweep::default(),
+        }
+    }
+}
+
+impl<K: GateKey, T> Shard<K, T> {
+    /// The entry of `key`, if it has one.
+    pub(crate) fn entry(&self, key: &K, hash: u64) -> Option<&Arc<Entry<K, T>>> {
+        self.entries
+            .find(hash, |entry| entry.hash == hash && entry.key == *key)
+    }
+
+    /// Gives an entry to a key that has none.
+    pub(crate) fn add(&mut self, key: K, hash: u64) -> &Arc<Entry<K, T>> {
+        let entry = Arc::new(Entry::new(key, hash));
+        let added = self.entries.insert_unique(hash, entry, |entry| entry.hash);
+        added.into_mut()
+    }
+
+    /// Returns a number that no flight of this table has yet.
+    pub(crate) fn number_flight(&mut self) -> NonZeroU64 {
+        self.last_flight = self.last_flight.saturating_add(1);
+        self.last_flight
+    }
+
+    /// Forgets what `key` has used; a flight in progress goes on.
+    pub(crate) fn reset(&self, key: &K, hash: u64) {
+        if let Some(entry) = self.entry(key, hash) {
+            entry.reset(Instant::now());
+        }
+    }
+
+    /// Takes note of the end of a backend.
+    pub(crate) fn backend_ended(&self, key: &K, hash: u64, is_in_ledger: bool, end: &BackendEnd) {
+        if let Some(entry) = self.entry(key, hash) {
+            entry.backend_ended(is_in_ledger, end.launch, end.failure.as_deref());
+        }
+    }
+
+    /// The flight of `key` that is in progress.
+    pub(crate) fn flight(&self, key: &K, hash: u64) -> Option<Flight<K, T>> {
+        self.entry(key, hash)?.current_flight()
+    }
+
+    /// What `key` has used, and its flight in progress.
+    pub(crate) fn snapshot(
+        &self,
+        key: &K,
+        hash: u64,
+        policy: &BudgetPolicy,
+        now: Instant,
+    ) -> (Usage, Option<FlightSnapshot>) {
+        match self.entry(key, hash) {
+            Some(entry) => entry.snapshot(policy, now),
+            None => (KeyState::default().usage(policy, now.into_std()), None),
+        }
+    }
+
+    /// The entry of every key that has an attempt charged or a flight in progress.
+    pub(crate) fn live_entries(
+        &self,
+        policy: &BudgetPolicy,
+        now: Instant,
+    ) -> Vec<Arc<Entry<K, T>>> {
+        let entries = self.entries.iter();
+        entries
+            .filter(|entry| entry.is_live(policy, now))
+            .cloned()
+            .collect()
+    }
+
+    /// The flights in progress.
+    pub(crate) fn flights(&self) -> Vec<Flight<K, T>> {
+        let entries = self.entries.iter();
+        entries.filter_map(Entry::current_flight).collect()
+    }
+
+    /// Forgets the keys that are idle, if that is due, and adds their entries to `idle`. Returns whether it was due by time.
+    pub(crate) fn forget_idle(
+        &mut self,
+        policy: &BudgetPolicy,
+        now: Instant,
+        idle: &mut Vec<Arc<Entry<K, T>>>,
+    ) -> bool {
+        let is_due = self.sweep.is_due(policy.config.window, now.into_std());
+        if is_due || self.sweep.has_grown(self.entries.len()) {
+            let is_idle = |entry: &mut Arc<Entry<K, T>>| !entry.is_live(policy, now);
+            idle.extend(self.entries.extract_if(is_idle));
+            let (left, capacity) = (self.entries.len(), self.entries.capacity());
+            if let Some(capacity) = self.sweep.swept(left, capacity) {
+                self.entries.shrink_to(capacity, |entry| entry.hash);
+            }
+        }
+        is_due
+    }
+}

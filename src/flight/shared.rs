@@ -1,0 +1,57 @@
+//! What all handles of a gate, its leaders and its permits share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::registry::Registry;
+use crate::budget::{BudgetPolicy, SharedClock};
+use crate::key::GateKey;
+use crate::ledger::{Ledger, LedgerReading};
+use crate::lock::SpawnLock;
+
+#[derive(Debug)]
+pub(crate) struct Shared<K, T> {
+    pub(crate) registry: Registry<K, T>,
+    pub(crate) lock: Arc<dyn SpawnLock<K>>,
+    pub(crate) clock: Arc<dyn SharedClock>,
+    pub(crate) policy: BudgetPolicy,
+    pub(crate) timeouts: Timeouts,
+}
+
+/// How long each stage may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    pub(crate) lock: Duration,
+    pub(crate) discover: Duration,
+    pub(crate) launch: Duration,
+    pub(crate) follow: Duration,
+    pub(crate) drain: Duration,
+}
+
+/// How long a look into a ledger may take; it is worth no more waiting.
+const LONGEST_READ: Duration = Duration::from_secs(1);
+
+/// A ledger as it was read without its lock.
+#[derive(Debug)]
+pub(crate) struct LedgerRead {
+    pub(crate) ledger: Box<Ledger>,
+    /// Right before the look: a reset that comes while it is under way knows better.
+    pub(crate) at: Instant,
+}
+
+impl<K: GateKey, T> Shared<K, T> {
+    /// Reads the ledger of `key` without its lock, if there is one and it answers.
+    pub(crate) async fn read_ledger(&self, key: &K) -> Option<LedgerRead> {
+        if !self.policy.is_in_ledger {
+            return None;
+        }
+        let at = Instant::now();
+        match timeout(LONGEST_READ, self.lock.read_ledger(key)).await {
+            Ok(Ok(LedgerReading::Found(ledger))) => Some(LedgerRead { ledger, at }),
+            // What it says cannot be told without the lock.
+            _ => None,
+        }
+    }
+}

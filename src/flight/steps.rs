@@ -1,0 +1,230 @@
+//! The steps of a launch, each with its deadline. A step that ends the flight returns the outcome as its error.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::entry::Flight;
+use super::held_lock::HeldLock;
+use super::launcher::BackendLauncher;
+use super::leader::Leader;
+use super::outcome::{Outcome, lock_failed};
+use crate::budget::Refusal;
+use crate::error::{
+    AttemptsLeft, BoxError, BudgetExhausted, GateError, LaunchError, LockError, SharedError, Stage,
+    TimeoutError,
+};
+use crate::key::GateKey;
+use crate::lock::SpawnLockError;
+use crate::util::{CatchPanic, lazy_timeout};
+
+/// `Err` ends the flight.
+pub(crate) type Step<T, V = ()> = Result<V, Outcome<T>>;
+
+impl<K: GateKey, T> Leader<K, T> {
+    /// Gets a permit, if that takes no waiting: the lock is free, and there is neither a ledger to write nor a backend to look
+    /// for. Otherwise nothing has changed.
+    pub(crate) fn prepare_now(&mut self) -> bool {
+        if self.refusal.is_some() || !self.take_lock_now() {
+            return false;
+        }
+        let is_verified = self
+            .held
+            .as_ref()
+            .is_some_and(|held| matches!(held.verify_now(), Some(Ok(()))));
+        if is_verified && self.charge_here(false).is_ok() {
+            return true;
+        }
+        drop(self.held.take());
+        false
+    }
+
+    /// Takes the lock, if it can be had without waiting.
+    pub(crate) fn take_lock_now(&mut self) -> bool {
+        let this = &mut **self;
+        if this.refusal.is_some() || this.shared.policy.is_in_ledger {
+            return false;
+        }
+        let lease = this.shared.lock.try_acquire_now(this.flight.key());
+        this.held = lease.map(|lease| HeldLock::new(lease, None));
+        this.held.is_some()
+    }
+
+    /// Reads the ledger without the lock, for what others do meanwhile to show.
+    pub(crate) async fn read_ledger(&mut self) {
+        let this = &mut **self;
+        let Some(read) = this.shared.read_ledger(this.flight.key()).await else {
+            return;
+        };
+        this.known.ended.get_or_insert(read.ledger.last_ended());
+        this.read = Some(read);
+    }
+
+    /// Looks for a running backend, if there is a launcher to do it.
+    pub(crate) async fn look(&mut self, launcher: Option<&dyn BackendLauncher<K, T>>) -> Step<T>
+    where
+        T: 'static,
+    {
+        let Some(launcher) = launcher else {
+            return Ok(());
+        };
+        let this = &mut **self;
+        this.known.can_look = true;
+        this.flight.advance(Stage::Discover);
+        let limit = this.shared.timeouts.discover;
+        let key = this.flight.key();
+        let error = match call(limit, async || launcher.discover(key).await).await {
+            Ok(Ok(None)) => {
+                // If somebody was launching meanwhile, it says nothing.
+                let read = this.read.as_ref().map(|read| &read.ledger);
+                this.known.looked_at = read
+                    .filter(|ledger| ledger.holder().is_none())
+                    .map(|ledger| ledger.fencing_token());
+                return Ok(());
+            }
+            Ok(Ok(Some(found))) => return Err(Outcome::Discovered(found)),
+            Ok(Err(error)) => LaunchError::Discover {
+                key: this.flight.label(),
+                source: SharedError::new(error),
+            }
+            .into(),
+            Err(broken) => broken.into_error(&this.flight, Stage::Discover, limit, None),
+        };
+        Err(Outcome::Failed(error))
+    }
+
+    /// Ends the flight if it is to check a refusal and that still stands. The ledger decides where there is one, but only if
+    /// nobody seems to be launching: that launch is waited for.
+    pub(crate) fn confirm_refusal(&mut self) -> Step<T> {
+        let this = &mut **self;
+        if this.refusal.take().is_none() {
+            return Ok(());
+        }
+        let policy = &this.shared.policy;
+        let has_looked = this.known.can_look;
+        let refusal = if !policy.is_in_ledger {
+            this.flight.confirm(policy, has_looked, Instant::now())
+        } else {
+            let now = this.shared.clock.now();
+            let ledger = this.read.as_ref().map(|read| &read.ledger);
+            ledger
+                .filter(|ledger| ledger.holder().is_none() && !ledger.is_ahead_of(now))
+                .and_then(|ledger| {
+                    Some(Refusal {
+                        retry_after: ledger.usage(policy, now).retry_after?,
+                        reason: Some(ledger.exhaustion_reason(policy)),
+                        first: false,
+                    })
+                })
+        };
+        match refusal {
+            Some(refusal) => Err(self.refused(refusal)),
+            None => Ok(()),
+        }
+    }
+
+    /// Charges the attempt and writes the charge. `Err` if none is left.
+    pub(crate) async fn charge(&mut self) -> Step<T> {
+        let has_looked = self.known.can_look;
+        let this = &mut **self;
+        let Some(session) = this.held.as_mut().and_then(|held| held.session.as_mut()) else {
+            return self
+                .charge_here(has_looked)
+                .map_err(|refusal| self.refused(refusal));
+        };
+        let mut charged = session.charge(has_looked, this.shared.clock.now());
+        if charged.is_err() {
+            // The end of a backend may have been reported while it was looked for.
+            if let Some(newest) = this.shared.read_ledger(this.flight.key()).await {
+                session.note_backend_end(&newest.ledger);
+                charged = session.charge(has_looked, this.shared.clock.now());
+            }
+        }
+        let attempt = charged.map_err(|refusal| self.refused(refusal))?;
+        let this = &mut **self;
+        this.attempt = Some(attempt);
+        this.flight.note_attempt(attempt.number);
+        let written = match &mut this.held {
+            Some(held) => held.write_ledger().await,
+            None => Ok(()),
+        };
+        match written {
+            // Found out again by the step that verifies, which knows what to do.
+            Err(error) if !error.is_lost() => {
+                let error = LockError::new(self.flight.label(), error);
+                Err(lock_failed(error.into()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Charges the attempt to this process's own count.
+    fn charge_here(&mut self, has_looked: bool) -> Result<(), Refusal> {
+        let this = &mut **self;
+        let policy = &this.shared.policy;
+        let attempt = this.flight.charge(policy, has_looked, Instant::now())?;
+        this.attempt = Some(attempt);
+        Ok(())
+    }
+
+    /// Checks that the lock is still held, as the last step before the launch. Returns why it is not.
+    pub(crate) async fn verify(&mut self) -> Result<(), SpawnLockError> {
+        match &self.held {
+            Some(held) => held.verify().await,
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn refused(&self, refusal: Refusal) -> Outcome<T> {
+        Outcome::Failed(BudgetExhausted::new(self.flight.label(), refusal).into())
+    }
+}
+
+/// Runs a call of the launcher, for as long as it may take.
+pub(crate) async fn call<V>(
+    limit: Duration,
+    call: impl AsyncFnOnce() -> Result<V, BoxError>,
+) -> Result<Result<V, BoxError>, NoAnswer> {
+    // A launcher can panic before it returns a future, too.
+    match lazy_timeout(limit, CatchPanic::new(async { call().await })).await {
+        Some(Ok(returned)) => Ok(returned),
+        Some(Err(message)) => Err(NoAnswer::Panicked(message)),
+        None => Err(NoAnswer::TimedOut),
+    }
+}
+
+/// Why a call of the launcher did not return.
+pub(crate) enum NoAnswer {
+    Panicked(String),
+    TimedOut,
+}
+
+impl NoAnswer {
+    /// `left`: what is left of the budget, if the call was charged.
+    pub(crate) fn into_error<K: GateKey, T>(
+        self,
+        flight: &Flight<K, T>,
+        stage: Stage,
+        limit: Duration,
+        left: Option<AttemptsLeft>,
+    ) -> GateError {
+        let key: Arc<str> = flight.label();
+        match self {
+            Self::Panicked(message) => LaunchError::Panicked {
+                key,
+                message: message.into(),
+                left,
+            }
+            .into(),
+            Self::TimedOut => TimeoutError {
+                key: Some(key),
+                stage,
+                after: limit,
+                waiting_for: None,
+                attempts_left: left,
+            }
+            .into(),
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! The gate: what callers await.
+//!
+//! - this file: a request, from entering the gate to its answer. `detached`: a permit for a caller that may stop polling.
+//! - `builder`: how a gate is made. `admin`: what an operator does with one.
+//!
+//! All of the crate's other rooms may be imported here.
+
+mod admin;
+mod builder;
+mod detached;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::MutexGuard;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::{Instant, timeout_at};
+
+pub use self::builder::SpawnGateBuilder;
+use self::detached::{Collected, collect_permit};
+use crate::error::{GateError, LaunchError, Stage, TimeoutError};
+use crate::flight::{
+    BackendLauncher, Flight, How, LaunchPermit, Launched, Leader, Leftovers, Outcome,
+    OutcomeReceiver, Role, Shard, Shared, lead,
+};
+use crate::key::GateKey;
+use crate::lock::{FileSpawnLock, SpawnLockError};
+
+/// Starts each backend once, however many callers ask for it.
+///
+/// For a key that is not being launched, one caller becomes the leader; everybody else who asks meanwhile follows and
+/// hears the same outcome, value or error. Failures are counted against a budget, and when it is used up callers are
+/// refused at once and told when to retry. While it launches, the leader holds the key's spawn lock, so that another
+/// process does not launch too.
+///
+/// The gate does not remember the backends it launched: each flight begins with a look for a running one, without the spawn
+/// lock. Callers that come while it looks share what it finds.
+///
+/// Handles are cheap to clone, and all clones are one gate. It needs a tokio runtime with time enabled; all its waiting
+/// goes by tokio's clock, so tests can pause it.
+///
+/// # Cancel safety
+///
+/// Cancel safe means here: if the future is dropped at any point, no other caller is left waiting for it, no lock stays held
+/// for it, and no attempt stays charged but for a launch that was made. Each method says what else goes on.
+///
+/// # Examples
+///
+/// ```
+/// use spawn_gate::{Acquired, InMemorySpawnLock, SpawnGate};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), spawn_gate::GateError> {
+/// let gate: SpawnGate<String, u16> = SpawnGate::builder(InMemorySpawnLock::new()).build();
+/// let port = match gate.acquire("indexer").await? {
+///     Acquired::Led(permit) => {
+///         let port = 7201; // start it here
+///         permit.succeed(port).await?;
+///         port
+///     }
+///     Acquired::Joined(port) => port,
+/// };
+/// assert_eq!(port, 7201);
+/// # Ok(())
+/// # }
+/// ```
+pub struct SpawnGate<K, T> {
+    shared: Arc<Shared<K, T>>,
+}
+
+/// What [`SpawnGate::acquire`] returns.
+#[derive(Debug)]
+#[must_use = "dropping it abandons the launch, if this caller leads, and leaves its attempt charged"]
+pub enum Acquired<K: GateKey, T> {
+    /// This caller leads: launch the backend and settle the permit.
+    Led(LaunchPermit<K, T>),
+    /// Another caller launched or found it while this one waited.
+    Joined(T),
+}
+
+impl<K, T> SpawnGate<K, T> {
+    fn of(shared: Shared<K, T>) -> Self {
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+}
+
+impl<K, T> SpawnGate<K, T>
+where
+    K: GateKey,
+    T: Clone + Send + Sync + 'static,
+{
+    /// Creates a gate with all defaults, whose spawn locks are files in `lock_directory`. See [`FileSpawnLock::new`] for
+    /// what is asked of the directory.
+    ///
+    /// It makes a few short blocking calls.
+    ///
+    /// # Errors
+    ///
+    /// [`SpawnLockError`] if the directory cannot serve.
+    pub fn new(lock_directory: impl Into<PathBuf>) -> Result<Self, SpawnLockError> {
+        Ok(Self::builder(FileSpawnLock::new(lock_directory)?).build())
+    }
+
+    /// Asks for the right to launch the backend of `key`, or for what another caller's launch yields.
+    ///
+    /// The leader gets its permit once the spawn lock is held; it drives the launch itself and settles the permit. For a
+    /// launch that survives its caller, use [`launch`](Self::launch).
+    ///
+    /// # Errors
+    ///
+    /// - [`GateError::BudgetExhausted`]: no attempt is left; retry after the time it names.
+    /// - [`GateError::Lock`]: the spawn lock cannot be taken; its source tells whether a retry helps.
+    /// - [`GateError::Timeout`]: the spawn lock was not free in time ([`Stage::Lock`]; nothing was charged), the launch
+    ///   that this caller followed ran out of time ([`Stage::Discover`], [`Stage::Launch`]), or it goes on but this caller's
+    ///   wait is over ([`Stage::Follow`]). A retry helps.
+    /// - [`GateError::Launch`]: a launch that this caller waited for, in this process or another, failed. A retry makes another
+    ///   attempt.
+    /// - [`GateError::Closed`]: the gate is closed. A retry does not help.
+    /// - [`GateError::ShutDown`]: the runtime that led this request was shut down. A retry helps on another one only.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe. A follower that is dropped is charged nothing. If a leader is dropped before it has its permit, nothing stays
+    /// charged and one of its followers takes over; a try at the lock that is under way finishes by itself and lets the lock go.
+    /// If the caller does not collect a ready permit within two seconds, it passes to a follower. No backend can have been
+    /// started by then. For the permit, see [`LaunchPermit`].
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with time enabled; or, in tokio's timer, if that runtime is shut down while the future is
+    /// polled elsewhere.
+    pub async fn acquire(&self, key: impl Into<K>) -> Result<Acquired<K, T>, GateError> {
+        let mut key = key.into();
+        let hash = self.shared.registry.hash(&key);
+        let mut follow_until = None;
+        loop {
+            let shard = self.shared.registry.shard(hash).await;
+            let role = self.enter(shard, key, hash, false)?;
+            let (flight, joined) = match role {
+                Role::Follow(flight, outcome) => {
+                    let joined = self.follow(&flight, outcome, &mut follow_until).await?;
+                    (flight, joined)
+                }
+                Role::Lead(mut leader) => {
+                    if leader.prepare_now() {
+                        leader.begin_launch();
+                        leader.flight.note_with_caller();
+                        return Ok(Acquired::Led(LaunchPermit::new(leader)));
+                    }
+                    let flight = leader.flight.clone();
+                    match Box::pin(collect_permit(leader)).await {
+                        Collected::Permit(permit) => return Ok(Acquired::Led(permit)),
+                        Collected::Ended(outcome) => {
+                            let joined = self.joined(&flight, outcome)?;
+                            (flight, joined)
+                        }
+                        Collected::TaskLost(why) => return Err(task_lost(&flight, &why)),
+                    }
+                }
+            };
+            match joined {
+                Some(value) => return Ok(Acquired::Joined(value)),
+                // Another leader is gone; or the permit was there, and this caller did not collect it in time.
+                None => key = flight.key().clone(),
+            }
+        }
+    }
+
+    /// Returns the backend of `key`: finds one running, launches it with `launcher`, or joins a launch in progress.
+    ///
+    /// It may be called for each request to a backend, without a look of the caller's own. While no attempt is left, a running
+    /// backend is looked for at most once a second for a key, and requests in between are refused at once.
+    ///
+    /// The flight runs in a task of its own, on the runtime of the caller who leads it. Only the leader's launcher is used.
+    ///
+    /// # Errors
+    ///
+    /// - [`GateError::BudgetExhausted`]: no attempt is left; retry after the time it names.
+    /// - [`GateError::Lock`]: the spawn lock cannot be taken; its source tells whether a retry helps.
+    /// - [`GateError::Timeout`]: a stage took too long; a retry helps. At [`Stage::Launch`] the attempt is charged, at
+    ///   [`Stage::Follow`] the launch goes on.
+    /// - [`GateError::Launch`]: the launch failed, for all callers alike. A retry makes another attempt.
+    /// - [`GateError::Closed`]: the gate is closed. A retry does not help.
+    /// - [`GateError::ShutDown`]: the runtime that led this request was shut down. A retry helps on another one only.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe. Once a flight has begun, it goes on when any caller is dropped, the one that began it included: it is
+    /// charged once, the followers hear its outcome, and a child can be running. So a client that connects and hangs up
+    /// costs nothing more than the launch that it asked for.
+    ///
+    /// # Panics
+    ///
+    /// As [`acquire`](Self::acquire). A panic of the launcher is caught and shared as
+    /// [`LaunchError::Panicked`](crate::LaunchError::Panicked).
+    pub async fn launch(
+        &self,
+        key: impl Into<K>,
+        launcher: impl BackendLauncher<K, T>,
+    ) -> Result<Launched<T>, GateError> {
+        let mut key = key.into();
+        let hash = self.shared.registry.hash(&key);
+        let mut follow_until = None;
+        loop {
+            let shard = self.shared.registry.shard(hash).await;
+            let role = self.enter(shard, key, hash, true)?;
+            let (flight, outcome) = match role {
+                Role::Follow(flight, outcome) => (flight, outcome),
+                Role::Lead(leader) => {
+                    let flight = leader.flight.clone();
+                    // Boxed, since a task is moved a few times before it runs.
+                    let leading = Box::pin(lead(leader, launcher));
+                    return self.led(&flight, tokio::spawn(leading), follow_until).await;
+                }
+            };
+            let joined = self.follow(&flight, outcome, &mut follow_until).await?;
+            if let Some(value) = joined {
+                let how = How::Joined;
+                return Ok(Launched { value, how });
+            }
+            key = flight.key().clone();
+        }
+    }
+
+    /// Enters the gate. A leader owns its flight before any more code of the user's is run.
+    #[inline]
+    fn enter(
+        &self,
+        shard: MutexGuard<'_, Shard<K, T>>,
+        key: K,
+        hash: u64,
+        can_look: bool,
+    ) -> Result<Role<K, T, Leader<K, T>>, GateError> {
+        let Shared {
+            registry, policy, ..
+        } = &*self.shared;
+        let mut leftovers = Leftovers::default();
+        let role = registry.enter(shard, key, hash, policy, can_look, &mut leftovers)?;
+        let role = match role {
+            Role::Follow(flight, outcome) => Role::Follow(flight, outcome),
+            Role::Lead((flight, refusal)) => {
+                Role::Lead(Leader::new(Arc::clone(&self.shared), flight, refusal))
+            }
+        };
+        // While the leader is a variable yet: a return value is not dropped if a destructor panics.
+        drop(leftovers);
+        Ok(role)
+    }
+
+    /// When a request that follows a flight from now on gives up; set at its first wait, and then the same for its further
+    /// ones.
+    fn follow_until(&self, until: &mut Option<Instant>) -> Instant {
+        *until.get_or_insert_with(|| Instant::now() + self.shared.timeouts.follow)
+    }
+
+    /// Waits for a flight's outcome. Returns the value to join; `None` means retry.
+    async fn follow(
+        &self,
+        flight: &Flight<K, T>,
+        mut outcome: OutcomeReceiver<T>,
+        until: &mut Option<Instant>,
+    ) -> Result<Option<T>, GateError> {
+        let deadline = self.follow_until(until);
+        let outcome = outcome.outcome(deadline).await;
+        let outcome = outcome.ok_or_else(|| self.timed_out(flight))?;
+        match self.joined(flight, outcome) {
+            Ok(None) if Instant::now() >= deadline => Err(self.timed_out(flight)),
+            joined => joined,
+        }
+    }
+
+    /// What a caller makes of a flight's outcome.
+    fn joined(&self, flight: &Flight<K, T>, outcome: Outcome<T>) -> Result<Option<T>, GateError> {
+        outcome
+            .joined()
+            .map_err(|error| heard_by_caller(error, flight))
+    }
+
+    /// Waits for the outcome of the flight that this caller's request leads, in a task of its own.
+    async fn led(
+        &self,
+        flight: &Flight<K, T>,
+        leading: JoinHandle<Outcome<T>>,
+        mut until: Option<Instant>,
+    ) -> Result<Launched<T>, GateError> {
+        let _asker = flight.count_asker();
+        let deadline = self.follow_until(&mut until);
+        let led = Box::pin(timeout_at(deadline, leading)).await;
+        let led = led.map_err(|_| self.timed_out(flight))?;
+        let (value, how) = match led {
+            Ok(Outcome::Launched(value)) => (value, How::Led),
+            Ok(Outcome::Discovered(value)) => (value, How::Discovered),
+            Ok(Outcome::Failed(error)) => return Err(heard_by_caller(error, flight)),
+            // Its runtime is being shut down.
+            Ok(Outcome::LeaderGone) => return Err(GateError::ShutDown),
+            Err(why) => return Err(task_lost(flight, &why)),
+        };
+        Ok(Launched { value, how })
+    }
+
+    fn timed_out(&self, flight: &Flight<K, T>) -> GateError {
+        TimeoutError {
+            key: Some(flight.label()),
+            stage: Stage::Follow,
+            after: self.shared.timeouts.follow,
+            waiting_for: flight.waiting_for(),
+            attempts_left: None,
+        }
+        .into()
+    }
+}
+
+impl<K, T> Clone for SpawnGate<K, T> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<K, T> fmt::Debug for SpawnGate<K, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SpawnGate")
+            .field("lock", &self.shared.lock)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Of all callers that hear one refusal, one is the first.
+fn heard_by_caller<K, T>(error: GateError, flight: &Flight<K, T>) -> GateError {
+    match error {
+        GateError::BudgetExhausted(mut refusal) => {
+            refusal.first = flight.is_first_refusal();
+            refusal.into()
+        }
+        error => error,
+    }
+}
+
+/// The error for a caller whose flight was led by a task that is gone.
+fn task_lost<K: GateKey, T>(flight: &Flight<K, T>, why: &JoinError) -> GateError {
+    if why.is_panic() {
+        LaunchError::task_panicked(flight.label()).into()
+    } else {
+        GateError::ShutDown
+    }
+}

@@ -1,0 +1,266 @@
+//! A leader's turn at the ledger, from taking the lock to settling. Pure: what the ledger says, what the leader knows, and `now`
+//! are passed in.
+
+use std::time::{Duration, Instant};
+
+use super::process::this_process;
+use super::{LastOutcome, Ledger, LedgerReading, Since};
+use crate::budget::{
+    Attempt, BudgetPolicy, ClockReading, KeyBudget, Picture, Refusal, Settlement, TimePoint,
+};
+
+/// What a leader knows when it takes the lock.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Known {
+    /// The newest launch that had ended when the leader first read the ledger, if it did.
+    pub(crate) ended: Option<u64>,
+    /// The newest holder when the leader looked for a running backend and found none; `None` if it has not looked, or somebody
+    /// was launching then.
+    pub(crate) looked_at: Option<u64>,
+    /// The leader can look for a running backend.
+    pub(crate) can_look: bool,
+    /// A launch that this leader was charged for, under a lock that it lost before it launched anything.
+    pub(crate) lost_charge: Option<u64>,
+}
+
+/// What a leader does with the lock that it has just taken.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// Launch: the attempt is charged.
+    Charged(Attempt),
+    /// Look for a running backend, and then charge: somebody has held the lock since the last look.
+    Look,
+    /// No attempt is left.
+    Refused(Refusal),
+    /// Nothing: a launch that the leader waited for has failed.
+    FailedSince { launch: u64, message: String },
+}
+
+/// The ledger while its lock is held.
+#[derive(Debug)]
+pub(crate) struct LedgerSession {
+    ledger: Box<Ledger>,
+    /// The newest launch that was charged before this one, and when.
+    charged_before: (u64, Option<ClockReading>),
+    is_charged: bool,
+    before_success: Option<KeyBudget<ClockReading>>,
+    /// What was found needed mending, so it is written again in any case.
+    is_mended: bool,
+    policy: BudgetPolicy,
+}
+
+impl LedgerSession {
+    /// Takes over the ledger of a lock that was just taken, and decides what to do. `None` if the lock keeps none.
+    pub(crate) fn open(
+        reading: LedgerReading,
+        fencing_token: u64,
+        known: Known,
+        policy: &BudgetPolicy,
+        now: ClockReading,
+    ) -> Option<(Self, Verdict)> {
+        let found = match &reading {
+            LedgerReading::Found(ledger) => Some((ledger.launch, ledger.since_seen(known.ended))),
+            _ => None,
+        };
+        let mut session = Self::take_over(reading, fencing_token, policy, now)?;
+        session.take_back(known.lost_charge);
+        let (newest_holder, since) = match found {
+            Some((newest_holder, since)) => (Some(newest_holder), since),
+            None => (None, Since::Nothing),
+        };
+        let verdict = if let Since::Failed { launch, message } = since {
+            Verdict::FailedSince { launch, message }
+        } else if known.can_look && (newest_holder.is_none() || known.looked_at != newest_holder) {
+            Verdict::Look
+        } else {
+            match session.charge(known.can_look, now) {
+                Ok(attempt) => Verdict::Charged(attempt),
+                Err(refusal) => Verdict::Refused(refusal),
+            }
+        };
+        Some((session, verdict))
+    }
+
+    /// The record to write before anything else is done, if that verdict needs one.
+    pub(crate) fn record_for(&mut self, verdict: &Verdict, now: ClockReading) -> Option<Ledger> {
+        match verdict {
+            Verdict::Charged(_) | Verdict::Look => {}
+            Verdict::Refused(_) if self.is_mended => self.settle(Settlement::Refund, None, now),
+            Verdict::Refused(_) | Verdict::FailedSince { .. } => return None,
+        }
+        Some((*self.ledger).clone())
+    }
+
+    /// Takes over the ledger, with this process as its holder.
+    pub(crate) fn take_over(
+        reading: LedgerReading,
+        fencing_token: u64,
+        policy: &BudgetPolicy,
+        now: ClockReading,
+    ) -> Option<Self> {
+        let mut is_mended = false;
+        let mut ledger = match reading {
+            LedgerReading::NotKept => return None,
+            LedgerReading::Found(ledger) => ledger,
+            LedgerReading::Unreadable => {
+                // Never an unlimited budget: what was counted is lost, so all of it counts as used.
+                let mut ledger = Box::<Ledger>::default();
+                ledger.budget.use_up(policy, now);
+                ledger.is_count_lost = true;
+                is_mended = true;
+                ledger
+            }
+        };
+        if ledger.is_ahead_of(now) {
+            ledger.catch_up(now);
+            is_mended = true;
+        }
+        if ledger.holder.is_some() {
+            is_mended = true;
+            // Whoever that was died, or dropped its permit: the backend of the last success was not proved stable.
+            ledger.budget.found_down();
+        }
+        ledger.launch = fencing_token;
+        ledger.holder = Some(this_process(now));
+        ledger.written = Some(now);
+        Some(Self {
+            charged_before: (ledger.charged, ledger.charged_at),
+            ledger,
+            is_charged: false,
+            before_success: None,
+            is_mended,
+            policy: *policy,
+        })
+    }
+
+    /// Takes back what a launch was charged that never began.
+    fn take_back(&mut self, lost_charge: Option<u64>) {
+        if lost_charge.is_some_and(|launch| launch == self.ledger.charged) {
+            self.ledger.budget.charges.take_back_newest();
+            self.ledger.charged = self.ledger.last_ended();
+            self.charged_before = (self.ledger.charged, self.ledger.charged_at);
+        }
+    }
+
+    /// What to write now.
+    pub(crate) fn to_write(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Takes over a report of a backend's end that came after the ledger was read.
+    pub(crate) fn note_backend_end(&mut self, newer: &Ledger) {
+        if let Some(end) = &newer.backend_end {
+            self.ledger.note_backend_end(end);
+        }
+    }
+
+    /// Charges one attempt, if one is left for all processes together. `has_looked`: no backend runs, so a success that has yet
+    /// to prove stable never will.
+    pub(crate) fn charge(
+        &mut self,
+        has_looked: bool,
+        now: ClockReading,
+    ) -> Result<Attempt, Refusal> {
+        let ledger = &mut *self.ledger;
+        ledger.written = Some(now);
+        let retry_after = ledger.budget.retry_after(&self.policy, now);
+        if let Some(retry_after) = retry_after {
+            let reason = ledger.exhaustion_reason(&self.policy);
+            if has_looked {
+                ledger.budget.found_down();
+            }
+            return Err(Refusal {
+                retry_after,
+                reason: Some(reason),
+                first: false,
+            });
+        }
+        if has_looked {
+            ledger.budget.found_down();
+        }
+        ledger.charged = ledger.launch;
+        ledger.charged_at = Some(now);
+        self.is_charged = true;
+        Ok(ledger.budget.charge(&self.policy, now))
+    }
+
+    /// Notes how the flight ended, and that nobody holds the lock. `failure` is why a launch failed.
+    pub(crate) fn settle(
+        &mut self,
+        settlement: Settlement,
+        failure: Option<&str>,
+        now: ClockReading,
+    ) {
+        let ledger = &mut *self.ledger;
+        if self.is_charged {
+            if settlement == Settlement::Success {
+                self.before_success = Some(ledger.budget.clone());
+            }
+            ledger.budget.settle(&self.policy, settlement, now);
+        }
+        ledger.holder = None;
+        ledger.written = Some(now);
+        if settlement == Settlement::Refund {
+            (ledger.charged, ledger.charged_at) = self.charged_before;
+        } else {
+            ledger.is_count_lost = false;
+            ledger.last_outcome = Some(LastOutcome {
+                launch: ledger.launch,
+                at: now,
+                failure: failure.map(str::to_owned),
+            });
+        }
+        self.is_charged = false;
+    }
+
+    /// Settles again, as failed: the success that was to be told was none, since the lock had been lost.
+    pub(crate) fn settle_as_lost(&mut self, failure: &str, now: ClockReading) {
+        if let Some(before) = self.before_success.take() {
+            self.ledger.budget = before;
+            self.is_charged = true;
+            self.settle(Settlement::Failed, Some(failure), now);
+        }
+    }
+
+    /// The ledger with what was used forgotten, for an operator.
+    pub(crate) fn into_reset(mut self) -> Ledger {
+        self.ledger.budget.reset();
+        self.ledger.is_count_lost = false;
+        self.ledger.holder = None;
+        *self.ledger
+    }
+
+    /// What it says now, by this process's clock.
+    pub(crate) fn picture(&self, shared_now: ClockReading, now: Instant) -> Picture {
+        picture(&self.ledger, &self.policy, shared_now, now)
+    }
+
+    /// What is left of the budget.
+    pub(crate) fn retry_after(&self, now: ClockReading) -> Option<Duration> {
+        self.ledger
+            .budget
+            .usage(&self.policy, true, now)
+            .retry_after
+    }
+}
+
+/// What a ledger says, by this process's clock.
+pub(crate) fn picture(
+    ledger: &Ledger,
+    policy: &BudgetPolicy,
+    shared_now: ClockReading,
+    now: Instant,
+) -> Picture {
+    let mut budget = ledger.budget.clone();
+    // Forgets what no longer counts.
+    budget.retry_after(policy, shared_now);
+    Picture {
+        reason: budget
+            .is_used_up(policy)
+            .then(|| ledger.exhaustion_reason(policy)),
+        // A time before the start of this process's clock (boot, on some platforms) counts as now: that attempt ages out
+        // later here, and the ledger is looked at before that matters.
+        budget: budget.by_clock(|at| now.checked_sub(shared_now.since(at)).unwrap_or(now)),
+        at: now,
+    }
+}

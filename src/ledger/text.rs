@@ -1,0 +1,339 @@
+//! A ledger as text.
+//!
+//! One fact a line, for programs and for people (times in seconds, by the wall clock and, after `/`, since boot):
+//!
+//! ```text
+//! launch 1795548335141                               the newest fencing token
+//! boot 3f2a…                                         the boot that the times after `/` are of
+//! written 1795548340.220/8383.873                    when this was written, by the writer's clock
+//! window 1795548301.467/8345.120 2                   a fixed window: when it began, attempts in it
+//! attempts 1795548301.467/8345.120 …                 or a sliding one: when each attempt was made
+//! up-since 1795548301.467/8345.120                   a success that has yet to prove stable
+//! holder 4711 1795548335.140/8378.793 83787          the launching process: its id, since when, when it started
+//! host web-1 4026531836                              where that process id means something: host, process namespace
+//! charged 1795548335141 1795548335.140/8378.793      the newest launch that an attempt was charged for, and when
+//! count-lost                                         the record before could not be read
+//! outcome 1795548335141 launched 1795548340.2/…      how the newest launch that ended did: `launched`,
+//! outcome 1795548335141 failed 1795548340.2/… text   or `failed` and why
+//! ended 1795548335141 orderly                        the reported end of a backend, by its launch: `orderly`,
+//! ended 1795548335141 failed text                    or `failed` and why
+//! ```
+//!
+//! Unknown lines are passed over, so that a later crate can add some within this version.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::{BackendEnd, LastOutcome, Ledger, LedgerHolder, ProcessHost};
+use crate::budget::{BootReading, Charges, ClockReading};
+
+/// A sliding window in a ledger holds at most this many attempts; a larger maximum counts as this one. (That many fit into a
+/// lock file's record, whatever the clocks read.)
+pub(crate) const MAX_SLIDING_ATTEMPTS: u32 = 24;
+
+/// How much of a failure's message is kept, in bytes of its escaped form.
+const MAX_MESSAGE_LEN: usize = 512;
+
+/// How much is kept of why a backend ended.
+pub(crate) const MAX_REASON_LEN: usize = 60;
+
+/// How much is kept of a host's name, which has 64 bytes at most on Linux.
+const MAX_HOST_LEN: usize = 48;
+
+impl fmt::Display for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let boot = self.newest_boot();
+        let time = |reading: &ClockReading| TimeText(*reading, boot);
+        writeln!(f, "launch {}", self.launch)?;
+        if let Some(boot) = boot {
+            writeln!(f, "boot {boot:032x}")?;
+        }
+        if let Some(written) = &self.written {
+            writeln!(f, "written {}", time(written))?;
+        }
+        match &self.budget.charges {
+            Charges::None => {}
+            Charges::Fixed { window_began, used } => {
+                writeln!(f, "window {} {used}", time(window_began))?;
+            }
+            Charges::Sliding(times) => {
+                f.write_str("attempts")?;
+                // Of more than there is room for, the oldest would age out first.
+                let surplus = times.len().saturating_sub(MAX_SLIDING_ATTEMPTS as usize);
+                for at in times.iter().skip(surplus) {
+                    write!(f, " {}", time(at))?;
+                }
+                f.write_str("\n")?;
+            }
+        }
+        if let Some(since) = &self.budget.up_since {
+            writeln!(f, "up-since {}", time(since))?;
+        }
+        if let Some(holder) = &self.holder {
+            write!(f, "holder {} {}", holder.pid, time(&holder.since))?;
+            if let Some(started) = holder.process_started {
+                write!(f, " {started}")?;
+            }
+            f.write_str("\n")?;
+            if let Some(host) = &holder.host {
+                write!(f, "host {}", one_word(&host.name))?;
+                if let Some(namespace) = host.pid_namespace {
+                    write!(f, " {namespace}")?;
+                }
+                f.write_str("\n")?;
+            }
+        }
+        if self.charged > 0 {
+            write!(f, "charged {}", self.charged)?;
+            if let Some(at) = &self.charged_at {
+                write!(f, " {}", time(at))?;
+            }
+            f.write_str("\n")?;
+        }
+        if self.is_count_lost {
+            writeln!(f, "count-lost")?;
+        }
+        if let Some(last) = &self.last_outcome {
+            let (launch, at) = (last.launch, time(&last.at));
+            match &last.failure {
+                None => writeln!(f, "outcome {launch} launched {at}")?,
+                Some(why) => writeln!(f, "outcome {launch} failed {at} {}", escaped(why))?,
+            }
+        }
+        if let Some(end) = &self.backend_end {
+            writeln!(f, "ended {end}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Ledger {
+    /// The boot that the record's times are of. Times of another boot are kept by the wall clock alone: nobody can count
+    /// from them any more.
+    fn newest_boot(&self) -> Option<u128> {
+        let budget = match &self.budget.charges {
+            Charges::None => None,
+            Charges::Fixed { window_began, .. } => Some(window_began),
+            Charges::Sliding(times) => times.last(),
+        };
+        let holder = self.holder.as_ref().map(|holder| &holder.since);
+        let outcome = self.last_outcome.as_ref().map(|last| &last.at);
+        let written = self.written.as_ref();
+        let charged = self.charged_at.as_ref();
+        [
+            budget,
+            self.budget.up_since.as_ref(),
+            holder,
+            outcome,
+            charged,
+            written,
+        ]
+        .into_iter()
+        .flatten()
+        .max_by_key(|reading| reading.unix)
+        .and_then(|reading| reading.boot)
+        .map(|boot| boot.id)
+    }
+}
+
+/// `1795548335141 orderly`, or `1795548335141 failed exit status: 1`
+impl fmt::Display for BackendEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.failure {
+            None => write!(f, "{} orderly", self.launch),
+            Some(why) => write!(f, "{} failed {}", self.launch, cut(why, MAX_REASON_LEN)),
+        }
+    }
+}
+
+impl BackendEnd {
+    /// Reads what [`Display`](fmt::Display) writes.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (launch, rest) = text.split_once(' ')?;
+        let (word, why) = rest.split_once(' ').unwrap_or((rest, ""));
+        Some(Self {
+            launch: launch.parse().ok()?,
+            failure: match word {
+                "orderly" => None,
+                "failed" => Some(why.to_owned()),
+                _ => return None,
+            },
+        })
+    }
+}
+
+/// The text is not that of a [`Ledger`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a ledger: cannot read the line {line:?}")]
+pub struct ParseLedgerError {
+    /// The line that cannot be read.
+    pub line: String,
+}
+
+impl FromStr for Ledger {
+    type Err = ParseLedgerError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut ledger = Self::default();
+        let mut boot = None;
+        for line in text.lines() {
+            let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+            read_line(&mut ledger, &mut boot, word, rest).ok_or_else(|| ParseLedgerError {
+                line: line.chars().take(80).collect(),
+            })?;
+        }
+        Ok(ledger)
+    }
+}
+
+fn read_line(ledger: &mut Ledger, boot: &mut Option<u128>, word: &str, rest: &str) -> Option<()> {
+    let mut words = rest.split(' ');
+    let mut next = || words.next().filter(|word| !word.is_empty());
+    match word {
+        "launch" => ledger.launch = next()?.parse().ok()?,
+        "boot" => *boot = Some(u128::from_str_radix(next()?, 16).ok()?),
+        "window" => {
+            ledger.budget.charges = Charges::Fixed {
+                window_began: read_time(next()?, *boot)?,
+                used: next()?.parse().ok()?,
+            };
+        }
+        "attempts" => {
+            let times = rest.split(' ').map(|word| read_time(word, *boot));
+            let times: Box<[_]> = times.collect::<Option<_>>()?;
+            if times.len() > MAX_SLIDING_ATTEMPTS as usize {
+                return None;
+            }
+            ledger.budget.charges = Charges::Sliding(times);
+        }
+        "up-since" => ledger.budget.up_since = Some(read_time(next()?, *boot)?),
+        "holder" => {
+            ledger.holder = Some(LedgerHolder {
+                pid: next()?.parse().ok()?,
+                since: read_time(next()?, *boot)?,
+                process_started: next().map(str::parse).transpose().ok()?,
+                host: None,
+            });
+        }
+        "host" => {
+            if let Some(holder) = &mut ledger.holder {
+                holder.host = Some(ProcessHost {
+                    name: next()?.to_owned(),
+                    pid_namespace: next().map(str::parse).transpose().ok()?,
+                });
+            }
+        }
+        "charged" => {
+            ledger.charged = next()?.parse().ok()?;
+            ledger.charged_at = match next() {
+                Some(word) => Some(read_time(word, *boot)?),
+                None => None,
+            };
+        }
+        "count-lost" => ledger.is_count_lost = true,
+        "written" => ledger.written = Some(read_time(next()?, *boot)?),
+        "ended" => ledger.backend_end = Some(BackendEnd::parse(rest)?),
+        "outcome" => {
+            let launch = next()?.parse().ok()?;
+            let failed = match next()? {
+                "launched" => false,
+                "failed" => true,
+                _ => return None,
+            };
+            ledger.last_outcome = Some(LastOutcome {
+                launch,
+                at: read_time(next()?, *boot)?,
+                failure: failed.then(|| rest.splitn(4, ' ').nth(3).unwrap_or_default().to_owned()),
+            });
+        }
+        _ => {}
+    }
+    Some(())
+}
+
+/// A time as text: seconds by the wall clock and, if it is of the record's boot, seconds since that.
+struct TimeText(ClockReading, Option<u128>);
+
+impl fmt::Display for TimeText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(reading, record_boot) = self;
+        write_seconds(f, reading.unix)?;
+        match reading.boot {
+            Some(boot) if Some(boot.id) == *record_boot => {
+                f.write_str("/")?;
+                write_seconds(f, boot.elapsed)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whole milliseconds: finer is not needed, and a record stays short.
+fn write_seconds(f: &mut fmt::Formatter<'_>, time: Duration) -> fmt::Result {
+    write!(f, "{}.{:03}", time.as_secs(), time.subsec_millis())
+}
+
+fn read_time(word: &str, boot: Option<u128>) -> Option<ClockReading> {
+    let (wall, since_boot) = match word.split_once('/') {
+        Some((wall, since_boot)) => (wall, Some(since_boot)),
+        None => (word, None),
+    };
+    let boot = match since_boot {
+        Some(elapsed) => Some(BootReading {
+            id: boot?,
+            elapsed: read_seconds(elapsed)?,
+        }),
+        None => None,
+    };
+    Some(ClockReading {
+        unix: read_seconds(wall)?,
+        boot,
+    })
+}
+
+fn read_seconds(text: &str) -> Option<Duration> {
+    let (seconds, millis) = text.split_once('.')?;
+    if millis.len() != 3 {
+        return None;
+    }
+    Some(Duration::new(
+        seconds.parse().ok()?,
+        1_000_000 * millis.parse::<u32>().ok()?,
+    ))
+}
+
+/// A message as one line, cut to what a record has room for.
+pub(crate) fn escaped(message: &str) -> String {
+    cut(message, MAX_MESSAGE_LEN)
+}
+
+/// A text as one line of at most so many bytes, and `…` if it was longer.
+fn cut(text: &str, most: usize) -> String {
+    let mut line = String::new();
+    for c in text.chars() {
+        let before = line.len();
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+        if line.len() > most {
+            line.truncate(before);
+            line.push('…');
+            break;
+        }
+    }
+    line
+}
+
+/// A name without white space, which separates words.
+fn one_word(name: &str) -> String {
+    let name = name.replace(char::is_whitespace, "_");
+    let name = cut(&name, MAX_HOST_LEN);
+    if name.is_empty() {
+        "_".to_owned()
+    } else {
+        name
+    }
+}

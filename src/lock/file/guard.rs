@@ -1,0 +1,363 @@
+//! The lock itself: open, check, lock, verify identity; unlock and close when dropped.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::sys;
+use crate::lock::error::{FileKind, SpawnLockError};
+use crate::lock::identity::SpawnLockFileIdentity;
+
+/// Takes the spawn lock at `path`, once, without waiting.
+///
+/// The file is made (mode 0600) if there is none; one that others may read is set to 0600, since whoever can open it can lock
+/// it. It is never truncated, never deleted, and nothing is written to it. After locking, the handle's identity is compared
+/// with the path's, so a file that was deleted or replaced meanwhile is noticed. The lock is advisory, belongs to this
+/// handle, and ends with the guard, or with the process however that dies. A program that is started meanwhile does not
+/// inherit it: the handle is closed on exec. A child that is forked and does not exec (as classic daemons are) shares the
+/// handle, and if this process dies while it holds the lock, keeps it until it ends.
+///
+/// Links are not followed, except in the path's directories: whoever can change those must be trusted.
+///
+/// It blocks for a few short system calls; in async code use [`FileSpawnLock`](crate::FileSpawnLock), or `spawn_blocking`.
+///
+/// # Errors
+///
+/// [`SpawnLockError::AlreadyLocked`] if somebody holds it, [`SpawnLockError::DeletedOrRecreated`] if the file was swapped
+/// in between: a retry helps with both. Everything else names something to mend: not a regular file, a directory or file
+/// that others can write to, a network file system, a read-only one, a name too long, a missing directory.
+///
+/// # Examples
+///
+/// ```
+/// use spawn_gate::{SpawnLockError, acquire_spawn_lock};
+///
+/// let directory = tempfile::tempdir()?;
+/// let path = directory.path().join("indexer.lock");
+///
+/// let guard = acquire_spawn_lock(&path)?;
+/// assert!(matches!(acquire_spawn_lock(&path), Err(SpawnLockError::AlreadyLocked { .. })));
+/// drop(guard);
+/// acquire_spawn_lock(&path)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn acquire_spawn_lock(path: impl AsRef<Path>) -> Result<SpawnLockGuard, SpawnLockError> {
+    acquire_with(path.as_ref(), Filesystem::Local, Try::First, |_| {})
+}
+
+/// Which file systems are good enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Filesystem {
+    Local,
+    Any,
+}
+
+/// Whether somebody may be waiting for the same lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Try {
+    /// One descriptor both locks and writes.
+    First,
+    /// The descriptor that locks cannot write: those who wait are woken when one that can write is closed, and a try that fails
+    /// must not wake them. The one that writes is opened once the lock is held.
+    WhileWaiting,
+}
+
+/// `before_lock` runs between open and lock: to read the record there, and for tests, to swap the file.
+pub(super) fn acquire_with(
+    path: &Path,
+    filesystem: Filesystem,
+    kind: Try,
+    before_lock: impl FnOnce(&File),
+) -> Result<SpawnLockGuard, SpawnLockError> {
+    // The working directory may change while the lock is held.
+    let absolute = std::path::absolute(path).map_err(|source| sys::open_error(path, source))?;
+    check_directory(path)?;
+    let opened = match kind {
+        // A network file system locks exclusively only what can be written.
+        Try::WhileWaiting if filesystem == Filesystem::Local => match sys::open_for_reading(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                sys::open(path).map(|file| (file, true))
+            }
+            opened => opened.map(|file| (file, false)),
+        },
+        _ => sys::open(path).map(|file| (file, true)),
+    };
+    let (file, can_write) = opened.map_err(|source| open_error(path, source))?;
+    let identity = check_file(path, &file, filesystem)?;
+    before_lock(&file);
+    lock(path, &file)?;
+    // From here on an early return drops the guard, which unlocks.
+    let mut guard = SpawnLockGuard {
+        identity,
+        file,
+        writer: None,
+        path: path.to_path_buf(),
+        absolute,
+        pid: std::process::id(),
+    };
+    guard.verify()?;
+    if !can_write {
+        guard.open_writer()?;
+    }
+    Ok(guard)
+}
+
+/// The held spawn lock: while it lives, no other handle on this machine can lock the same file.
+#[must_use = "dropping the guard releases the spawn lock"]
+#[derive(Debug)]
+pub struct SpawnLockGuard {
+    /// The handle that holds the lock.
+    file: File,
+    /// The handle that writes, if it is another one.
+    writer: Option<File>,
+    path: PathBuf,
+    absolute: PathBuf,
+    identity: SpawnLockFileIdentity,
+    /// The process that took the lock.
+    pid: u32,
+}
+
+impl SpawnLockGuard {
+    /// Returns the lock file's path, as it was given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the identity of the locked file: what the open handle is, whatever the path names by now.
+    pub fn file_identity(&self) -> Option<SpawnLockFileIdentity> {
+        Some(self.identity)
+    }
+
+    /// Checks that the path still names the locked file. If not, another process can hold "the same" lock by now.
+    ///
+    /// It makes one short system call.
+    ///
+    /// # Errors
+    ///
+    /// [`SpawnLockError::DeletedOrRecreated`] if the path names another file or none, [`SpawnLockError::Identity`] if that
+    /// cannot be told. A retry of this call does not help: let go of the guard and take the lock anew.
+    pub fn verify(&self) -> Result<(), SpawnLockError> {
+        let current_identity = match sys::path_identity(&self.absolute) {
+            Ok(identity) => Some(identity),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => {
+                return Err(SpawnLockError::Identity {
+                    path: self.path.clone(),
+                    source,
+                });
+            }
+        };
+        if current_identity == Some(self.identity) {
+            return Ok(());
+        }
+        Err(self.replaced_by(current_identity))
+    }
+
+    fn replaced_by(&self, current_identity: Option<SpawnLockFileIdentity>) -> SpawnLockError {
+        SpawnLockError::DeletedOrRecreated {
+            path: self.path.clone(),
+            opened_identity: Some(self.identity),
+            current_identity,
+        }
+    }
+
+    /// The locked file, for its record.
+    pub(super) fn file(&self) -> &File {
+        self.writer.as_ref().unwrap_or(&self.file)
+    }
+
+    /// Lets go of the lock before the handles are closed. In a forked child, which shares the lock with its parent, it does
+    /// nothing.
+    pub(super) fn unlock(&self) {
+        if self.is_of_this_process() {
+            sys::unlock(&self.file);
+        }
+    }
+
+    fn open_writer(&mut self) -> Result<(), SpawnLockError> {
+        let opened = sys::open_existing(&self.absolute);
+        let writer = opened.map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => self.replaced_by(None),
+            _ => open_error(&self.path, source),
+        })?;
+        let current = identity_of(&self.path, &writer)?;
+        if current != self.identity {
+            return Err(self.replaced_by(Some(current)));
+        }
+        self.writer = Some(writer);
+        Ok(())
+    }
+
+    /// False in a forked child: it shares the lock with its parent, so it must neither free it nor write the record.
+    pub(super) fn is_of_this_process(&self) -> bool {
+        self.pid == std::process::id()
+    }
+}
+
+impl Drop for SpawnLockGuard {
+    fn drop(&mut self) {
+        self.unlock();
+    }
+}
+
+/// Locks the file for this handle alone.
+fn lock(path: &Path, file: &File) -> Result<(), SpawnLockError> {
+    let mut lock = fd_lock::RwLock::new(file);
+    // The lock belongs to the open file, not to this borrow of it: forgetting the borrow keeps it.
+    tried(path, || lock.try_write().map(std::mem::forget))
+}
+
+/// Whether somebody holds the lock of this file. If nobody does, it is shared for a moment with others who look.
+pub(super) fn is_locked(path: &Path, file: &File) -> Result<bool, SpawnLockError> {
+    let lock = fd_lock::RwLock::new(file);
+    match tried(path, || lock.try_read().map(drop)) {
+        Ok(()) => Ok(false),
+        Err(SpawnLockError::AlreadyLocked { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+fn tried(path: &Path, mut try_lock: impl FnMut() -> io::Result<()>) -> Result<(), SpawnLockError> {
+    loop {
+        let Err(source) = try_lock() else {
+            return Ok(());
+        };
+        let path = path.to_path_buf();
+        return Err(match source.kind() {
+            io::ErrorKind::Interrupted => continue,
+            io::ErrorKind::WouldBlock => SpawnLockError::AlreadyLocked { path },
+            _ if sys::is_unsupported(&source) => SpawnLockError::LocksUnsupported { path, source },
+            _ => SpawnLockError::Lock { path, source },
+        });
+    }
+}
+
+fn check_directory(path: &Path) -> Result<(), SpawnLockError> {
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let metadata = directory
+        .metadata()
+        .map_err(|source| sys::open_error(directory, source))?;
+    match sys::directory_unsafety(&metadata) {
+        Some(problem) => Err(SpawnLockError::Unsafe {
+            path: directory.to_path_buf(),
+            problem,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Checks the open file, not the path: that cannot change any more.
+fn check_file(
+    path: &Path,
+    file: &File,
+    filesystem: Filesystem,
+) -> Result<SpawnLockFileIdentity, SpawnLockError> {
+    let identity_error = |source| SpawnLockError::Identity {
+        path: path.to_path_buf(),
+        source,
+    };
+    let metadata = file.metadata().map_err(identity_error)?;
+    if let Some(found) = sys::kind(&metadata) {
+        return Err(not_a_regular_file(path, found));
+    }
+    if let Some(problem) = sys::unsafety(&metadata) {
+        return Err(SpawnLockError::Unsafe {
+            path: path.to_path_buf(),
+            problem,
+        });
+    }
+    sys::keep_private(file, &metadata).map_err(identity_error)?;
+    if filesystem == Filesystem::Local {
+        if let Some(filesystem) = sys::unsafe_filesystem(file).map_err(identity_error)? {
+            return Err(SpawnLockError::UnsafeFilesystem {
+                path: path.to_path_buf(),
+                filesystem,
+            });
+        }
+    }
+    sys::identity(file, &metadata).map_err(identity_error)
+}
+
+/// Which file the handle is.
+pub(super) fn identity_of(
+    path: &Path,
+    file: &File,
+) -> Result<SpawnLockFileIdentity, SpawnLockError> {
+    let identity = file
+        .metadata()
+        .and_then(|metadata| sys::identity(file, &metadata));
+    identity.map_err(|source| SpawnLockError::Identity {
+        path: path.to_path_buf(),
+        source,
+    })
+}
+
+/// Names why the open failed: what stands at the path says more than the error number.
+pub(super) fn open_error(path: &Path, source: io::Error) -> SpawnLockError {
+    match path
+        .symlink_metadata()
+        .ok()
+        .and_then(|metadata| sys::kind(&metadata))
+    {
+        Some(found) => not_a_regular_file(path, found),
+        None => sys::open_error(path, source),
+    }
+}
+
+fn not_a_regular_file(path: &Path, found: FileKind) -> SpawnLockError {
+    SpawnLockError::NotARegularFile {
+        path: path.to_path_buf(),
+        found,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_swapped_between_open_and_lock_is_noticed_and_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("backend.lock");
+        let error = acquire_with(&path, Filesystem::Local, Try::First, |_| {
+            fs::rename(&path, directory.path().join("moved")).unwrap();
+            fs::write(&path, "").unwrap();
+        })
+        .unwrap_err();
+        let SpawnLockError::DeletedOrRecreated {
+            path: named,
+            opened_identity: Some(opened),
+            current_identity: Some(current),
+        } = error
+        else {
+            panic!("not noticed: {error:?}");
+        };
+        assert_eq!(named, path);
+        assert_ne!(opened, current);
+        // The failed try left nothing locked behind, neither here nor on the file that was moved away.
+        drop(acquire_spawn_lock(&path).unwrap());
+        drop(acquire_spawn_lock(directory.path().join("moved")).unwrap());
+    }
+
+    #[test]
+    fn a_file_deleted_between_open_and_lock_is_noticed_and_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("backend.lock");
+        let error = acquire_with(&path, Filesystem::Local, Try::First, |_| {
+            fs::remove_file(&path).unwrap();
+        });
+        assert!(matches!(
+            error,
+            Err(SpawnLockError::DeletedOrRecreated {
+                opened_identity: Some(_),
+                current_identity: None,
+                ..
+            })
+        ));
+    }
+}

@@ -1,0 +1,353 @@
+//! A held lock file with its ledger: taken, written and settled off the runtime's threads, each in one step there.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use tokio::task::spawn_blocking;
+
+use super::guard::{Filesystem, SpawnLockGuard, Try, acquire_with};
+use super::record;
+use crate::ledger::{Ledger, LedgerReading};
+use crate::lock::error::SpawnLockError;
+use crate::lock::traits::{LedgerUpdate, LockRequest, SpawnLease, TryAcquire};
+
+/// Which file is locked, and how.
+#[derive(Debug)]
+pub(super) struct LockFile {
+    pub(super) path: PathBuf,
+    pub(super) filesystem: Filesystem,
+    pub(super) keeps_ledger: bool,
+}
+
+/// Tries to lock a file once.
+pub(super) async fn try_acquire(
+    file: LockFile,
+    request: LockRequest,
+) -> Result<TryAcquire, SpawnLockError> {
+    let kind = match request.is_waiting {
+        true => Try::WhileWaiting,
+        false => Try::First,
+    };
+    // If this future is dropped the closure still runs; its lease is then dropped with its task, which takes back what it wrote
+    // and unlocks.
+    let tried = off_thread(file.path.clone(), move |_| file.take(kind, request.update));
+    Ok(match tried.await? {
+        Tried::Taken(mut lease) => {
+            lease.undo = None;
+            TryAcquire::Acquired(Box::new(lease))
+        }
+        Tried::Held { lock, ledger } => TryAcquire::Held { lock, ledger },
+    })
+}
+
+enum Tried {
+    Taken(FileLease),
+    Held {
+        lock: PathBuf,
+        ledger: LedgerReading,
+    },
+}
+
+impl LockFile {
+    /// Takes the lock, reads its ledger, and writes what becomes of that.
+    fn take(self, kind: Try, update: LedgerUpdate) -> Result<Tried, SpawnLockError> {
+        let path = &*self.path;
+        let mut before = None;
+        let tried = acquire_with(path, self.filesystem, kind, |file| {
+            if self.keeps_ledger {
+                before = record::Bytes::read(file).ok();
+            }
+        });
+        let guard = match tried {
+            Ok(guard) => guard,
+            Err(SpawnLockError::AlreadyLocked { path }) => {
+                return Ok(Tried::Held {
+                    lock: path,
+                    ledger: before.map_or(LedgerReading::NotKept, |bytes| bytes.ledger()),
+                });
+            }
+            Err(error) => return Err(error),
+        };
+        if !self.keeps_ledger {
+            let lease = FileLease::new(guard, &self, unrecorded_launch(), 0);
+            return Ok(Tried::Taken(lease));
+        }
+        let (ledger, sequence) = record::read(path, guard.file())?;
+        let launch = match &ledger {
+            LedgerReading::Found(ledger) => launch_after(ledger.fencing_token()),
+            _ => launch_after(0),
+        };
+        let mut lease = FileLease::new(guard, &self, launch, sequence);
+        let undo = match &ledger {
+            LedgerReading::Found(ledger) => Some(ledger.clone()),
+            _ => None,
+        };
+        if let Some(updated) = update.apply(ledger, launch) {
+            lease.write_now(&updated)?;
+            lease.undo = undo;
+        }
+        Ok(Tried::Taken(lease))
+    }
+}
+
+/// A held file lock.
+#[derive(Debug)]
+struct FileLease {
+    /// What the ledger said before, until the caller has this lease.
+    undo: Option<Box<Ledger>>,
+    /// Shared with a write that is under way: the lock is not released before it is done. `None` once it is settled.
+    guard: Option<Arc<SpawnLockGuard>>,
+    path: PathBuf,
+    /// What reached the file. Held while a write is made, so that two do not mix: one that took too long to be waited for can
+    /// still be under way when the next is made.
+    written: Arc<Mutex<Written>>,
+    /// How many writes were begun.
+    writes: u64,
+    launch: u64,
+    filesystem: Filesystem,
+    keeps_ledger: bool,
+}
+
+#[derive(Debug)]
+struct Written {
+    /// The number of the newest record in the file.
+    sequence: u64,
+    /// Which write that was.
+    newest: u64,
+}
+
+impl Written {
+    /// Makes the write with the number `this`, unless a newer one was made.
+    fn write(
+        this: &Mutex<Self>,
+        number: u64,
+        guard: &SpawnLockGuard,
+        ledger: &Ledger,
+    ) -> Result<(), SpawnLockError> {
+        let mut written = this.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.newest > number {
+            // This one comes late: a newer one must not be undone.
+            return Ok(());
+        }
+        // A write that fails is made again in the same slot: the other one holds the last good record.
+        record::write(guard.path(), guard.file(), written.sequence, ledger)?;
+        written.sequence = written.sequence.saturating_add(1);
+        written.newest = number;
+        Ok(())
+    }
+}
+
+impl FileLease {
+    fn new(guard: SpawnLockGuard, file: &LockFile, launch: u64, sequence: u64) -> Self {
+        Self {
+            undo: None,
+            path: guard.path().to_path_buf(),
+            guard: Some(Arc::new(guard)),
+            written: Arc::new(Mutex::new(Written {
+                sequence,
+                newest: 0,
+            })),
+            writes: 0,
+            launch,
+            filesystem: file.filesystem,
+            keeps_ledger: file.keeps_ledger,
+        }
+    }
+
+    fn next_write(&mut self) -> u64 {
+        self.writes += 1;
+        self.writes
+    }
+
+    fn guard(&self) -> Result<Arc<SpawnLockGuard>, SpawnLockError> {
+        let guard = self.guard.as_ref().map(Arc::clone);
+        guard.ok_or_else(|| SpawnLockError::Identity {
+            path: self.path.clone(),
+            source: io::Error::other("it was let go of"),
+        })
+    }
+
+    /// Writes where it is. For threads that may block.
+    fn write_now(&mut self, ledger: &Ledger) -> Result<(), SpawnLockError> {
+        let number = self.next_write();
+        Written::write(&self.written, number, &*self.guard()?, ledger)
+    }
+}
+
+impl Drop for FileLease {
+    fn drop(&mut self) {
+        if let Some(before) = self.undo.take() {
+            // Nobody came for this lease, so nothing was launched. If it cannot be undone, the charge stays, which is safe.
+            let _ = self.write_now(&before);
+        }
+    }
+}
+
+#[async_trait]
+impl SpawnLease for FileLease {
+    fn fencing_token(&self) -> u64 {
+        self.launch
+    }
+
+    async fn verify(&self) -> Result<(), SpawnLockError> {
+        if let Some(verified) = self.verify_now() {
+            return verified;
+        }
+        let guard = self.guard()?;
+        off_thread(self.path.clone(), move |_| guard.verify()).await
+    }
+
+    fn verify_now(&self) -> Option<Result<(), SpawnLockError>> {
+        match self.filesystem {
+            // One `lstat`: too short to leave the thread for.
+            Filesystem::Local => Some(self.guard().and_then(|guard| guard.verify())),
+            Filesystem::Any => None,
+        }
+    }
+
+    async fn write_ledger(&mut self, ledger: &Ledger) -> Result<(), SpawnLockError> {
+        let number = self.next_write();
+        let written = Arc::clone(&self.written);
+        let guard = self.guard()?;
+        let ledger = ledger.clone();
+        off_thread(self.path.clone(), move |_| {
+            Written::write(&written, number, &guard, &ledger)
+        })
+        .await
+    }
+
+    async fn settle(&mut self, ledger: Option<&Ledger>) -> Result<(), SpawnLockError> {
+        let number = self.next_write();
+        let written = Arc::clone(&self.written);
+        let guard = self.guard()?;
+        let ledger = ledger.cloned();
+        self.guard = None;
+        let settled = off_thread(self.path.clone(), move |_| {
+            let settled = guard.verify().and_then(|()| match &ledger {
+                Some(ledger) => Written::write(&written, number, &guard, ledger),
+                None => Ok(()),
+            });
+            Ok(match settled {
+                Ok(()) => {
+                    // Also if a write that took too long holds on to the guard.
+                    guard.unlock();
+                    Ok(())
+                }
+                Err(error) => Err((error, guard)),
+            })
+        });
+        settled.await?.map_err(|(error, guard)| {
+            self.guard = Some(guard);
+            error
+        })
+    }
+
+    fn settle_now(&self) -> Option<Result<(), SpawnLockError>> {
+        if self.keeps_ledger {
+            return None;
+        }
+        self.verify_now()
+    }
+}
+
+/// Runs a blocking call about the lock at `path` off the runtime's threads.
+pub(super) async fn off_thread<V: Send + 'static>(
+    path: PathBuf,
+    call: impl FnOnce(&Path) -> Result<V, SpawnLockError> + Send + 'static,
+) -> Result<V, SpawnLockError> {
+    let on_shutdown = path.clone();
+    match spawn_blocking(move || call(&path)).await {
+        Ok(returned) => returned,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(SpawnLockError::RuntimeShutDown { path: on_shutdown }),
+        },
+    }
+}
+
+/// The number of the launch after `last`: the wall clock's microseconds, so that it grows also when the lock file was deleted
+/// and the count with it; and above the last one, also when the clock was set back.
+fn launch_after(last: u64) -> u64 {
+    let micros = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |now| u64::try_from(now.as_micros()).unwrap_or(u64::MAX));
+    last.saturating_add(1).max(micros)
+}
+
+/// The number of a launch that is not recorded: it grows within this process, and with the wall clock beyond.
+fn unrecorded_launch() -> u64 {
+    static NEWEST: AtomicU64 = AtomicU64::new(0);
+    let now = launch_after(0);
+    if NEWEST.fetch_max(now, Ordering::Relaxed) < now {
+        return now;
+    }
+    NEWEST.fetch_add(1, Ordering::Relaxed) + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ledger(launch: u64) -> Ledger {
+        Ledger {
+            launch,
+            ..Ledger::default()
+        }
+    }
+
+    fn take(path: &Path, update: LedgerUpdate) -> FileLease {
+        let file = LockFile {
+            path: path.to_path_buf(),
+            filesystem: Filesystem::Local,
+            keeps_ledger: true,
+        };
+        match file.take(Try::First, update).unwrap() {
+            Tried::Taken(lease) => lease,
+            Tried::Held { .. } => panic!("it is held"),
+        }
+    }
+
+    fn found(path: &Path) -> LedgerReading {
+        record::peek(path).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_write_that_comes_late_does_not_undo_a_newer_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("indexer.lock");
+        let mut lease = take(&path, LedgerUpdate::none());
+        // The second one is made first, as if the first one had waited for a thread meanwhile.
+        lease.writes = 1;
+        lease.write_ledger(&ledger(2)).await.unwrap();
+        lease.writes = 0;
+        lease.write_ledger(&ledger(1)).await.unwrap();
+        assert_eq!(found(&path), LedgerReading::Found(Box::new(ledger(2))));
+    }
+
+    #[test]
+    fn a_lease_that_nobody_came_for_takes_back_what_it_wrote() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("indexer.lock");
+        let mut first = take(&path, LedgerUpdate::new(|_, _| Some(ledger(1))));
+        first.undo = None;
+        drop(first);
+
+        drop(take(&path, LedgerUpdate::new(|_, _| Some(ledger(2)))));
+        assert_eq!(found(&path), LedgerReading::Found(Box::new(ledger(1))));
+    }
+
+    #[tokio::test]
+    async fn a_lock_is_free_once_it_is_settled() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("indexer.lock");
+        let mut lease = take(&path, LedgerUpdate::none());
+        lease.settle(Some(&ledger(3))).await.unwrap();
+        assert_eq!(found(&path), LedgerReading::Found(Box::new(ledger(3))));
+        drop(take(&path, LedgerUpdate::none()));
+        drop(lease);
+    }
+}

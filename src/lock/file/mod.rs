@@ -1,0 +1,30 @@
+//! Spawn locks that are OS file locks.
+//!
+//! Each file imports only from those above it:
+//!
+//! - `unix` or `windows`: the system calls.
+//! - `guard`: one lock on one path.
+//! - `slots`: how a lock file holds its ledger, as bytes; `record`: reading and writing that.
+//! - `report`: what a lock file says, for people.
+//! - `inotify`, on Linux: hearing that a file was closed; `release`: waiting for a holder to let go.
+//! - `lease`: a held lock with its ledger; `directory`: the lock over a directory of such files.
+
+mod directory;
+mod guard;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod inotify;
+mod lease;
+mod record;
+mod release;
+mod report;
+mod slots;
+#[cfg(unix)]
+#[path = "unix.rs"]
+mod sys;
+#[cfg(windows)]
+#[path = "windows.rs"]
+mod sys;
+
+pub use self::directory::FileSpawnLock;
+pub use self::guard::{SpawnLockGuard, acquire_spawn_lock};
+pub use self::report::{LockReport, inspect_spawn_lock};

@@ -1,0 +1,127 @@
+//! Reading and writing the ledger in a lock file.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use super::slots::{FIRST_SLOT, NOTE, RECORD_LEN, Reading, SlotWrite, VERSION, encode_note};
+use super::sys;
+use crate::ledger::{BackendEnd, Ledger, LedgerReading};
+use crate::lock::error::SpawnLockError;
+
+/// Reads the ledger at `path` without touching the lock. A file that is not there says that nobody ever launched.
+pub(super) fn peek(path: &Path) -> Result<LedgerReading, SpawnLockError> {
+    match open_to_read(path) {
+        Ok(file) => Ok(read(path, &file)?.0),
+        Err(SpawnLockError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(LedgerReading::Found(Box::default()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a lock file that is there, to look at it.
+pub(super) fn open_to_read(path: &Path) -> Result<File, SpawnLockError> {
+    let open_error = |source| super::guard::open_error(path, source);
+    let file = sys::open_for_reading(path).map_err(open_error)?;
+    let metadata = file.metadata().map_err(open_error)?;
+    match sys::kind(&metadata) {
+        Some(found) => Err(SpawnLockError::NotARegularFile {
+            path: path.to_path_buf(),
+            found,
+        }),
+        None => Ok(file),
+    }
+}
+
+/// What is read of a lock file.
+pub(super) struct Bytes {
+    slots: [u8; RECORD_LEN],
+    len: usize,
+}
+
+impl Bytes {
+    pub(super) fn read(file: &File) -> io::Result<Self> {
+        let mut bytes = Self {
+            slots: [0; RECORD_LEN],
+            len: 0,
+        };
+        while bytes.len < RECORD_LEN {
+            let offset = FIRST_SLOT + bytes.len as u64;
+            match sys::read_at(file, &mut bytes.slots[bytes.len..], offset) {
+                Ok(0) => break,
+                Ok(count) => bytes.len += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn reading(&self) -> Reading {
+        Reading::of(&self.slots[..self.len])
+    }
+
+    /// What they say, for those who do not hold the lock.
+    pub(super) fn ledger(&self) -> LedgerReading {
+        match self.reading() {
+            Reading::Empty => LedgerReading::Found(Box::default()),
+            Reading::Found { ledger, .. } => LedgerReading::Found(ledger),
+            Reading::Unreadable | Reading::Newer { .. } => LedgerReading::Unreadable,
+        }
+    }
+}
+
+/// Returns what the file says and the sequence number of the newest record, zero if there is none.
+pub(super) fn read(path: &Path, file: &File) -> Result<(LedgerReading, u64), SpawnLockError> {
+    let bytes = Bytes::read(file).map_err(|source| ledger_error(path, source))?;
+    match bytes.reading() {
+        Reading::Empty if is_new(path, file)? => Ok((LedgerReading::Found(Box::default()), 0)),
+        Reading::Empty => Ok((LedgerReading::Unreadable, 0)),
+        Reading::Found { ledger, sequence } => Ok((LedgerReading::Found(ledger), sequence)),
+        Reading::Unreadable => Ok((LedgerReading::Unreadable, 0)),
+        Reading::Newer { version } => Err(SpawnLockError::LedgerVersion {
+            path: path.to_path_buf(),
+            found: version,
+            supported: VERSION,
+        }),
+    }
+}
+
+/// Whether nothing was ever written to the file, rather than something too short for a ledger.
+fn is_new(path: &Path, file: &File) -> Result<bool, SpawnLockError> {
+    let metadata = file.metadata();
+    let metadata = metadata.map_err(|source| ledger_error(path, source))?;
+    Ok(metadata.len() == 0)
+}
+
+/// Writes the note beside the records, which needs no lock. Does nothing if there are no records.
+pub(super) fn write_note(path: &Path, end: &BackendEnd) -> Result<(), SpawnLockError> {
+    if let LedgerReading::Found(ledger) = peek(path)? {
+        if ledger.last_outcome().is_some() {
+            let file = sys::open_existing(path)
+                .map_err(|source| super::guard::open_error(path, source))?;
+            return sys::write_all_at(&file, &encode_note(end), NOTE)
+                .map_err(|source| ledger_error(path, source));
+        }
+    }
+    Ok(())
+}
+
+/// Writes the record that follows the one with the number `newest`. On an error, that one stays readable.
+pub(super) fn write(
+    path: &Path,
+    file: &File,
+    newest: u64,
+    ledger: &Ledger,
+) -> Result<(), SpawnLockError> {
+    let write = SlotWrite::after(newest, ledger);
+    sys::write_all_at(file, &write.bytes, write.offset).map_err(|source| ledger_error(path, source))
+}
+
+fn ledger_error(path: &Path, source: io::Error) -> SpawnLockError {
+    SpawnLockError::Ledger {
+        path: path.to_path_buf(),
+        source,
+    }
+}

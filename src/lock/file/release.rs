@@ -1,0 +1,211 @@
+//! Waiting for the holder of a lock file to let go, without trying to take the lock all the time.
+//!
+//! A probe looks whether the lock is free, through a descriptor that stays open and cannot write. So a probe costs one system
+//! call and wakes nobody: what wakes those who wait is the closing of a descriptor that can write.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use super::inotify::FileWatch;
+use super::{guard, record, sys};
+
+/// The pause between two probes where the kernel tells of a release: only in case that it does not, since a forked child still
+/// has a copy of the descriptor, say.
+const PROBE_ANYWAY: Duration = Duration::from_millis(50);
+
+/// The pause between two probes where it does not tell.
+const PROBE_EVERY: Duration = Duration::from_millis(20);
+
+/// The kernel closes a dead process's files before it frees their locks, but right before.
+const AFTER_A_CLOSE: Duration = Duration::from_millis(1);
+
+/// Returns when the lock file at `path`, which was found locked, is free, or is not the same file any more. If that cannot be
+/// told, it returns after `pause`.
+///
+/// The system calls that it makes on the way are short and never wait, so it makes them where it is.
+pub(super) async fn released(path: &Path, pause: Duration) {
+    // Before the first probe, so that nothing can happen unheard in between.
+    let mut watch = FileWatch::new(path);
+    let opened = record::open_to_read(path).and_then(|file| {
+        let identity = guard::identity_of(path, &file)?;
+        Ok((file, identity))
+    });
+    let Ok((file, identity)) = opened else {
+        return sleep(pause).await;
+    };
+    let pause_unheard = match watch {
+        Some(_) => PROBE_ANYWAY,
+        None => PROBE_EVERY,
+    };
+    let mut heard = false;
+    loop {
+        match guard::is_locked(path, &file) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(_) => return sleep(pause).await,
+        }
+        if heard {
+            // A file that is touched all the time must not keep this busy.
+            sleep(AFTER_A_CLOSE).await;
+            heard = false;
+            continue;
+        }
+        heard = heard_within(pause_unheard, &mut watch).await;
+        if heard && sys::path_identity(path).ok() != Some(identity) {
+            return;
+        }
+    }
+}
+
+/// Waits for news of the file. Returns whether there was any.
+async fn heard_within(limit: Duration, watch: &mut Option<FileWatch>) -> bool {
+    let heard = async {
+        match watch {
+            Some(watch) => watch.changed().await,
+            None => std::future::pending().await,
+        }
+    };
+    timeout(limit, heard).await.is_ok()
+}
+
+/// Elsewhere the kernel is not asked.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+struct FileWatch;
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+impl FileWatch {
+    fn new(_path: &Path) -> Option<Self> {
+        None
+    }
+
+    async fn changed(&mut self) {
+        std::future::pending().await
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::mem::MaybeUninit;
+    use std::path::PathBuf;
+    use std::sync::mpsc;
+
+    use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+    use rustix::io::Errno;
+    use tokio::task::{spawn_blocking, yield_now};
+    use tokio::time::Instant;
+
+    use super::super::guard::acquire_spawn_lock;
+    use super::super::inotify::is_running;
+    use super::*;
+
+    const PAUSE: Duration = Duration::from_secs(1);
+
+    /// Runs `test` while even paused time stands still, so that no probe is ever due.
+    async fn with_time_stopped(test: impl AsyncFnOnce()) {
+        // Paused time does not run ahead while a blocking call is running.
+        let (end, ended) = mpsc::channel::<()>();
+        let running = spawn_blocking(move || ended.recv());
+        let began = Instant::now();
+        test().await;
+        assert_eq!(
+            began.elapsed(),
+            Duration::ZERO,
+            "it was not told, but probed"
+        );
+        drop(end);
+        running.await.unwrap().unwrap_err();
+    }
+
+    fn lock_file() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("backend.lock");
+        (directory, path)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_release_is_told_by_the_kernel_and_the_thread_that_hears_it_ends_with_the_last_wait()
+    {
+        let (_directory, path) = lock_file();
+        let guard = acquire_spawn_lock(&path).unwrap();
+        with_time_stopped(async || {
+            let mut waits: Vec<_> = (0..3)
+                .map(|_| tokio_test::task::spawn(released(&path, PAUSE)))
+                .collect();
+            waits
+                .iter_mut()
+                .for_each(|wait| tokio_test::assert_pending!(wait.poll()));
+            assert!(is_running());
+            drop(guard);
+            for wait in waits {
+                wait.await;
+            }
+            while is_running() {
+                yield_now().await;
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_file_that_is_deleted_or_replaced_is_not_waited_for() {
+        let (directory, path) = lock_file();
+        let _guard = acquire_spawn_lock(&path).unwrap();
+        with_time_stopped(async || {
+            let mut wait = tokio_test::task::spawn(released(&path, PAUSE));
+            tokio_test::assert_pending!(wait.poll());
+            std::fs::remove_file(&path).unwrap();
+            wait.await;
+        })
+        .await;
+
+        let _guard = acquire_spawn_lock(&path).unwrap();
+        with_time_stopped(async || {
+            let mut wait = tokio_test::task::spawn(released(&path, PAUSE));
+            tokio_test::assert_pending!(wait.poll());
+            std::fs::rename(&path, directory.path().join("moved")).unwrap();
+            wait.await;
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_release_that_the_kernel_does_not_tell_of_is_noticed_by_a_probe() {
+        let (_directory, path) = lock_file();
+        let guard = acquire_spawn_lock(&path).unwrap();
+        // The descriptor stays open, as in a child that was forked and has yet to exec.
+        let copy = guard.file().try_clone().unwrap();
+        let mut wait = tokio_test::task::spawn(released(&path, PAUSE));
+        tokio_test::assert_pending!(wait.poll());
+        drop(guard);
+        wait.await;
+        drop(copy);
+    }
+
+    #[test]
+    fn a_probe_does_not_wake_those_who_wait() {
+        let (_directory, path) = lock_file();
+        let _guard = acquire_spawn_lock(&path).unwrap();
+        let told = inotify::init(CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&told, &path, WatchFlags::CLOSE_WRITE).unwrap();
+        let mut buffer = [MaybeUninit::uninit(); 512];
+        let mut told = Reader::new(told, &mut buffer);
+
+        let file = record::open_to_read(&path).unwrap();
+        assert!(guard::is_locked(&path, &file).unwrap());
+        drop(file);
+        assert_eq!(told.next().unwrap_err(), Errno::AGAIN);
+        drop(acquire_spawn_lock(&path).unwrap_err());
+        assert!(told.next().is_ok(), "a try opens for writing, and does");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_file_that_cannot_be_looked_at_is_tried_again_after_the_pause() {
+        let (_directory, path) = lock_file();
+        let began = Instant::now();
+        released(&path, PAUSE).await;
+        assert_eq!(began.elapsed(), PAUSE);
+    }
+}

@@ -1,0 +1,445 @@
+//! How a lock file holds the ledger's text, so that a write which is cut short loses nothing. Bytes only, no I/O.
+//!
+//! One line for people, two slots of fixed size and a note, all within one 4 KiB page. A writer overwrites the slot that does
+//! not hold the newest record, so the record before it stays. A slot begins with
+//!
+//! ```text
+//! record 42 version 1 checksum 3f2a…
+//! ```
+//!
+//! and goes on with the ledger and a line `end`. The checksum covers the two numbers and all that follows. The first line's
+//! form and what the checksum covers are the same in all versions to come, so a newer record is told from a broken one.
+//! Reading takes any bytes and never panics.
+//!
+//! The note reports the end of a backend. It is written without the lock, so it has a checksum of its own:
+//!
+//! ```text
+//! ended 1795548335141 orderly
+//! checksum 3f2a…
+//! ```
+
+use std::fmt::Write as _;
+
+use hmac_sha256::Hash as Sha256;
+
+use crate::ledger::{BackendEnd, Ledger};
+
+/// The version that this crate writes, and the newest that it reads.
+pub(super) const VERSION: u32 = 1;
+
+/// Where the first slot begins. The bytes before hold the line for people; on Windows the lock covers the first of them,
+/// and locked bytes cannot be read there.
+pub(super) const FIRST_SLOT: u64 = 128;
+
+const SLOT_LEN: usize = 1920;
+
+const SLOTS_LEN: usize = 2 * SLOT_LEN;
+
+/// Where the note stands.
+pub(super) const NOTE: u64 = FIRST_SLOT + SLOTS_LEN as u64;
+
+const NOTE_LEN: usize = 4096 - NOTE as usize;
+
+/// What a reader reads, from [`FIRST_SLOT`] on.
+pub(super) const RECORD_LEN: usize = SLOTS_LEN + NOTE_LEN;
+
+/// Terminals show nothing for it, so the file reads well with `cat`.
+const PADDING: u8 = 0;
+
+/// How much of the checksum is written: 128 bits, against accidents only.
+const SUM_DIGITS: usize = 32;
+
+/// As much has room behind a note.
+const NOTE_SUM_DIGITS: usize = 16;
+
+const LAST_LINE: &str = "end\n";
+
+/// What the two slots hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// There are no bytes.
+    Empty,
+    /// The newest good record, and its sequence number.
+    Found { ledger: Box<Ledger>, sequence: u64 },
+    /// Something stands there, but no record.
+    Unreadable,
+    /// A good record of a newer version.
+    Newer { version: u32 },
+}
+
+impl Reading {
+    /// Reads the bytes after the line for people.
+    pub(super) fn of(slots: &[u8]) -> Self {
+        if slots.is_empty() {
+            return Self::Empty;
+        }
+        let newest = slots
+            .chunks(SLOT_LEN)
+            .take(2)
+            .filter_map(Record::parse)
+            .max_by_key(|record| record.sequence);
+        let Some(record) = newest else {
+            return Self::Unreadable;
+        };
+        if record.version > VERSION {
+            return Self::Newer {
+                version: record.version,
+            };
+        }
+        let Ok(mut ledger) = record.ledger.parse::<Ledger>() else {
+            return Self::Unreadable;
+        };
+        if let Some(end) = slots.get(SLOTS_LEN..).and_then(decode_note) {
+            ledger.note_backend_end(&end);
+        }
+        Self::Found {
+            ledger: Box::new(ledger),
+            sequence: record.sequence,
+        }
+    }
+}
+
+/// The bytes of a note.
+pub(super) fn encode_note(end: &BackendEnd) -> Vec<u8> {
+    let line = format!("ended {end}");
+    let sum = checksum(VERSION, 0, line.as_bytes());
+    let mut note = format!("{line}\nchecksum {}\n", &sum[..NOTE_SUM_DIGITS]).into_bytes();
+    // Never too long, for a reason is cut.
+    note.resize(NOTE_LEN, PADDING);
+    note
+}
+
+fn decode_note(note: &[u8]) -> Option<BackendEnd> {
+    let text = std::str::from_utf8(note).ok()?;
+    let (line, rest) = text.split_once("\nchecksum ")?;
+    let (sum, _) = rest.split_once('\n')?;
+    let is_whole = sum == &checksum(VERSION, 0, line.as_bytes())[..NOTE_SUM_DIGITS];
+    BackendEnd::parse(line.strip_prefix("ended ")?).filter(|_| is_whole)
+}
+
+/// The sequence number of the first record in a file.
+const FIRST_SEQUENCE: u64 = 1;
+
+/// One write: the bytes and where in the file they go.
+#[derive(Debug)]
+pub(super) struct SlotWrite {
+    pub(super) bytes: Vec<u8>,
+    pub(super) offset: u64,
+}
+
+impl SlotWrite {
+    /// Prepares the record after the one with the number `newest` (zero: after none).
+    pub(super) fn after(newest: u64, ledger: &Ledger) -> Self {
+        let sequence = newest.saturating_add(1);
+        let slot = encode_slot(ledger, sequence);
+        let offset = FIRST_SLOT + (sequence % 2) * SLOT_LEN as u64;
+        if sequence > FIRST_SEQUENCE {
+            return Self {
+                bytes: slot,
+                offset,
+            };
+        }
+        // The first write makes the whole file, so that no later one needs room on the disk.
+        let mut bytes = header();
+        bytes.resize(FIRST_SLOT as usize + RECORD_LEN, PADDING);
+        let start = offset as usize;
+        bytes[start..start + SLOT_LEN].copy_from_slice(&slot);
+        Self { bytes, offset: 0 }
+    }
+}
+
+fn header() -> Vec<u8> {
+    let mut header = b"spawn-gate: the lock of one backend; do not delete or edit. Of the records, the one with the higher number counts.".to_vec();
+    header.resize(FIRST_SLOT as usize - 1, b' ');
+    header.push(b'\n');
+    header
+}
+
+fn encode_slot(ledger: &Ledger, sequence: u64) -> Vec<u8> {
+    let mut slot = encode_record(ledger, sequence);
+    if slot.len() > SLOT_LEN {
+        // Only with clocks that read absurdly long times. The rest fits without the failure's message.
+        slot = encode_record(&ledger.without_message(), sequence);
+    }
+    slot.resize(SLOT_LEN, PADDING);
+    slot
+}
+
+fn encode_record(ledger: &Ledger, sequence: u64) -> Vec<u8> {
+    let body = format!("{ledger}{LAST_LINE}");
+    let sum = checksum(VERSION, sequence, body.as_bytes());
+    format!("record {sequence} version {VERSION} checksum {sum}\n{body}").into_bytes()
+}
+
+/// A slot whose checksum is right.
+struct Record<'a> {
+    version: u32,
+    sequence: u64,
+    ledger: &'a str,
+}
+
+impl<'a> Record<'a> {
+    fn parse(slot: &'a [u8]) -> Option<Self> {
+        let text = std::str::from_utf8(slot).ok()?;
+        let (first, rest) = text.split_once('\n')?;
+        let mut words = first.split(' ');
+        let mut word_after = |name| (words.next()? == name).then(|| words.next()).flatten();
+        let sequence = word_after("record")?.parse().ok();
+        // The next record needs a number above this one.
+        let sequence = sequence.filter(|&it| it < u64::MAX)?;
+        let version = word_after("version")?.parse().ok()?;
+        let sum = word_after("checksum")?;
+        let ledger = &rest[..rest.rfind(LAST_LINE)?];
+        let body = &rest[..ledger.len() + LAST_LINE.len()];
+        (sum == checksum(version, sequence, body.as_bytes())).then_some(Self {
+            version,
+            sequence,
+            ledger,
+        })
+    }
+}
+
+fn checksum(version: u32, sequence: u64, body: &[u8]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(version.to_le_bytes());
+    hash.update(sequence.to_le_bytes());
+    hash.update(body);
+    let mut sum = String::with_capacity(SUM_DIGITS);
+    for byte in &hash.finalize()[..SUM_DIGITS / 2] {
+        // Writing to a string cannot fail.
+        let _ = write!(sum, "{byte:02x}");
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::budget::{BootReading, Charges, ClockReading, KeyBudget};
+    use crate::ledger::{LastOutcome, LedgerHolder, MAX_SLIDING_ATTEMPTS, ProcessHost};
+
+    /// A lock file after these ledgers were written to it, one after the other.
+    fn file_of(ledgers: &[Ledger]) -> Vec<u8> {
+        let mut file = Vec::new();
+        for (newest, ledger) in ledgers.iter().enumerate() {
+            apply(&mut file, &SlotWrite::after(newest as u64, ledger));
+        }
+        file
+    }
+
+    fn apply(file: &mut Vec<u8>, write: &SlotWrite) {
+        let start = write.offset as usize;
+        let end = start + write.bytes.len();
+        if file.len() < end {
+            file.resize(end, 0);
+        }
+        file[start..end].copy_from_slice(&write.bytes);
+    }
+
+    fn read(file: &[u8]) -> Reading {
+        Reading::of(file.get(FIRST_SLOT as usize..).unwrap_or_default())
+    }
+
+    fn found(ledger: &Ledger, sequence: u64) -> Reading {
+        Reading::Found {
+            ledger: Box::new(ledger.clone()),
+            sequence,
+        }
+    }
+
+    /// Readings as they are written: whole milliseconds, and one boot in a record.
+    fn reading(largest: u64) -> impl Strategy<Value = ClockReading> {
+        (0..largest, prop::option::of(0..largest)).prop_map(|(unix, boot)| ClockReading {
+            unix: Duration::from_millis(unix),
+            boot: boot.map(|elapsed| BootReading {
+                id: 0xb007,
+                elapsed: Duration::from_millis(elapsed),
+            }),
+        })
+    }
+
+    fn budget(largest: u64) -> impl Strategy<Value = KeyBudget<ClockReading>> {
+        let max = MAX_SLIDING_ATTEMPTS as usize;
+        let charges = prop_oneof![
+            Just(Charges::None),
+            (reading(largest), any::<u32>())
+                .prop_map(|(window_began, used)| Charges::Fixed { window_began, used }),
+            prop::collection::vec(reading(largest), 1..=max)
+                .prop_map(|times| Charges::Sliding(times.into())),
+        ];
+        (charges, prop::option::of(reading(largest)))
+            .prop_map(|(charges, up_since)| KeyBudget { charges, up_since })
+    }
+
+    fn holder(largest: u64) -> impl Strategy<Value = LedgerHolder> {
+        let host = ("[a-z-]{0,80}", any::<Option<u64>>());
+        let host = host.prop_map(|(name, pid_namespace)| ProcessHost {
+            name,
+            pid_namespace,
+        });
+        let process = (any::<u32>(), reading(largest), any::<Option<u64>>());
+        (process, prop::option::of(host)).prop_map(|((pid, since, process_started), host)| {
+            LedgerHolder {
+                pid,
+                since,
+                process_started,
+                host,
+            }
+        })
+    }
+
+    fn backend_end() -> impl Strategy<Value = BackendEnd> {
+        (any::<u64>(), any::<Option<String>>())
+            .prop_map(|(launch, failure)| BackendEnd { launch, failure })
+    }
+
+    /// Ledgers whose times are shorter than `largest` milliseconds.
+    fn ledgers(largest: u64) -> impl Strategy<Value = Ledger> {
+        let outcome = (any::<u64>(), reading(largest), any::<Option<String>>());
+        let outcome = outcome.prop_map(|(launch, at, failure)| LastOutcome {
+            launch,
+            at,
+            failure,
+        });
+        let written = prop::option::of(reading(largest));
+        let charged_at = prop::option::of(reading(largest));
+        (
+            (any::<u64>(), any::<bool>(), written),
+            (any::<u64>(), charged_at),
+            budget(largest),
+            prop::option::of(holder(largest)),
+            prop::option::of(outcome),
+            prop::option::of(backend_end()),
+        )
+            .prop_map(
+                |(head, charge, budget, holder, last_outcome, backend_end)| {
+                    let (launch, is_count_lost, written) = head;
+                    let (charged, charged_at) = charge;
+                    Ledger {
+                        launch,
+                        is_count_lost,
+                        written,
+                        charged,
+                        charged_at,
+                        budget,
+                        holder,
+                        last_outcome,
+                        backend_end,
+                    }
+                },
+            )
+    }
+
+    /// Times up to the year 2286 and 300 years since boot.
+    const USUAL: u64 = 10_000_000_000_000;
+
+    /// What is left of a ledger in its text: a boot is only told if the newest time has one, and messages become one line.
+    fn as_text(ledger: &Ledger) -> Ledger {
+        ledger.to_string().parse().unwrap()
+    }
+
+    #[test]
+    fn a_file_that_was_never_written_to_is_empty_and_one_of_something_else_is_unreadable() {
+        assert_eq!(read(b""), Reading::Empty);
+        assert_eq!(read(&[b' '; FIRST_SLOT as usize]), Reading::Empty);
+        assert_eq!(read(&[b'x'; 5000]), Reading::Unreadable);
+        assert_eq!(read(&[0; 4096]), Reading::Unreadable);
+    }
+
+    #[test]
+    fn the_last_number_is_never_reached_by_a_record_that_is_read() {
+        let write = SlotWrite::after(u64::MAX - 1, &Ledger::default());
+        assert_eq!(
+            Record::parse(&write.bytes).map(|record| record.sequence),
+            None
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(ledger in ledgers(USUAL), newest in 0..u64::MAX - 2) {
+            let mut file = file_of(&[Ledger::default()]);
+            apply(&mut file, &SlotWrite::after(newest + 1, &ledger));
+            prop_assert_eq!(read(&file), found(&as_text(&ledger), newest + 2));
+        }
+
+        #[test]
+        fn text_that_was_read_is_written_again_the_same(ledger in ledgers(USUAL)) {
+            let once = as_text(&ledger);
+            prop_assert_eq!(as_text(&once), once);
+        }
+
+        #[test]
+        fn any_ledger_fits_its_slot_whatever_the_clocks_read(ledger in ledgers(u64::MAX)) {
+            prop_assert_eq!(encode_slot(&ledger, u64::MAX).len(), SLOT_LEN);
+            prop_assert!(encode_record(&ledger.without_message(), u64::MAX).len() <= SLOT_LEN);
+        }
+
+        #[test]
+        fn a_write_cut_short_anywhere_leaves_the_record_before_it_or_the_new_one(
+            before in prop::collection::vec(ledgers(USUAL), 1..5),
+            new in ledgers(USUAL),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut file = file_of(&before);
+            let newest = before.len() as u64;
+            let mut write = SlotWrite::after(newest, &new);
+            let written = cut.index(write.bytes.len() + 1);
+            write.bytes.truncate(written);
+            apply(&mut file, &write);
+            let old = found(&as_text(&before[before.len() - 1]), newest);
+            let new = found(&as_text(&new), newest + 1);
+            let got = read(&file);
+            prop_assert!(got == old || got == new, "{:?}", got);
+        }
+
+        #[test]
+        fn a_flipped_bit_never_makes_another_record(
+            ledger in ledgers(USUAL),
+            at in any::<prop::sample::Index>(),
+            bit in 0..8_u8,
+        ) {
+            let mut file = file_of(std::slice::from_ref(&ledger));
+            let at = at.index(file.len());
+            file[at] ^= 1 << bit;
+            match read(&file) {
+                Reading::Unreadable => {}
+                got => prop_assert_eq!(got, found(&as_text(&ledger), 1)),
+            }
+        }
+
+        #[test]
+        fn a_note_is_read_as_it_was_written_and_a_damaged_one_is_none(
+            end in backend_end(),
+            at in any::<prop::sample::Index>(),
+            bit in 0..8_u8,
+        ) {
+            let mut note = encode_note(&end);
+            prop_assert_eq!(note.len(), NOTE_LEN);
+            let whole = decode_note(&note);
+            let read = whole.as_ref().map(|read| (read.launch, read.failure.is_some()));
+            prop_assert_eq!(read, Some((end.launch, end.failure.is_some())));
+            let at = at.index(note.len());
+            note[at] ^= 1 << bit;
+            let damaged = decode_note(&note);
+            prop_assert!(damaged.is_none() || damaged == whole, "{:?}", damaged);
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..6000)) {
+            let is_record = matches!(read(&bytes), Reading::Found { .. });
+            prop_assert!(!is_record);
+        }
+
+        #[test]
+        fn any_text_is_read_as_a_ledger_or_refused_without_a_panic(
+            text in "((launch|boot|window|attempts|up-since|holder|charged|outcome|x) [0-9a-f./ ]{0,40}\n?){0,8}",
+        ) {
+            let _ = text.parse::<Ledger>();
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The system calls of the spawn lock on Windows.
+
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
+use std::io;
+use std::os::windows::ffi::OsStrExt;
+use std::os::windows::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::lock::error::{FileKind, SpawnLockError, Unsafety};
+use crate::lock::identity::SpawnLockFileIdentity;
+
+const FILE_SHARE_READ_WRITE_DELETE: u32 = 1 | 2 | 4;
+const FILE_FLAG_OPEN_REPARSE_POINT: u32 = 0x0020_0000;
+const FILE_FLAG_BACKUP_SEMANTICS: u32 = 0x0200_0000;
+const ERROR_ACCESS_DENIED: i32 = 5;
+
+/// A file that was deleted while open refuses to be opened until its last handle is closed, which takes moments.
+const TRIES_AT_DELETE_PENDING: u32 = 5;
+const PAUSE_AT_DELETE_PENDING: Duration = Duration::from_millis(2);
+
+/// Opens the lock file, making it if there is none. The standard library makes handles that children do not inherit.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    let mut tries = 1;
+    loop {
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .share_mode(FILE_SHARE_READ_WRITE_DELETE)
+            .custom_flags(FILE_FLAG_OPEN_REPARSE_POINT)
+            .open(path);
+        match opened {
+            Err(error)
+                if error.raw_os_error() == Some(ERROR_ACCESS_DENIED)
+                    && tries < TRIES_AT_DELETE_PENDING =>
+            {
+                tries += 1;
+                // On a thread of the blocking pool, and for a few milliseconds in all.
+                std::thread::sleep(PAUSE_AT_DELETE_PENDING);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Opens a lock file that is there, to write to it.
+pub(super) fn open_existing(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .share_mode(FILE_SHARE_READ_WRITE_DELETE)
+        .custom_flags(FILE_FLAG_OPEN_REPARSE_POINT)
+        .open(path)
+}
+
+/// Opens a lock file for its record alone: nothing is made, nothing can be changed.
+pub(super) fn open_for_reading(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .share_mode(FILE_SHARE_READ_WRITE_DELETE)
+        .custom_flags(FILE_FLAG_OPEN_REPARSE_POINT)
+        .open(path)
+}
+
+/// Closing the handle, which no child inherits, releases the lock.
+pub(super) fn unlock(_file: &File) {}
+
+pub(super) fn kind(metadata: &Metadata) -> Option<FileKind> {
+    let kind = metadata.file_type();
+    if kind.is_symlink() {
+        Some(FileKind::Symlink)
+    } else if kind.is_dir() {
+        Some(FileKind::Directory)
+    } else if kind.is_file() {
+        None
+    } else {
+        Some(FileKind::Other)
+    }
+}
+
+/// Owner and rights stand in access control lists here; the directory's list is the user's to set.
+pub(super) fn unsafety(_metadata: &Metadata) -> Option<Unsafety> {
+    None
+}
+
+/// See [`unsafety`].
+pub(super) fn keep_private(_file: &File, _metadata: &Metadata) -> io::Result<()> {
+    Ok(())
+}
+
+/// See [`unsafety`].
+pub(super) fn directory_unsafety(_metadata: &Metadata) -> Option<Unsafety> {
+    None
+}
+
+pub(super) fn make_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).create(path)
+}
+
+/// The identity of an open file, whose metadata these are.
+pub(super) fn identity(file: &File, _metadata: &Metadata) -> io::Result<SpawnLockFileIdentity> {
+    handle_identity(file)
+}
+
+fn handle_identity(file: &File) -> io::Result<SpawnLockFileIdentity> {
+    let information = winapi_util::file::information(file)?;
+    Ok(SpawnLockFileIdentity {
+        device: information.volume_serial_number(),
+        file: information.file_index(),
+    })
+}
+
+/// The identity of whatever stands at the path, a link included.
+pub(super) fn path_identity(path: &Path) -> io::Result<SpawnLockFileIdentity> {
+    let file = OpenOptions::new()
+        .access_mode(0)
+        .share_mode(FILE_SHARE_READ_WRITE_DELETE)
+        .custom_flags(FILE_FLAG_OPEN_REPARSE_POINT | FILE_FLAG_BACKUP_SEMANTICS)
+        .open(path)
+        .map_err(|error| match error.raw_os_error() {
+            // Deleted, but not gone while a handle is open.
+            Some(ERROR_ACCESS_DENIED) => io::ErrorKind::NotFound.into(),
+            _ => error,
+        })?;
+    handle_identity(&file)
+}
+
+/// Names what the operating system said about opening the path.
+pub(super) fn open_error(path: &Path, source: io::Error) -> SpawnLockError {
+    const ERROR_WRITE_PROTECT: i32 = 19;
+    const ERROR_FILENAME_EXCED_RANGE: i32 = 206;
+    let path = path.to_path_buf();
+    match source.raw_os_error() {
+        Some(ERROR_WRITE_PROTECT) => SpawnLockError::ReadOnlyFilesystem { path, source },
+        Some(ERROR_FILENAME_EXCED_RANGE) => SpawnLockError::NameTooLong { path, source },
+        // The number is that of an invalid name then, or of a file that is not there.
+        Some(_) if has_too_long_name(&path) => SpawnLockError::NameTooLong { path, source },
+        _ => SpawnLockError::Open { path, source },
+    }
+}
+
+fn has_too_long_name(path: &Path) -> bool {
+    /// In UTF-16 code units, on all the file systems of Windows.
+    const LONGEST_NAME: usize = 255;
+    path.iter()
+        .any(|name| name.encode_wide().count() > LONGEST_NAME)
+}
+
+/// Whether the file system has no locks, as against a lock that is held or broken.
+pub(super) fn is_unsupported(error: &io::Error) -> bool {
+    const ERROR_INVALID_FUNCTION: i32 = 1;
+    const ERROR_NOT_SUPPORTED: i32 = 50;
+    matches!(
+        error.raw_os_error(),
+        Some(ERROR_INVALID_FUNCTION | ERROR_NOT_SUPPORTED)
+    )
+}
+
+/// Not told apart here: a share that has locks keeps them on its server.
+pub(super) fn unsafe_filesystem(_file: &File) -> io::Result<Option<&'static str>> {
+    Ok(None)
+}
+
+pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    file.seek_read(buffer, offset)
+}
+
+pub(super) fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = file.seek_write(bytes, offset)?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        bytes = &bytes[written..];
+        offset += written as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,11 @@
+//! Small helpers that know nothing of gates.
+
+mod catch_panic;
+mod error_chain;
+mod lazy_timeout;
+mod shard;
+
+pub(crate) use self::catch_panic::{CatchPanic, caught};
+pub(crate) use self::error_chain::{chain, with_sources};
+pub(crate) use self::lazy_timeout::lazy_timeout;
+pub(crate) use self::shard::shard;
