@@ -182,7 +182,7 @@ impl BudgetExhausted {
         Self {
             key,
             retry_after: refusal.retry_after,
-            // Only a key that was reset in the middle of a flight has none.
+            // Each charge that uses a budget up notes a reason; this is for a count that changed under a flight.
             reason: refusal
                 .reason
                 .unwrap_or_else(|| Arc::new(ExhaustionReason::launch_failed(""))),

@@ -666,22 +666,27 @@ async fn a_lock_lost_each_time_before_the_launch_ends_the_flight_refunded_after_
 
 #[tokio::test(start_paused = true)]
 async fn a_lock_that_cannot_be_verified_before_the_launch_ends_the_flight_refunded() {
-    let lock = ScriptedLock::new(InMemorySpawnLock::new()).on_verify(|_| async {
-        Err(SpawnLockError::Service {
-            lock: "key".into(),
-            source: "lease ran out".into(),
-            retry_helps: true,
-        })
-    });
-    let gate = Gate::builder(lock.clone()).build();
-    let launcher = slow(|| Ok(7));
-    let error = gate.launch("key", launcher.clone()).await.unwrap_err();
-    assert!(matches!(error, GateError::Lock(_)), "{error:?}");
-    assert_eq!(lock.tries.calls(), 1);
-    assert_eq!(
-        (launcher.launches(), attempts_used(&gate, "key").await),
-        (0, 0)
-    );
+    for (retry_helps, ends_after) in [(false, 0), (true, 10)] {
+        let lock = ScriptedLock::new(InMemorySpawnLock::new()).on_verify(move |_| async move {
+            Err(SpawnLockError::Service {
+                lock: "key".into(),
+                source: "no answer".into(),
+                retry_helps,
+            })
+        });
+        let gate = Gate::builder(lock.clone())
+            .lock_timeout(seconds(10))
+            .build();
+        let launcher = slow(|| Ok(7));
+        let began = Instant::now();
+        let error = gate.launch("key", launcher.clone()).await.unwrap_err();
+        assert!(matches!(error, GateError::Lock(_)), "{error:?}");
+        assert_eq!(began.elapsed().as_secs(), ends_after);
+        assert_eq!(
+            (launcher.launches(), attempts_used(&gate, "key").await),
+            (0, 0)
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -37,9 +37,16 @@ pub struct ClockReading {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct BootReading {
     /// Which boot, and which time namespace of it: only times with the same id can be compared.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "as_hexadecimal"))]
     pub id: u128,
     /// Time since that boot.
     pub elapsed: Duration,
+}
+
+/// As text, since many formats have no number that large.
+#[cfg(feature = "serde")]
+fn as_hexadecimal<S: serde::Serializer>(id: &u128, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{id:032x}"))
 }
 
 impl ClockReading {

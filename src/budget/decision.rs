@@ -201,6 +201,11 @@ impl KeyState {
         true
     }
 
+    /// Notes that an attempt was free, in a ledger: a refusal from now on is the first of another storm.
+    pub(crate) fn note_free(&mut self) {
+        self.has_refused = false;
+    }
+
     /// Whether the next refusal that a caller hears is the first since an attempt was free. Asked by that caller.
     pub(crate) fn take_first_refusal(&mut self) -> bool {
         !std::mem::replace(&mut self.has_refused, true)

@@ -261,9 +261,14 @@ impl<K, T> Flight<K, T> {
         self.step(|flight| flight.waiting_for.clone())?
     }
 
-    /// Notes the attempt's place in its window.
-    pub(crate) fn note_attempt(&self, number: u32) {
-        self.step(|flight| flight.attempt_number = Some(number));
+    /// Notes that the ledger was charged, and the attempt's place in its window.
+    pub(crate) fn note_charged(&self, number: u32) {
+        if self
+            .step(|flight| flight.attempt_number = Some(number))
+            .is_some()
+        {
+            self.entry.state().known.note_free();
+        }
     }
 
     /// Notes that the permit goes to a caller.
@@ -447,7 +452,7 @@ mod tests {
         assert!(younger.began().is_some(), "ended by its predecessor");
         assert!(elder.began().is_none());
         elder.advance(Stage::Launch);
-        elder.note_attempt(77);
+        elder.note_charged(77);
         assert!(elder.interrupt(GateError::Closed).is_none());
         let (usage, flight) = entry.snapshot(policy, Instant::now());
         let flight = flight.unwrap();

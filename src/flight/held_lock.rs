@@ -97,14 +97,14 @@ impl HeldLock {
 }
 
 /// How long a single call of a lease may take that does not expire. A file's takes microseconds, unless its file system hangs.
-const LONGEST_CALL: Duration = Duration::from_secs(5);
+pub(crate) const LONGEST_CALL: Duration = Duration::from_secs(5);
 
 fn call_limit(lease: &dyn SpawnLease) -> Duration {
     lease.expires_in().unwrap_or(LONGEST_CALL)
 }
 
 /// Waits for a call of the lock, which must not keep a flight from ending.
-async fn answered<V>(
+pub(crate) async fn answered<V>(
     limit: Duration,
     call: impl Future<Output = Result<V, SpawnLockError>>,
 ) -> Result<V, SpawnLockError> {

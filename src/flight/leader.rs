@@ -162,14 +162,15 @@ impl<K: GateKey, T> Leader<K, T> {
             Some(held) => held.settle(settlement, failure.as_deref(), now).await,
             None => Ok(()),
         };
-        let outcome = match settled {
+        let lost = match (settled, &self.held) {
+            // What was written before stands: a charge without an outcome, which counts as failed. It must not take a launch
+            // with it that succeeded.
+            (Err(error), Some(held)) if !error.is_lost() => held.verify().await,
+            (settled, _) => settled,
+        };
+        let outcome = match lost {
             Ok(()) => outcome,
-            Err(error) => match &self.held {
-                // What was written before stands: a charge without an outcome, which counts as failed. It must not take a
-                // launch with it that succeeded.
-                Some(held) if !error.is_lost() && held.verify().await.is_ok() => outcome,
-                _ => self.lost(outcome, error),
-            },
+            Err(error) => self.lost(outcome, error),
         };
         self.publish(outcome)
     }

@@ -105,7 +105,7 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
             None | Some(Verdict::Look) => Ok(()),
             Some(Verdict::Charged(attempt)) => {
                 this.attempt = Some(attempt);
-                this.flight.note_attempt(attempt.number);
+                this.flight.note_charged(attempt.number);
                 Ok(())
             }
             Some(Verdict::Refused(refusal)) => Err(self.refused(refusal)),
@@ -210,23 +210,17 @@ impl LockWait {
         Ok(tried)
     }
 
-    /// Notes that the lock was taken, and was lost before the launch. `Err` if that ends the wait.
-    pub(crate) fn note_lost<K: GateKey>(
+    /// Notes an error of the lock. `Err` if it ends the wait.
+    pub(crate) fn note_error<K: GateKey>(
         &mut self,
         error: SpawnLockError,
         key: &K,
     ) -> Result<(), GateError> {
-        if error.is_lost() {
-            return self.note_error(error, key);
-        }
-        // It cannot be told whether it is held.
-        Err(LockError::new(key_label(key), error).into())
-    }
-
-    /// Notes an error of the lock. `Err` if it ends the wait.
-    fn note_error<K: GateKey>(&mut self, error: SpawnLockError, key: &K) -> Result<(), GateError> {
         self.losses += u32::from(error.is_lost());
-        if self.losses > MAX_LOSSES || !error.retry_helps() {
+        let is_over = self
+            .deadline
+            .is_some_and(|deadline| Instant::now() >= deadline);
+        if is_over || self.losses > MAX_LOSSES || !error.retry_helps() {
             return Err(LockError::new(key_label(key), error).into());
         }
         self.error = Some(error);

@@ -26,6 +26,7 @@ mod snapshot;
 mod steps;
 
 pub(crate) use self::entry::{Flight, Role};
+pub(crate) use self::held_lock::{HeldLock, LONGEST_CALL, answered};
 pub use self::launcher::{BackendLauncher, How, Launch, Launched, LauncherFn, launcher_fn};
 pub(crate) use self::leader::Leader;
 pub(crate) use self::lock_wait::{LockWait, Tried};

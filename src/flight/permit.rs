@@ -105,7 +105,7 @@ impl<K: GateKey, T: Clone> LaunchPermit<K, T> {
     /// # Errors
     ///
     /// [`LaunchError::LockLost`] if the lock was lost while launching, or cannot be verified, and [`LaunchError::Aborted`] if an
-    /// operator aborted the flight; the followers hear the same. `value` is dropped (keep a clone of a handle that you may
+    /// operator aborted the flight, or closed the gate and did not wait for it; the followers were told. `value` is dropped (keep a clone of a handle that you may
     /// need), and the backend may be one of two: stop it, or let it compare fencing tokens.
     ///
     /// # Cancel safety

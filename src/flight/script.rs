@@ -33,20 +33,27 @@ pub(crate) async fn prepare<K: GateKey, T: 'static>(
         leader.take_lock(&mut wait, launcher).await?;
     }
     loop {
+        let mut charged = Ok(());
         if leader.attempt.is_none() {
             // Somebody has held the lock since the last look, or there is no ledger to show that nobody has.
             leader.look(launcher).await?;
-            leader.charge().await?;
+            charged = leader.charge().await?;
         }
-        // Last of all: what follows is the launch.
-        let Err(error) = leader.verify().await else {
+        let ready = match charged {
+            // Last of all: what follows is the launch.
+            Ok(()) => leader.verify().await,
+            error => error,
+        };
+        let Err(error) = ready else {
             leader.begin_launch();
             return Ok(());
         };
         wait.began_at(leader.flight.began(), &leader.shared);
-        wait.note_lost(error, leader.flight.key())
+        wait.note_error(error, leader.flight.key())
             .map_err(lock_failed)?;
         leader.let_go();
+        wait.until_released(&leader.shared, leader.flight.key())
+            .await;
         leader.take_lock(&mut wait, launcher).await?;
     }
 }

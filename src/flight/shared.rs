@@ -49,7 +49,10 @@ impl<K: GateKey, T> Shared<K, T> {
         }
         let at = Instant::now();
         match timeout(LONGEST_READ, self.lock.read_ledger(key)).await {
-            Ok(Ok(LedgerReading::Found(ledger))) => Some(LedgerRead { ledger, at }),
+            Ok(Ok(LedgerReading::Found(mut ledger))) => {
+                ledger.by_clock_of_reader(self.clock.now());
+                Some(LedgerRead { ledger, at })
+            }
             // What it says cannot be told without the lock.
             _ => None,
         }

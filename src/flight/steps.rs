@@ -9,10 +9,10 @@ use super::entry::Flight;
 use super::held_lock::HeldLock;
 use super::launcher::BackendLauncher;
 use super::leader::Leader;
-use super::outcome::{Outcome, lock_failed};
+use super::outcome::Outcome;
 use crate::budget::Refusal;
 use crate::error::{
-    AttemptsLeft, BoxError, BudgetExhausted, GateError, LaunchError, LockError, SharedError, Stage,
+    AttemptsLeft, BoxError, BudgetExhausted, GateError, LaunchError, SharedError, Stage,
     TimeoutError,
 };
 use crate::key::GateKey;
@@ -124,14 +124,15 @@ impl<K: GateKey, T> Leader<K, T> {
         }
     }
 
-    /// Charges the attempt and writes the charge. `Err` if none is left.
-    pub(crate) async fn charge(&mut self) -> Step<T> {
+    /// Charges the attempt and writes the charge. `Err` if none is left; the inner error if the lock did not take the charge.
+    pub(crate) async fn charge(&mut self) -> Step<T, Result<(), SpawnLockError>> {
         let has_looked = self.known.can_look;
         let this = &mut **self;
         let Some(session) = this.held.as_mut().and_then(|held| held.session.as_mut()) else {
-            return self
-                .charge_here(has_looked)
-                .map_err(|refusal| self.refused(refusal));
+            return match self.charge_here(has_looked) {
+                Ok(()) => Ok(Ok(())),
+                Err(refusal) => Err(self.refused(refusal)),
+            };
         };
         let mut charged = session.charge(has_looked, this.shared.clock.now());
         if charged.is_err() {
@@ -144,19 +145,11 @@ impl<K: GateKey, T> Leader<K, T> {
         let attempt = charged.map_err(|refusal| self.refused(refusal))?;
         let this = &mut **self;
         this.attempt = Some(attempt);
-        this.flight.note_attempt(attempt.number);
-        let written = match &mut this.held {
+        this.flight.note_charged(attempt.number);
+        Ok(match &mut this.held {
             Some(held) => held.write_ledger().await,
             None => Ok(()),
-        };
-        match written {
-            // Found out again by the step that verifies, which knows what to do.
-            Err(error) if !error.is_lost() => {
-                let error = LockError::new(self.flight.label(), error);
-                Err(lock_failed(error.into()))
-            }
-            _ => Ok(()),
-        }
+        })
     }
 
     /// Charges the attempt to this process's own count.

@@ -8,7 +8,10 @@ use tokio::time::Instant;
 use super::SpawnGate;
 use crate::budget::{BudgetUpdate, ExhaustionReason, Settlement};
 use crate::error::{GateError, LaunchError, LockError, Stage, TimeoutError};
-use crate::flight::{Flight, KeySnapshot, LockWait, Outcome, Shared, Tried, lock_shard};
+use crate::flight::{
+    Flight, HeldLock, KeySnapshot, LONGEST_CALL, LockWait, Outcome, Shared, Tried, answered,
+    lock_shard,
+};
 use crate::key::{GateKey, key_label};
 use crate::ledger::{BackendEnd, LedgerSession};
 use crate::lock::{LedgerUpdate, SpawnLockError};
@@ -190,7 +193,7 @@ where
         } = &*self.shared;
         let hash = registry.hash(&key);
         let reported = match policy.is_in_ledger {
-            true => lock.report_backend_end(&key, &end).await,
+            true => answered(LONGEST_CALL, lock.report_backend_end(&key, &end)).await,
             false => Ok(()),
         };
         let shard = registry.shard(hash).await;
@@ -275,7 +278,7 @@ async fn reset_ledger<K: GateKey, T>(
     hash: u64,
 ) -> Result<(), GateError> {
     let mut wait = LockWait::default();
-    let mut lease = loop {
+    let lease = loop {
         let (policy, clock) = (shared.policy, Arc::clone(&shared.clock));
         let update = LedgerUpdate::new(move |reading, fencing_token| {
             let session = LedgerSession::take_over(reading, fencing_token, &policy, clock.now());
@@ -286,8 +289,11 @@ async fn reset_ledger<K: GateKey, T>(
             Tried::Held(_) | Tried::Failed => wait.until_released(&shared, &key).await,
         }
     };
-    let settled = lease.settle(None).await;
-    drop(lease);
+    let mut held = HeldLock::new(lease, None);
+    let settled = held
+        .settle(Settlement::Refund, None, shared.clock.now())
+        .await;
+    drop(held);
     // What a flight that ended meanwhile brought along is outdated.
     shared.registry.shard(hash).await.reset(&key, hash);
     // Once it is reset, only the loss of the lock makes that void.

@@ -41,6 +41,8 @@ pub struct Ledger {
     pub(crate) is_count_lost: bool,
     /// When it was written, by the writer's clock.
     pub(crate) written: Option<ClockReading>,
+    /// How long ago that was, if the lock tells. Not stored.
+    pub(crate) age: Option<Duration>,
 }
 
 /// What a lock's ledger says.
@@ -103,14 +105,20 @@ impl Ledger {
         self.budget.charges.oldest().copied()
     }
 
-    /// Returns the ledger as it reads `age` after it was written, by the reader's clock `now`. For a lock that other hosts share
-    /// and that tells how old a record is: no reader then compares its clock with that of another host.
+    /// Says how long ago this was written, by the lock's own measure. For a lock that several hosts share: no reader then compares
+    /// its clock with that of another host.
     #[must_use]
-    pub fn with_age(mut self, age: Duration, now: ClockReading) -> Self {
-        if let Some(written) = self.written {
-            self.convert_times(|at| now.before(age.saturating_add(written.since(at))));
-        }
+    pub fn with_age(mut self, age: Duration) -> Self {
+        self.age = Some(age);
         self
+    }
+
+    /// The same with its times by the reader's clock, if the lock told how old it is.
+    pub(crate) fn by_clock_of_reader(&mut self, now: ClockReading) {
+        if let (Some(age), Some(written)) = (self.age.take(), self.written) {
+            self.convert_times(|at| now.before(age.saturating_add(written.since(at))));
+            self.written = Some(now.before(age));
+        }
     }
 
     /// Notes that a backend ended: the charge of its launch is taken back if it ended in an orderly way. Changes nothing unless

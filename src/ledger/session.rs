@@ -111,6 +111,7 @@ impl LedgerSession {
                 ledger
             }
         };
+        ledger.by_clock_of_reader(now);
         if ledger.is_ahead_of(now) {
             ledger.catch_up(now);
             is_mended = true;

@@ -6,6 +6,7 @@ mod join;
 mod record;
 #[path = "../support/mod.rs"]
 mod support;
+mod waiters;
 mod writes;
 
 use std::path::{Path, PathBuf};

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use tokio::sync::watch::{Receiver, Sender};
 
 /// A holder has its lock file open for writing, so the end of that is told, also when the process dies.
-const EVENTS: WatchFlags = WatchFlags::CLOSE_WRITE
+pub(super) const EVENTS: WatchFlags = WatchFlags::CLOSE_WRITE
     .union(WatchFlags::ATTRIB)
     .union(WatchFlags::DELETE_SELF)
     .union(WatchFlags::MOVE_SELF)

@@ -130,7 +130,7 @@ impl Written {
     ) -> Result<(), SpawnLockError> {
         let mut written = this.lock().unwrap_or_else(PoisonError::into_inner);
         if written.newest > number {
-            // This one comes late: a newer one must not be undone.
+            // This one comes late: a newer one must not be undone, nor what another holder wrote.
             return Ok(());
         }
         // A write that fails is made again in the same slot: the other one holds the last good record.
@@ -184,6 +184,15 @@ impl Drop for FileLease {
             // Nobody came for this lease, so nothing was launched. If it cannot be undone, the charge stays, which is safe.
             let _ = self.write_now(&before);
         }
+        let Some(guard) = &self.guard else {
+            return;
+        };
+        // A write that was given up may wait for a thread, with a share in the guard: it must neither be made after this, nor
+        // keep the lock. One that is being made lets go of the lock when it is done.
+        if let Ok(mut written) = self.written.try_lock() {
+            written.newest = u64::MAX;
+            guard.unlock();
+        }
     }
 }
 
@@ -225,25 +234,17 @@ impl SpawnLease for FileLease {
         let written = Arc::clone(&self.written);
         let guard = self.guard()?;
         let ledger = ledger.cloned();
-        self.guard = None;
-        let settled = off_thread(self.path.clone(), move |_| {
-            let settled = guard.verify().and_then(|()| match &ledger {
-                Some(ledger) => Written::write(&written, number, &guard, ledger),
-                None => Ok(()),
-            });
-            Ok(match settled {
-                Ok(()) => {
-                    // Also if a write that took too long holds on to the guard.
-                    guard.unlock();
-                    Ok(())
-                }
-                Err(error) => Err((error, guard)),
-            })
-        });
-        settled.await?.map_err(|(error, guard)| {
-            self.guard = Some(guard);
-            error
+        off_thread(self.path.clone(), move |_| {
+            guard.verify()?;
+            if let Some(ledger) = &ledger {
+                Written::write(&written, number, &guard, ledger)?;
+            }
+            guard.unlock();
+            Ok(())
         })
+        .await?;
+        self.guard = None;
+        Ok(())
     }
 
     fn settle_now(&self) -> Option<Result<(), SpawnLockError>> {

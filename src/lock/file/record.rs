@@ -95,10 +95,12 @@ fn is_new(path: &Path, file: &File) -> Result<bool, SpawnLockError> {
     Ok(metadata.len() == 0)
 }
 
-/// Writes the note beside the records, which needs no lock. Does nothing if there are no records.
+/// Writes the note beside the records, which needs no lock. Does nothing unless it is about the newest launch: the note before
+/// may be.
 pub(super) fn write_note(path: &Path, end: &BackendEnd) -> Result<(), SpawnLockError> {
     if let LedgerReading::Found(ledger) = peek(path)? {
-        if ledger.last_outcome().is_some() {
+        let newest = ledger.last_outcome().map(|last| last.launch);
+        if newest == Some(end.launch) {
             let file = sys::open_existing(path)
                 .map_err(|source| super::guard::open_error(path, source))?;
             return sys::write_all_at(&file, &encode_note(end), NOTE)

@@ -98,7 +98,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::super::guard::acquire_spawn_lock;
-    use super::super::inotify::is_running;
+    use super::super::inotify::{EVENTS, is_running};
     use super::*;
 
     const PAUSE: Duration = Duration::from_secs(1);
@@ -182,6 +182,29 @@ mod tests {
         drop(guard);
         wait.await;
         drop(copy);
+    }
+
+    #[test]
+    fn a_try_while_waiting_does_not_wake_those_who_wait() {
+        let (_directory, path) = lock_file();
+        let guard = acquire_spawn_lock(&path).unwrap();
+        let told = inotify::init(CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&told, &path, EVENTS).unwrap();
+        let mut buffer = [MaybeUninit::uninit(); 512];
+        let mut told = Reader::new(told, &mut buffer);
+        let try_again = || {
+            let kind = guard::Try::WhileWaiting;
+            guard::acquire_with(&path, guard::Filesystem::Local, kind, |_| {})
+        };
+        drop(try_again().unwrap_err());
+        assert_eq!(told.next().unwrap_err(), Errno::AGAIN);
+        // One that succeeds can write, and is told of when it lets go.
+        drop(guard);
+        while told.next().is_ok() {}
+        let taken = try_again().unwrap();
+        record::write(&path, taken.file(), 0, &Default::default()).unwrap();
+        drop(taken);
+        assert!(told.next().is_ok());
     }
 
     #[test]

@@ -329,6 +329,7 @@ mod tests {
                         holder,
                         last_outcome,
                         backend_end,
+                        age: None,
                     }
                 },
             )
