@@ -195,17 +195,17 @@ impl BudgetExhausted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttemptsLeft(NonZeroU32);
 
-/// Set if no attempt is left; the other bits are milliseconds then.
+/// Set if no attempt is left; the lower bits are a time then.
 const NONE_LEFT: u32 = 1 << 31;
+
+/// Set if that time is in seconds, as one of more than 12 days is, and not in milliseconds.
+const IN_SECONDS: u32 = 1 << 30;
 
 impl AttemptsLeft {
     pub(crate) fn new(remaining: u32, retry_after: Option<Duration>) -> Self {
         // Packed, since a follower's way back takes measurably longer if errors are larger.
-        let packed = match retry_after {
-            Some(time) if remaining == 0 => {
-                let millis = whole_millis(time).as_millis();
-                NONE_LEFT | u32::try_from(millis).unwrap_or(u32::MAX)
-            }
+        let packed = match retry_after.map(whole_millis) {
+            Some(time) if remaining == 0 => NONE_LEFT | packed_time(time),
             _ => remaining.min(NONE_LEFT - 2) + 1,
         };
         Self(NonZeroU32::new(packed).unwrap_or(NonZeroU32::MIN))
@@ -219,11 +219,24 @@ impl AttemptsLeft {
         }
     }
 
-    /// Returns the time until an attempt is free again, in whole milliseconds, if none is left.
+    /// Returns the time until an attempt is free again, rounded up to milliseconds, if none is left.
     pub fn retry_after(self) -> Option<Duration> {
         let packed = self.0.get();
-        let millis = packed & !NONE_LEFT;
-        (packed & NONE_LEFT != 0).then(|| Duration::from_millis(millis.into()))
+        let time = u64::from(packed & !(NONE_LEFT | IN_SECONDS));
+        (packed & NONE_LEFT != 0).then(|| match packed & IN_SECONDS {
+            0 => Duration::from_millis(time),
+            _ => Duration::from_secs(time),
+        })
+    }
+}
+
+fn packed_time(time: Duration) -> u32 {
+    match u32::try_from(time.as_millis()) {
+        Ok(millis) if millis < IN_SECONDS => millis,
+        _ => {
+            let seconds = u32::try_from(time.as_secs() + 1).unwrap_or(u32::MAX);
+            IN_SECONDS | seconds.min(IN_SECONDS - 1)
+        }
     }
 }
 
@@ -272,8 +285,9 @@ pub enum LaunchError {
         /// What the launcher said.
         source: SharedError,
     },
-    /// Another process's launch, for which this one waited, failed. Nothing was launched here and nothing charged.
-    #[error("a launch of {key} by another process failed: {message}")]
+    /// A launch outside of this gate, by another process usually, for which this one waited, failed. Nothing was launched here
+    /// and nothing charged.
+    #[error("another launch of {key} failed: {message}")]
     FailedElsewhere {
         /// The key, as it is named in messages.
         key: Arc<str>,
@@ -449,5 +463,30 @@ impl fmt::Display for Stage {
             Self::Follow => "waiting for the launch of",
             Self::Drain => "draining the flights in progress",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_told_as_it_was_noted() {
+        let cases = [
+            (3, None, 3, None),
+            (u32::MAX, None, NONE_LEFT - 2, None),
+            (0, None, 0, None),
+            (0, Some((0, 1)), 0, Some((0, 1_000_000))),
+            (0, Some((30, 0)), 0, Some((30, 0))),
+            (0, Some((30 * 86_400, 0)), 0, Some((30 * 86_400 + 1, 0))),
+        ];
+        for (remaining, retry_after, told_remaining, told) in cases {
+            let time = |(seconds, nanos)| Duration::new(seconds, nanos);
+            let left = AttemptsLeft::new(remaining, retry_after.map(time));
+            assert_eq!(
+                (left.remaining(), left.retry_after()),
+                (told_remaining, told.map(time))
+            );
+        }
     }
 }

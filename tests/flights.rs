@@ -259,3 +259,40 @@ fn a_follower_has_its_deadline_although_the_leaders_runtime_stands_still() {
     let heard = heard.unwrap().map(|_| ());
     assert!(matches!(heard, Err(GateError::Timeout(_))), "{heard:?}");
 }
+
+/// A value whose clone panics.
+#[derive(Debug)]
+struct Fragile;
+
+impl Clone for Fragile {
+    fn clone(&self) -> Self {
+        panic!("scripted")
+    }
+}
+
+/// A value's code is the user's.
+#[tokio::test(start_paused = true)]
+async fn a_value_that_cannot_be_cloned_does_not_leave_its_flight_for_ever() {
+    let gate: SpawnGate<&'static str, Fragile> =
+        SpawnGate::builder(InMemorySpawnLock::new()).build();
+    let permit = lead(&gate, "key").await;
+    let settled = tokio::spawn(permit.succeed(Fragile)).await;
+    assert!(settled.unwrap_err().is_panic());
+    assert!(gate.snapshot("key").await.flight.is_none());
+}
+
+/// What is left is what is left when it is told.
+#[tokio::test(start_paused = true)]
+async fn a_failure_after_its_window_says_that_an_attempt_is_free() {
+    let gate = Gate::builder(InMemorySpawnLock::new())
+        .budget(SpawnBudgetConfig::new(1, seconds(1)))
+        .build();
+    let permit = lead(&gate, "key").await;
+    sleep(seconds(2)).await;
+    let error = permit.fail("no such program").await;
+    assert_eq!(error.retry_after(), None);
+    let GateError::Launch(error) = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(error.attempts_left().unwrap().remaining(), 1);
+}

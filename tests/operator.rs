@@ -18,7 +18,9 @@ use spawn_gate::{
 use tokio::time::{Instant, advance, timeout};
 use tokio_test::{assert_pending, assert_ready, task};
 
+use crate::support::halt::Halt;
 use crate::support::script::Script;
+use crate::support::scripted_lock::ScriptedLock;
 use crate::support::step_clock::StepClock;
 use crate::support::{attempts_used, lead, refusal, seconds, until_waiting};
 
@@ -277,4 +279,176 @@ async fn a_report_for_a_key_that_was_never_launched_changes_nothing() {
     let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["probe.lock"], "no file is made for it");
     advance(Duration::from_millis(1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_is_reported_while_it_is_looked_for_frees_an_attempt_for_that_launch() {
+    for with_lock in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = StepClock::new();
+        let [elder, launching, other] = [(); 3].map(|()| {
+            let lock = FileSpawnLock::new(directory.path()).unwrap();
+            Gate::builder(lock)
+                .budget(SpawnBudgetConfig::new(1, seconds(60)))
+                .stable_after(seconds(30))
+                .clock(clock.clone())
+                .build()
+        });
+        let launch = start(&elder).await;
+        let looks = Script::launching(|_| async { Ok(8) }).discovering(move |call| {
+            let (elder, other) = (elder.clone(), other.clone());
+            async move {
+                if with_lock && call == 1 {
+                    // Somebody takes the lock meanwhile, so that a second look is made with the lock held.
+                    drop(refusal(other.acquire(KEY).await));
+                } else {
+                    elder
+                        .backend_ended(KEY, BackendEnd::orderly(launch))
+                        .await?;
+                }
+                Ok(None)
+            }
+        });
+        let launched = launching.launch(KEY, looks).await.unwrap();
+        assert_eq!(launched.value, 8, "{with_lock}");
+        assert_eq!(attempts_used(&launching, KEY).await, 1, "{with_lock}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_is_reported_while_the_next_one_launches_is_taken_back_and_no_other_charge() {
+    for in_file in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = StepClock::new();
+        let gate = match in_file {
+            true => process(directory.path(), &clock),
+            false => watched(Gate::builder(InMemorySpawnLock::new())).build(),
+        };
+        let elder = start(&gate).await;
+        let permit = lead(&gate, KEY).await;
+        assert_eq!(attempts_used(&gate, KEY).await, 2, "{in_file}");
+        let ended = || gate.backend_ended(KEY, BackendEnd::orderly(elder));
+        ended().await.unwrap();
+        ended().await.unwrap();
+        permit.succeed(8).await.unwrap();
+        assert_eq!(attempts_used(&gate, KEY).await, 1, "{in_file}");
+        ended().await.unwrap();
+        assert_eq!(attempts_used(&gate, KEY).await, 1, "{in_file}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_backend_that_was_stable_changes_nothing() {
+    for end in [BackendEnd::orderly as fn(u64) -> _, |launch| {
+        BackendEnd::failed(launch, "exit status: 1")
+    }] {
+        for in_file in [false, true] {
+            let directory = tempfile::tempdir().unwrap();
+            let clock = StepClock::new();
+            let gate = match in_file {
+                true => process(directory.path(), &clock),
+                false => watched(Gate::builder(InMemorySpawnLock::new())).build(),
+            };
+            lead(&gate, KEY).await.fail("no such program").await;
+            let launch = start(&gate).await;
+            advance(seconds(31)).await;
+            clock.advance(seconds(31));
+            gate.backend_ended(KEY, end(launch)).await.unwrap();
+            assert_eq!(attempts_used(&gate, KEY).await, 0, "{in_file}");
+            // Nor does it take the charge of the next one.
+            let permit = lead(&gate, KEY).await;
+            gate.backend_ended(KEY, end(launch)).await.unwrap();
+            permit.fail("no such program").await;
+            assert_eq!(attempts_used(&gate, KEY).await, 1, "{in_file}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_loop_is_stopped_with_a_ledger_as_without() {
+    for in_file in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = StepClock::new();
+        let builder = match in_file {
+            true => Gate::builder(FileSpawnLock::new(directory.path()).unwrap()),
+            false => Gate::builder(InMemorySpawnLock::new()),
+        };
+        let gate = builder
+            .budget(SpawnBudgetConfig::new(3, seconds(30)))
+            .stable_after(seconds(5))
+            .clock(clock.clone())
+            .build();
+        let launcher = Script::launching(|_| async { Ok(7) });
+        for _ in 0..29 {
+            drop(gate.launch(KEY, launcher.clone()).await);
+            advance(seconds(1)).await;
+            clock.advance(seconds(1));
+        }
+        assert_eq!(launcher.launches(), 3, "{in_file}");
+    }
+}
+
+// At the edges.
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_that_comes_as_the_permit_is_had_is_not_lost() {
+    for leads_task in [false, true] {
+        let halt = Halt::new();
+        let halted = halt.clone();
+        let lock = ScriptedLock::new(InMemorySpawnLock::new()).on_try(move |_| {
+            let halt = halted.clone();
+            async move {
+                halt.halt().await;
+                Ok(())
+            }
+        });
+        let gate = Gate::builder(lock).build();
+        let launcher = Script::launching(|_| async { Ok(7) });
+        let leader = tokio::spawn({
+            let (gate, launcher) = (gate.clone(), launcher.clone());
+            async move {
+                match leads_task {
+                    true => gate.launch(KEY, launcher).await.map(drop),
+                    false => gate.acquire(KEY).await.map(drop),
+                }
+            }
+        });
+        halt.reached().await;
+        let mut follower = task::spawn(gate.acquire(KEY));
+        assert_pending!(follower.poll());
+        halt.let_go();
+        assert!(gate.abort(KEY).await);
+        is_aborted(&leader.await.unwrap().unwrap_err());
+        is_aborted(&timeout(seconds(1), follower).await.unwrap().unwrap_err());
+        assert_eq!(launcher.launches(), 0);
+        assert_eq!(attempts_used(&gate, KEY).await, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_aborted_launch_that_succeeds_or_fails_later_stays_charged_and_hears_of_the_abort() {
+    for succeeds in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        let gate = process(directory.path(), &StepClock::new());
+        let permit = lead(&gate, KEY).await;
+        gate.abort(KEY).await;
+        is_aborted(&match succeeds {
+            true => permit.succeed(7).await.unwrap_err(),
+            false => permit.fail("no such program").await,
+        });
+        assert_eq!(attempts_used(&gate, KEY).await, 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_whose_lock_does_not_answer_has_a_deadline() {
+    let directory = tempfile::tempdir().unwrap();
+    let lock = FileSpawnLock::new(directory.path()).unwrap();
+    let path = lock.path_of(&KEY);
+    let lock = ScriptedLock::new(lock).on_verify(|_| pending());
+    let gate = Gate::builder(lock).build();
+    let began = Instant::now();
+    gate.reset(KEY).await.unwrap();
+    assert_eq!(began.elapsed(), seconds(5));
+    drop(acquire_spawn_lock(&path).unwrap());
 }

@@ -137,9 +137,8 @@ impl SpawnLock<&'static str> for Service {
     ) -> Result<TryAcquire, SpawnLockError> {
         self.0.tries.fetch_add(1, Ordering::SeqCst);
         self.0.deadlines.lock().unwrap().push(request.deadline);
-        if let Some(error) = self.0.try_errors.lock().unwrap().pop() {
-            return Err(error);
-        }
+        let error = self.0.try_errors.lock().unwrap().pop();
+        error.map_or(Ok(()), Err)?;
         let mut state = self.0.state.lock().unwrap();
         let reading = LedgerReading::Found(Box::new(Inner::ledger(&state)));
         if state.holder.is_some() {

@@ -141,11 +141,12 @@ impl<I: TimePoint> Charges<I> {
         self.take_back(0);
     }
 
-    /// Takes back one charge, that before the `newer` newest ones.
+    /// Takes back one charge, that before the `newer` newest ones. Nothing if that has aged out.
     pub(crate) fn take_back(&mut self, newer: usize) {
         match self {
             Self::None => {}
-            Self::Fixed { used, .. } => *used = used.saturating_sub(1),
+            Self::Fixed { used, .. } if *used as usize > newer => *used -= 1,
+            Self::Fixed { .. } => {}
             Self::Sliding(times) => {
                 let mut left = times.to_vec();
                 if let Some(taken) = left.len().checked_sub(newer + 1) {

@@ -38,6 +38,8 @@ pub(crate) struct KeyState {
     checked_at: Option<Instant>,
     /// That check included a look for a running backend, and none was found.
     has_looked: bool,
+    /// What the flight in progress saw of the ledger may be outdated.
+    is_doubted: bool,
     /// A caller has heard a refusal since an attempt was free.
     has_refused: bool,
     /// Why the budget is used up, or would be.
@@ -177,6 +179,7 @@ impl KeyState {
         }
         self.in_flight = None;
         self.has_looked &= !is_up;
+        let is_doubted = std::mem::take(&mut self.is_doubted);
         match update {
             BudgetUpdate::Keep => {}
             BudgetUpdate::Settle {
@@ -198,6 +201,9 @@ impl KeyState {
                 self.checked_at = Some(seen.at);
             }
         }
+        if is_doubted {
+            self.checked_at = None;
+        }
         true
     }
 
@@ -213,12 +219,20 @@ impl KeyState {
 
     /// Notes that the backend of a launch has ended. `failure` says why, unless it ended in an orderly way: then the charge of
     /// its launch is taken back. Changes nothing unless that launch is the last that succeeded and has yet to prove stable.
-    pub(crate) fn backend_ended(&mut self, ended: u64, failure: Option<&str>) {
+    pub(crate) fn backend_ended(
+        &mut self,
+        policy: &BudgetPolicy,
+        ended: u64,
+        failure: Option<&str>,
+        now: Instant,
+    ) {
+        // Forgets what no longer counts, and a success that has proved stable.
+        self.budget.retry_after(policy, now);
         let is_newest = match self.reason.as_deref() {
             Some(ExhaustionReason::NotStable { launch, .. }) => *launch == ended,
             _ => false,
         };
-        if !is_newest {
+        if !is_newest || self.budget.is_blank() {
             return;
         }
         self.budget.found_down();
@@ -245,11 +259,10 @@ impl KeyState {
         self.reason = None;
     }
 
-    /// Lets the next refusal be checked against the ledger first.
+    /// Lets the next refusal be checked against the ledger first, whatever the flight in progress has seen there.
     pub(crate) fn doubt(&mut self) {
-        if self.in_flight.is_none() {
-            self.checked_at = None;
-        }
+        self.checked_at = None;
+        self.is_doubted = self.in_flight.is_some();
     }
 
     pub(crate) fn usage(&self, policy: &BudgetPolicy, now: Instant) -> Usage {

@@ -136,7 +136,7 @@ impl<I: TimePoint> KeyBudget<I> {
     }
 
     /// Whether the last success has proved stable.
-    fn is_stable(&self, policy: &BudgetPolicy, now: I) -> bool {
+    pub(crate) fn is_stable(&self, policy: &BudgetPolicy, now: I) -> bool {
         match (self.up_since, policy.stable_after) {
             (Some(since), Some(stable_after)) => now.since(since) >= stable_after,
             _ => false,

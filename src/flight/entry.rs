@@ -15,6 +15,7 @@ use super::snapshot::FlightSnapshot;
 use crate::budget::{Admission, Attempt, BudgetPolicy, BudgetUpdate, KeyState, Refusal, Usage};
 use crate::error::{BudgetExhausted, GateError, Stage};
 use crate::key::{GateKey, key_label};
+use crate::ledger::BackendEnd;
 use crate::lock::LockHolder;
 
 #[derive(Debug)]
@@ -99,12 +100,12 @@ impl<K, T> Entry<K, T> {
     }
 
     /// Takes note of the end of a backend.
-    pub(crate) fn backend_ended(&self, is_in_ledger: bool, launch: u64, failure: Option<&str>) {
+    pub(crate) fn backend_ended(&self, policy: &BudgetPolicy, end: &BackendEnd, now: Instant) {
         let known = &mut self.state().known;
-        if is_in_ledger {
+        if policy.is_in_ledger {
             known.doubt();
         } else {
-            known.backend_ended(launch, failure);
+            known.backend_ended(policy, end.launch, end.failure.as_deref(), now.into_std());
         }
     }
 
@@ -271,9 +272,16 @@ impl<K, T> Flight<K, T> {
         }
     }
 
-    /// Notes that the permit goes to a caller.
-    pub(crate) fn note_with_caller(&self) {
-        self.step(|flight| flight.is_with_caller = true);
+    /// Moves it to its launch. Returns the error instead if an operator has ended it. `with_caller`: a caller gets the permit.
+    pub(crate) fn begin_launch(&self, with_caller: bool) -> Option<GateError> {
+        self.step(|flight| {
+            if flight.interrupt.is_none() {
+                flight.stage = Stage::Launch;
+                flight.waiting_for = None;
+                flight.is_with_caller = with_caller;
+            }
+            flight.interrupt.clone()
+        })?
     }
 
     /// Charges the attempt to this process's own count. `has_looked`: no backend runs.

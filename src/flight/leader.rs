@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::entry::Flight;
 use super::held_lock::HeldLock;
-use super::outcome::Outcome;
+use super::outcome::{Outcome, Step};
 use super::shared::{LedgerRead, Shared};
 use crate::budget::{Attempt, BudgetUpdate, ExhaustionReason, Refusal, Settlement};
 use crate::error::{AttemptsLeft, BoxError, GateError, LaunchError, SharedError, Stage};
@@ -57,10 +57,15 @@ impl<K: GateKey, T> Leader<K, T> {
         }))
     }
 
-    /// The flight may launch from now on.
-    pub(crate) fn begin_launch(&mut self) {
-        self.is_launching = true;
-        self.flight.advance(Stage::Launch);
+    /// The flight may launch from now on, unless an operator has ended it. `with_caller`: a caller gets the permit.
+    pub(crate) fn begin_launch(&mut self, with_caller: bool) -> Step<T> {
+        match self.flight.begin_launch(with_caller) {
+            Some(error) => Err(Outcome::Failed(error)),
+            None => {
+                self.is_launching = true;
+                Ok(())
+            }
+        }
     }
 
     /// Nothing was launched after all, whatever happens from here on.
@@ -98,19 +103,12 @@ impl<K: GateKey, T> Leader<K, T> {
 
     /// What is left of the budget, for an error.
     pub(crate) fn attempts_left(&self) -> AttemptsLeft {
-        let remaining = self.attempt.map_or(0, |attempt| attempt.remaining);
-        if remaining > 0 {
-            return AttemptsLeft::new(remaining, None);
-        }
         let session = self.held.as_ref().and_then(|held| held.session.as_ref());
-        let retry_after = match session {
-            Some(session) => session.retry_after(self.shared.clock.now()),
-            None => {
-                let usage = self.flight.usage(&self.shared.policy, Instant::now());
-                usage.retry_after
-            }
+        let usage = match session {
+            Some(session) => session.usage(self.shared.clock.now()),
+            None => self.flight.usage(&self.shared.policy, Instant::now()),
         };
-        AttemptsLeft::new(0, retry_after)
+        AttemptsLeft::new(usage.remaining, usage.retry_after)
     }
 
     /// Settles attempt and ledger, releases the lock, and lets everybody know, in this order: a caller that hears of the end
@@ -158,6 +156,11 @@ impl<K: GateKey, T> Leader<K, T> {
             _ => None,
         };
         let now = self.shared.clock.now();
+        if let (Outcome::Discovered(_), Some(held)) = (&outcome, &mut self.held) {
+            held.session
+                .iter_mut()
+                .for_each(|session| session.note_found());
+        }
         let settled = match &mut self.held {
             Some(held) => held.settle(settlement, failure.as_deref(), now).await,
             None => Ok(()),
@@ -204,13 +207,12 @@ impl<K: GateKey, T> Leader<K, T> {
         T: Clone,
     {
         let update = self.budget_update(&outcome);
+        // A value's code is the user's, and so is a lease's: while this leader still has its flight.
+        let shared = outcome.clone();
         // Free before anybody is woken to ask for it again.
         drop(self.held.take());
         self.has_ended = true;
-        if self
-            .flight
-            .end(&self.shared.policy, outcome.clone(), update)
-        {
+        if self.flight.end(&self.shared.policy, shared, update) {
             return outcome;
         }
         // Only an operator ends a flight before its leader does.
@@ -221,8 +223,9 @@ impl<K: GateKey, T> Leader<K, T> {
 
     fn settlement(&self, outcome: &Outcome<T>) -> Settlement {
         match outcome {
-            Outcome::Launched(_) => Settlement::Success,
-            Outcome::Failed(_) if self.is_launching => Settlement::Failed,
+            // Unless an operator has ended the flight.
+            Outcome::Launched(_) if self.flight.began().is_some() => Settlement::Success,
+            Outcome::Launched(_) | Outcome::Failed(_) if self.is_launching => Settlement::Failed,
             _ => Settlement::Refund,
         }
     }

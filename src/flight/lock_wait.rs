@@ -10,9 +10,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::held_lock::HeldLock;
 use super::launcher::BackendLauncher;
 use super::leader::Leader;
-use super::outcome::{Outcome, lock_failed};
+use super::outcome::{Outcome, Step, lock_failed};
 use super::shared::Shared;
-use super::steps::Step;
 use crate::error::{GateError, LaunchError, LockError, Stage, TimeoutError};
 use crate::key::{GateKey, key_label};
 use crate::ledger::{LedgerReading, LedgerSession, Since, Verdict};
@@ -59,7 +58,11 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
             match tried.map_err(lock_failed)? {
                 Tried::Taken(lease) => return self.took(lease, &opened),
                 Tried::Failed => {}
-                Tried::Held(ledger) => self.join_newest(&ledger, launcher).await?,
+                Tried::Held(ledger) => {
+                    // Not every holder leaves a trace in the ledger.
+                    self.known.looked_at = None;
+                    self.join_newest(&ledger, launcher).await?;
+                }
             }
             self.flight.advance(Stage::Lock);
             wait.holder
@@ -124,7 +127,7 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
         let LedgerReading::Found(ledger) = ledger else {
             return Ok(());
         };
-        let newest = ledger.last_ended();
+        let newest = ledger.newest_news();
         self.known.ended.get_or_insert(newest);
         match ledger.since_seen(self.known.ended) {
             Since::Nothing => Ok(()),

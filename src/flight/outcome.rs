@@ -19,6 +19,9 @@ pub(crate) enum Outcome<T> {
     LeaderGone,
 }
 
+/// What a step of a launch returns: `Err` ends the flight.
+pub(crate) type Step<T, V = ()> = Result<V, Outcome<T>>;
+
 impl<T> Outcome<T> {
     /// The result for a follower; `None` means retry.
     pub(crate) fn joined(self) -> Result<Option<T>, GateError> {

@@ -128,8 +128,10 @@ impl<K: GateKey, T: Clone> LaunchPermit<K, T> {
     /// dropped. They are told before it returns.
     pub async fn fail(self, error: impl Into<BoxError>) -> GateError {
         let error = self.0.launch_failed(error);
-        self.0.end(Outcome::Failed(error.clone())).await;
-        error
+        match self.0.end(Outcome::Failed(error.clone())).await {
+            Outcome::Failed(told) => told,
+            _ => error,
+        }
     }
 
     /// Reports that a backend was running already, and nothing was launched: `value` goes to all followers, the attempt is

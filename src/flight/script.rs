@@ -8,9 +8,9 @@ use super::entry::Flight;
 use super::launcher::BackendLauncher;
 use super::leader::Leader;
 use super::lock_wait::LockWait;
-use super::outcome::{Outcome, lock_failed};
+use super::outcome::{Outcome, Step, lock_failed};
 use super::permit::LaunchPermit;
-use super::steps::{Step, call};
+use super::steps::call;
 use crate::error::Stage;
 use crate::key::GateKey;
 use crate::util::caught;
@@ -28,7 +28,7 @@ pub(crate) async fn prepare<K: GateKey, T: 'static>(
         if launcher.is_some() || leader.refusal.is_some() {
             leader.read_ledger().await;
             leader.look(launcher).await?;
-            leader.confirm_refusal()?;
+            leader.confirm_refusal().await?;
         }
         leader.take_lock(&mut wait, launcher).await?;
     }
@@ -45,8 +45,7 @@ pub(crate) async fn prepare<K: GateKey, T: 'static>(
             error => error,
         };
         let Err(error) = ready else {
-            leader.begin_launch();
-            return Ok(());
+            return leader.begin_launch(launcher.is_none());
         };
         wait.began_at(leader.flight.began(), &leader.shared);
         wait.note_error(error, leader.flight.key())

@@ -57,9 +57,15 @@ impl<K: GateKey, T> Shard<K, T> {
     }
 
     /// Takes note of the end of a backend.
-    pub(crate) fn backend_ended(&self, key: &K, hash: u64, is_in_ledger: bool, end: &BackendEnd) {
+    pub(crate) fn backend_ended(
+        &self,
+        key: &K,
+        hash: u64,
+        policy: &BudgetPolicy,
+        end: &BackendEnd,
+    ) {
         if let Some(entry) = self.entry(key, hash) {
-            entry.backend_ended(is_in_ledger, end.launch, end.failure.as_deref());
+            entry.backend_ended(policy, end, Instant::now());
         }
     }
 

@@ -9,7 +9,8 @@ use super::entry::Flight;
 use super::held_lock::HeldLock;
 use super::launcher::BackendLauncher;
 use super::leader::Leader;
-use super::outcome::Outcome;
+use super::outcome::{Outcome, Step};
+use super::shared::LedgerRead;
 use crate::budget::Refusal;
 use crate::error::{
     AttemptsLeft, BoxError, BudgetExhausted, GateError, LaunchError, SharedError, Stage,
@@ -18,9 +19,6 @@ use crate::error::{
 use crate::key::GateKey;
 use crate::lock::SpawnLockError;
 use crate::util::{CatchPanic, lazy_timeout};
-
-/// `Err` ends the flight.
-pub(crate) type Step<T, V = ()> = Result<V, Outcome<T>>;
 
 impl<K: GateKey, T> Leader<K, T> {
     /// Gets a permit, if that takes no waiting: the lock is free, and there is neither a ledger to write nor a backend to look
@@ -94,33 +92,37 @@ impl<K: GateKey, T> Leader<K, T> {
         Err(Outcome::Failed(error))
     }
 
-    /// Ends the flight if it is to check a refusal and that still stands. The ledger decides where there is one, but only if
-    /// nobody seems to be launching: that launch is waited for.
-    pub(crate) fn confirm_refusal(&mut self) -> Step<T> {
+    /// Ends the flight if it is to check a refusal and that still stands. The ledger decides where there is one, but not if
+    /// somebody seems to be launching, since that launch is waited for, nor if there is something to write.
+    pub(crate) async fn confirm_refusal(&mut self) -> Step<T> {
         let this = &mut **self;
         if this.refusal.take().is_none() {
             return Ok(());
         }
         let policy = &this.shared.policy;
         let has_looked = this.known.can_look;
-        let refusal = if !policy.is_in_ledger {
-            this.flight.confirm(policy, has_looked, Instant::now())
-        } else {
-            let now = this.shared.clock.now();
-            let ledger = this.read.as_ref().map(|read| &read.ledger);
-            ledger
-                .filter(|ledger| ledger.holder().is_none() && !ledger.is_ahead_of(now))
-                .and_then(|ledger| {
-                    Some(Refusal {
-                        retry_after: ledger.usage(policy, now).retry_after?,
-                        reason: Some(ledger.exhaustion_reason(policy)),
-                        first: false,
-                    })
-                })
+        if !policy.is_in_ledger {
+            let refusal = this.flight.confirm(policy, has_looked, Instant::now());
+            return refusal.map_or(Ok(()), |refusal| Err(self.refused(refusal)));
+        }
+        if has_looked {
+            // The backend may have ended, and told so, while it was looked for.
+            self.read_ledger().await;
+        }
+        let Some(LedgerRead { ledger, .. }) = &self.read else {
+            return Ok(());
         };
-        match refusal {
-            Some(refusal) => Err(self.refused(refusal)),
-            None => Ok(()),
+        let now = self.shared.clock.now();
+        match ledger.usage(&self.shared.policy, now).retry_after {
+            Some(retry_after) if !ledger.needs_holder(has_looked, now) => {
+                let reason = ledger.exhaustion_reason(&self.shared.policy);
+                Err(self.refused(Refusal {
+                    retry_after,
+                    reason: Some(reason),
+                    first: false,
+                }))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -192,12 +192,16 @@ where
             ..
         } = &*self.shared;
         let hash = registry.hash(&key);
-        let reported = match policy.is_in_ledger {
-            true => answered(LONGEST_CALL, lock.report_backend_end(&key, &end)).await,
-            false => Ok(()),
+        let read = self.shared.read_ledger(&key).await;
+        let now = self.shared.clock.now();
+        let reported = match &read {
+            // It stayed up for long enough, so its success has reset the budget.
+            Some(read) if read.ledger.is_stable(policy, now) => Ok(()),
+            _ if !policy.is_in_ledger => Ok(()),
+            _ => answered(LONGEST_CALL, lock.report_backend_end(&key, &end)).await,
         };
         let shard = registry.shard(hash).await;
-        shard.backend_ended(&key, hash, policy.is_in_ledger, &end);
+        shard.backend_ended(&key, hash, policy, &end);
         drop(shard);
         reported.map_err(|error| LockError::new(key_label(&key), error).into())
     }

@@ -84,10 +84,7 @@ async fn serve<K, T>(
     let flight = leader.flight.clone();
     let mailbox = &mailbox_end.0;
     let collected = match prepare_for(&mut caller, &flight, leader).await {
-        Ok(leader) => {
-            flight.note_with_caller();
-            Collected::Permit(LaunchPermit::new(leader))
-        }
+        Ok(leader) => Collected::Permit(LaunchPermit::new(leader)),
         // Unless the caller is gone, too: the runtime is being shut down.
         Err(Outcome::LeaderGone) => Collected::Ended(Outcome::Failed(GateError::ShutDown)),
         Err(outcome) => Collected::Ended(outcome),

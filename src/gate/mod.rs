@@ -145,9 +145,7 @@ where
                     (flight, joined)
                 }
                 Role::Lead(mut leader) => {
-                    if leader.prepare_now() {
-                        leader.begin_launch();
-                        leader.flight.note_with_caller();
+                    if leader.prepare_now() && leader.begin_launch(true).is_ok() {
                         return Ok(Acquired::Led(LaunchPermit::new(leader)));
                     }
                     let flight = leader.flight.clone();

@@ -35,6 +35,10 @@ pub struct Ledger {
     pub(crate) charged: u64,
     pub(crate) charged_at: Option<ClockReading>,
     pub(crate) last_outcome: Option<LastOutcome>,
+    /// The newest launch that succeeded, if another one was charged after it. Zero if there is none.
+    pub(crate) elder: u64,
+    /// The newest holder that found a backend running. Zero if there is none.
+    pub(crate) found: u64,
     /// The newest reported end of a backend that has been counted.
     pub(crate) backend_end: Option<BackendEnd>,
     /// The record before this one could not be read, and no launch has ended since.
@@ -122,24 +126,23 @@ impl Ledger {
     }
 
     /// Notes that a backend ended: the charge of its launch is taken back if it ended in an orderly way. Changes nothing unless
-    /// that launch is the last that succeeded, and has yet to prove stable. A lock calls it that keeps such reports beside the
-    /// record; calling it again changes nothing.
+    /// that launch is the last that succeeded, or the one before the launch in progress. A lock calls it that keeps such reports
+    /// beside the record; calling it again changes nothing.
     pub fn note_backend_end(&mut self, end: &BackendEnd) {
-        let is_newest = self
-            .last_outcome
-            .as_ref()
-            .is_some_and(|last| last.launch == end.launch && last.failure.is_none());
-        let is_known = self
-            .backend_end
-            .as_ref()
-            .is_some_and(|known| known.launch == end.launch);
-        if !is_newest || is_known || self.budget.up_since.is_none() {
+        let last = self.last_outcome.as_ref();
+        let is_newest =
+            last.is_some_and(|last| last.launch == end.launch && last.failure.is_none());
+        let known = self.backend_end.as_ref();
+        let is_known = known.is_some_and(|known| known.launch == end.launch);
+        if is_known || !(is_newest || end.launch == self.elder) {
             return;
         }
-        self.budget.found_down();
+        // A launch that was charged since is the newest, and may be up.
+        let newer = usize::from(self.charged > end.launch);
+        if newer == 0 {
+            self.budget.found_down();
+        }
         if end.failure.is_none() {
-            // A launch that was charged since is the newest.
-            let newer = usize::from(self.charged > end.launch);
             self.budget.charges.take_back(newer);
         }
         self.backend_end = Some(end.clone());
@@ -161,8 +164,14 @@ impl Ledger {
                     message: message.clone(),
                 },
             },
+            _ if seen.is_some_and(|seen| self.found > seen) => Since::Launched,
             _ => Since::Nothing,
         }
+    }
+
+    /// The newest launch or look of which those who wait want to know.
+    pub(crate) fn newest_news(&self) -> u64 {
+        self.last_ended().max(self.found)
     }
 
     /// The newest launch that ended and said how.
@@ -196,6 +205,17 @@ impl Ledger {
                 at: self.charged_at.map(|at| at.system_time()),
             },
         })
+    }
+
+    /// Whether there is something that only a holder of the lock can tell or mend. `has_looked`: no backend runs.
+    pub(crate) fn needs_holder(&self, has_looked: bool, now: ClockReading) -> bool {
+        let is_down = has_looked && self.budget.up_since.is_some();
+        self.holder.is_some() || is_down || self.is_ahead_of(now)
+    }
+
+    /// Whether the last success has proved stable.
+    pub(crate) fn is_stable(&self, policy: &BudgetPolicy, now: ClockReading) -> bool {
+        !self.is_under_way() && self.budget.is_stable(policy, now)
     }
 
     /// Whether a time in it lies in the future, so that it would count as now whenever it is read.

@@ -1,12 +1,12 @@
 //! A leader's turn at the ledger, from taking the lock to settling. Pure: what the ledger says, what the leader knows, and `now`
 //! are passed in.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::process::this_process;
 use super::{LastOutcome, Ledger, LedgerReading, Since};
 use crate::budget::{
-    Attempt, BudgetPolicy, ClockReading, KeyBudget, Picture, Refusal, Settlement, TimePoint,
+    Attempt, BudgetPolicy, ClockReading, KeyBudget, Picture, Refusal, Settlement, TimePoint, Usage,
 };
 
 /// What a leader knows when it takes the lock.
@@ -43,6 +43,7 @@ pub(crate) struct LedgerSession {
     /// The newest launch that was charged before this one, and when.
     charged_before: (u64, Option<ClockReading>),
     is_charged: bool,
+    elder_before: u64,
     before_success: Option<KeyBudget<ClockReading>>,
     /// What was found needed mending, so it is written again in any case.
     is_mended: bool,
@@ -126,6 +127,7 @@ impl LedgerSession {
         ledger.written = Some(now);
         Some(Self {
             charged_before: (ledger.charged, ledger.charged_at),
+            elder_before: ledger.elder,
             ledger,
             is_charged: false,
             before_success: None,
@@ -167,8 +169,9 @@ impl LedgerSession {
         let retry_after = ledger.budget.retry_after(&self.policy, now);
         if let Some(retry_after) = retry_after {
             let reason = ledger.exhaustion_reason(&self.policy);
-            if has_looked {
+            if has_looked && ledger.budget.up_since.is_some() {
                 ledger.budget.found_down();
+                self.is_mended = true;
             }
             return Err(Refusal {
                 retry_after,
@@ -179,6 +182,11 @@ impl LedgerSession {
         if has_looked {
             ledger.budget.found_down();
         }
+        self.elder_before = ledger.elder;
+        ledger.elder = match &ledger.last_outcome {
+            Some(last) if last.failure.is_none() => last.launch,
+            _ => 0,
+        };
         ledger.charged = ledger.launch;
         ledger.charged_at = Some(now);
         self.is_charged = true;
@@ -203,6 +211,7 @@ impl LedgerSession {
         ledger.written = Some(now);
         if settlement == Settlement::Refund {
             (ledger.charged, ledger.charged_at) = self.charged_before;
+            ledger.elder = self.elder_before;
         } else {
             ledger.is_count_lost = false;
             ledger.last_outcome = Some(LastOutcome {
@@ -212,6 +221,11 @@ impl LedgerSession {
             });
         }
         self.is_charged = false;
+    }
+
+    /// Notes that a backend was found running with the lock held, for those who wait for it.
+    pub(crate) fn note_found(&mut self) {
+        self.ledger.found = self.ledger.launch;
     }
 
     /// Settles again, as failed: the success that was to be told was none, since the lock had been lost.
@@ -236,12 +250,9 @@ impl LedgerSession {
         picture(&self.ledger, &self.policy, shared_now, now)
     }
 
-    /// What is left of the budget.
-    pub(crate) fn retry_after(&self, now: ClockReading) -> Option<Duration> {
-        self.ledger
-            .budget
-            .usage(&self.policy, true, now)
-            .retry_after
+    /// What is used while the flight is in progress.
+    pub(crate) fn usage(&self, now: ClockReading) -> Usage {
+        self.ledger.budget.usage(&self.policy, true, now)
     }
 }
 

@@ -15,6 +15,8 @@
 //! count-lost                                         the record before could not be read
 //! outcome 1795548335141 launched 1795548340.2/…      how the newest launch that ended did: `launched`,
 //! outcome 1795548335141 failed 1795548340.2/… text   or `failed` and why
+//! elder 1795548330007                                the success before the newest charge
+//! found 1795548335141                                the newest holder that found a backend running
 //! ended 1795548335141 orderly                        the reported end of a backend, by its launch: `orderly`,
 //! ended 1795548335141 failed text                    or `failed` and why
 //! ```
@@ -39,7 +41,7 @@ const MAX_MESSAGE_LEN: usize = 512;
 pub(crate) const MAX_REASON_LEN: usize = 60;
 
 /// How much is kept of a host's name, which has 64 bytes at most on Linux.
-const MAX_HOST_LEN: usize = 48;
+const MAX_HOST_LEN: usize = 40;
 
 impl fmt::Display for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -100,6 +102,12 @@ impl fmt::Display for Ledger {
                 None => writeln!(f, "outcome {launch} launched {at}")?,
                 Some(why) => writeln!(f, "outcome {launch} failed {at} {}", escaped(why))?,
             }
+        }
+        if self.elder > 0 {
+            writeln!(f, "elder {}", self.elder)?;
+        }
+        if self.found > 0 {
+            writeln!(f, "found {}", self.found)?;
         }
         if let Some(end) = &self.backend_end {
             writeln!(f, "ended {end}")?;
@@ -231,6 +239,8 @@ fn read_line(ledger: &mut Ledger, boot: &mut Option<u128>, word: &str, rest: &st
                 None => None,
             };
         }
+        "elder" => ledger.elder = next()?.parse().ok()?,
+        "found" => ledger.found = next()?.parse().ok()?,
         "count-lost" => ledger.is_count_lost = true,
         "written" => ledger.written = Some(read_time(next()?, *boot)?),
         "ended" => ledger.backend_end = Some(BackendEnd::parse(rest)?),

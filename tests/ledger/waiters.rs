@@ -12,7 +12,9 @@ use tokio::time::{Instant, sleep};
 use tokio_test::{assert_pending, task};
 
 use super::{KEY, WINDOW, builder, gate, lock_path, until_flight};
+use crate::support::hooked_lock::At;
 use crate::support::script::Script;
+use crate::support::scripted_lock::ScriptedLock;
 use crate::support::step_clock::StepClock;
 use crate::support::{fail_once, lead, led, refusal};
 
@@ -220,4 +222,57 @@ async fn a_late_report_of_an_elder_backend_does_not_take_the_place_of_the_newest
         panic!("it does not lead");
     };
     assert_eq!(permit.attempt_number(), 2);
+}
+
+/// A holder that leaves no trace in the ledger may have launched all the same.
+#[tokio::test]
+async fn a_waiter_looks_again_after_a_holder_that_keeps_no_ledger() {
+    for by_gate in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = StepClock::new();
+        let locks = FileSpawnLock::new(directory.path()).unwrap();
+        let other = builder(locks.clone().without_ledger(), &clock).build();
+        let (permit, guard) = match by_gate {
+            true => (Some(lead(&other, KEY).await), None),
+            false => (None, Some(acquire_spawn_lock(locks.path_of(&KEY)).unwrap())),
+        };
+        let (lock, waits) = ScriptedLock::halting(directory.path(), |at| matches!(at, At::Wait(_)));
+        let waiter = builder(lock, &clock).build();
+        let joins = Script::launching(|_| async { panic!("one is running") })
+            .discovering(|call| async move { Ok((call > 1).then_some(7)) });
+        let waiting = tokio::spawn(async move { waiter.launch(KEY, joins).await });
+        waits.reached().await;
+        waits.let_go();
+        if let Some(permit) = permit {
+            permit.succeed(7).await.unwrap();
+        }
+        drop(guard);
+        let joined = waiting.await.unwrap().unwrap();
+        assert_eq!(
+            (joined.value, joined.how),
+            (7, How::Discovered),
+            "{by_gate}"
+        );
+    }
+}
+
+/// Who finds a backend with the lock held tells those who wait, so they need not take the lock one after the other.
+#[tokio::test]
+async fn a_look_with_the_lock_serves_all_who_wait() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    // Killed while it launched: the backend came up, and nothing says so.
+    drop(lead(&gate(directory.path(), &clock), KEY).await);
+    let found = Script::launching(|_| async { panic!("one is running") })
+        .discovering(|call| async move { Ok((call > 1).then_some(7)) });
+    let holder = gate(directory.path(), &clock);
+    let looked = holder.launch(KEY, found).await.unwrap();
+    assert_eq!(looked.how, How::Discovered);
+    let LedgerReading::Found(ledger) = inspect_spawn_lock(lock_path(directory.path()))
+        .unwrap()
+        .ledger
+    else {
+        panic!("no ledger");
+    };
+    assert!(ledger.to_string().contains("found "), "{ledger}");
 }

@@ -158,12 +158,18 @@ impl<K> ScriptedLock<K> {
             return Ok(lease);
         };
         let mut undelivered = Undelivered(Some((lease, before)));
-        if let Some((lease, _)) = &mut undelivered.0 {
-            self.lease.write.call().await?;
-            lease.write_ledger(&ledger).await?;
-            self.lease.written.call().await?;
-        }
-        Ok(undelivered.0.take().unwrap().0)
+        let written = match &mut undelivered.0 {
+            Some((lease, _)) => self.write(&mut **lease, &ledger).await,
+            None => Ok(()),
+        };
+        let (lease, _) = undelivered.0.take().unwrap();
+        written.map(|()| lease)
+    }
+
+    async fn write(&self, lease: &mut dyn SpawnLease, ledger: &Ledger) -> Scripted {
+        self.lease.write.call().await?;
+        lease.write_ledger(ledger).await?;
+        self.lease.written.call().await
     }
 }
 

@@ -80,7 +80,7 @@ pub(super) async fn always_fails(scene: &Scene) -> Result<Vec<Check>, BoxError> 
 
     // What the backend said, by way of a broker that started none so far.
     let shared = |failure: &&Refusal| {
-        failure.reason.contains("by another process failed") && failure.reason.contains(BROKEN_SAYS)
+        failure.reason.contains("another launch of") && failure.reason.contains(BROKEN_SAYS)
     };
     let heard = at_others.failures.iter().filter(shared).count();
     let refusals = [at_launching.refusals, at_others.refusals].concat();

@@ -188,7 +188,7 @@ impl SpawnLockGuard {
         Ok(())
     }
 
-    /// False in a forked child: it shares the lock with its parent, so it must neither free it nor write the record.
+    /// False in a forked child: it shares the lock with its parent, so it must not free it.
     pub(super) fn is_of_this_process(&self) -> bool {
         self.pid == std::process::id()
     }

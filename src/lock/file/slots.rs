@@ -321,6 +321,8 @@ mod tests {
                     let (charged, charged_at) = charge;
                     Ledger {
                         launch,
+                        elder: launch / 2,
+                        found: charged,
                         is_count_lost,
                         written,
                         charged,
