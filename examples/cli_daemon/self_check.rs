@@ -92,8 +92,10 @@ async fn interrupted(mut scene: Scene) -> Result<usize, BoxError> {
 
 async fn broken(mut scene: Scene) -> Result<usize, BoxError> {
     let fail = ("CLI_DAEMON_FAIL", "1");
+    // The failure that uses up the budget says when to retry, as the refusal after it does.
+    let last = (EX_TEMPFAIL, FAILURE);
     let early = (EX_TEMPFAIL, "retry after");
-    for (code, says) in [(1, FAILURE), (1, FAILURE), (1, FAILURE), early] {
+    for (code, says) in [(1, FAILURE), (1, FAILURE), last, early] {
         let output = scene.command("ask")?.envs([fail]).output().await?;
         let stderr = String::from_utf8_lossy(&output.stderr);
         println!("        {}", stderr.trim_end());
