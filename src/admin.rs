@@ -1,8 +1,9 @@
-//! For operators and admin pages: what a gate and its lock files say, and how backends ended.
+//! Types for operators and admin pages: snapshots of a gate, reports of lock files, ends of backends.
 //!
-//! [`SpawnGate::snapshots`](crate::SpawnGate::snapshots) shows the keys of one gate, [`inspect_spawn_lock`] what a lock file says
-//! to all processes. [`SpawnGate::reset`](crate::SpawnGate::reset), [`abort`](crate::SpawnGate::abort) and
-//! [`close`](crate::SpawnGate::close) change something.
+//! [`SpawnGate::snapshot`](crate::SpawnGate::snapshot) and [`snapshots`](crate::SpawnGate::snapshots) show keys of one gate,
+//! [`inspect_spawn_lock`] the ledger that all processes share. [`SpawnGate::reset`](crate::SpawnGate::reset),
+//! [`abort`](crate::SpawnGate::abort), [`backend_ended`](crate::SpawnGate::backend_ended) and
+//! [`close`](crate::SpawnGate::close) change the gate's state.
 
 pub use crate::flight::{FlightSnapshot, KeySnapshot};
 pub use crate::ledger::{

@@ -1,4 +1,4 @@
-//! What a caller of the gate hears when there is no backend for it, one type for each stage.
+//! The errors of the gate, one type for each stage.
 
 use std::error::Error;
 use std::fmt;
@@ -12,10 +12,9 @@ use crate::ledger::escaped;
 use crate::lock::{LockHolder, SpawnLockError};
 use crate::util::{chain, with_sources};
 
-/// Why [`SpawnGate`](crate::SpawnGate) gave neither a permit nor a value.
+/// Why [`SpawnGate`](crate::SpawnGate) returned neither a permit nor a value.
 ///
-/// It is cheap to clone: a flight's failure is made once and shared by the leader and all followers. `{:#}` prints it with all
-/// its sources.
+/// Cheap to clone: the leader and all followers share one failure. `{:#}` prints it with its sources.
 ///
 /// ```
 /// # use spawn_gate::{InMemorySpawnLock, SpawnGate, launcher_fn};
@@ -33,22 +32,23 @@ use crate::util::{chain, with_sources};
 pub enum GateError {
     /// The key has used all its attempts. A retry helps after [`BudgetExhausted::retry_after`].
     BudgetExhausted(BudgetExhausted),
-    /// The spawn lock could not be taken. Nothing was launched and nothing charged.
+    /// The spawn lock could not be taken. Nothing was launched and nothing charged. [`retry_helps`](Self::retry_helps) says
+    /// whether a retry helps.
     Lock(LockError),
-    /// The launch ended without a backend.
+    /// The launch ended without a backend. A retry makes another attempt, as long as the budget lasts.
     Launch(LaunchError),
-    /// A stage took longer than it may.
+    /// A stage took too long. A retry helps if the cause passes.
     Timeout(TimeoutError),
     /// The gate was closed. A retry does not help.
     Closed,
-    /// The runtime that did what was asked was shut down. If it was launching by then, or about to, something may have been
-    /// started, and the attempt is charged. A retry helps on another runtime only.
+    /// The runtime that served the request was shut down. If it was launching or about to, something may have been started, and
+    /// the attempt is charged. A retry helps only on another runtime.
     ShutDown,
 }
 
 impl GateError {
-    /// Returns how long to wait before the next request, where that is known: after a refusal, and after the failure that used
-    /// up the last attempt.
+    /// Returns how long to wait before the next request: after a refusal, and after the failure of the last attempt. `None` after
+    /// other errors.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::BudgetExhausted(refusal) => Some(refusal.retry_after),
@@ -58,11 +58,11 @@ impl GateError {
         }
     }
 
-    /// Returns whether the same request can succeed later (after [`retry_after`](Self::retry_after), if there is one) without
-    /// anybody mending anything.
+    /// Returns whether the same request can succeed later (after [`retry_after`](Self::retry_after), if there is one) without a
+    /// fix.
     ///
-    /// A launch that failed counts as such a case: a retry makes another attempt, as long as the budget lasts. So does a
-    /// `discover` that failed, which nothing is charged for: pause before you ask again.
+    /// True also for a failed launch: a retry makes another attempt, as long as the budget lasts. And for a failed `discover`,
+    /// which charges nothing, so pause before a retry.
     pub fn retry_helps(&self) -> bool {
         match self {
             Self::BudgetExhausted(_) | Self::Launch(_) | Self::Timeout(_) => true,
@@ -71,7 +71,7 @@ impl GateError {
         }
     }
 
-    /// Returns the key that was asked for, as it is named in messages; `None` if the error is not about one key.
+    /// Returns the requested key as text; `None` if the error is not about one key.
     pub fn key(&self) -> Option<&str> {
         match self {
             Self::BudgetExhausted(refusal) => Some(&refusal.key),
@@ -96,7 +96,7 @@ impl GateError {
         escaped(&words)
     }
 
-    /// The error that this one is made of.
+    /// The error of the stage.
     fn inner(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::BudgetExhausted(refusal) => Some(refusal),
@@ -118,7 +118,7 @@ impl fmt::Display for GateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         with_sources(f, self, |f| match self {
             Self::Closed => f.write_str("the gate is closed"),
-            Self::ShutDown => f.write_str("the runtime was shut down meanwhile"),
+            Self::ShutDown => f.write_str("the runtime was shut down during the request"),
             error => match error.inner() {
                 Some(inner) => write!(f, "{inner}"),
                 None => Ok(()),
@@ -159,19 +159,18 @@ impl From<TimeoutError> for GateError {
 )]
 #[non_exhaustive]
 pub struct BudgetExhausted {
-    /// The key, as it is named in messages.
+    /// The key as text.
     pub key: Arc<str>,
     /// Time until an attempt is free again; never more than the window.
     pub retry_after: Duration,
-    /// How the last launch that was charged went, in this process or, if the lock keeps a ledger, in another.
-    // A thin pointer, since a follower's way back takes measurably longer if errors are larger.
+    /// How the last charged launch ended, in this process or, if the lock keeps a ledger, in any process.
+    // A thin pointer: larger errors make a follower's return measurably slower.
     pub reason: Arc<ExhaustionReason>,
-    /// True for the first caller of this gate that is refused since an attempt was free: the refusal worth a log line or an
-    /// alarm.
+    /// True for exactly one of all callers of this gate that are refused since an attempt was last free: log that one.
     pub first: bool,
 }
 
-/// Rounded up: whoever waits for it does not come too early.
+/// Rounds up, so that a caller that waits for it is not too early.
 fn whole_millis(time: Duration) -> Duration {
     let nanos = time.subsec_nanos().next_multiple_of(1_000_000);
     Duration::from_secs(time.as_secs()).saturating_add(Duration::from_nanos(nanos.into()))
@@ -182,7 +181,7 @@ impl BudgetExhausted {
         Self {
             key,
             retry_after: refusal.retry_after,
-            // Each charge that uses a budget up notes a reason; this is for a count that changed under a flight.
+            // Each charge that uses the budget up notes a reason. Without one, the count changed during a flight.
             reason: refusal
                 .reason
                 .unwrap_or_else(|| Arc::new(ExhaustionReason::launch_failed(""))),
@@ -191,19 +190,19 @@ impl BudgetExhausted {
     }
 }
 
-/// What is left of a budget after a launch that failed.
+/// What is left of the budget after a failed launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttemptsLeft(NonZeroU32);
 
-/// Set if no attempt is left; the lower bits are a time then.
+/// Set if no attempt is left; the lower bits are then a time.
 const NONE_LEFT: u32 = 1 << 31;
 
-/// Set if that time is in seconds, as one of more than 12 days is, and not in milliseconds.
+/// Set if that time is in seconds (more than 12 days) and not in milliseconds.
 const IN_SECONDS: u32 = 1 << 30;
 
 impl AttemptsLeft {
     pub(crate) fn new(remaining: u32, retry_after: Option<Duration>) -> Self {
-        // Packed, since a follower's way back takes measurably longer if errors are larger.
+        // Packed: larger errors make a follower's return measurably slower.
         let packed = match retry_after.map(whole_millis) {
             Some(time) if remaining == 0 => NONE_LEFT | packed_time(time),
             _ => remaining.min(NONE_LEFT - 2) + 1,
@@ -219,7 +218,7 @@ impl AttemptsLeft {
         }
     }
 
-    /// Returns the time until an attempt is free again, rounded up to milliseconds, if none is left.
+    /// Returns the time until an attempt is free again, rounded up, if none is left.
     pub fn retry_after(self) -> Option<Duration> {
         let packed = self.0.get();
         let time = u64::from(packed & !(NONE_LEFT | IN_SECONDS));
@@ -240,14 +239,14 @@ fn packed_time(time: Duration) -> u32 {
     }
 }
 
-/// The spawn lock of a key could not be taken. [`SpawnLockError::retry_helps`] of the source tells whether a retry helps.
+/// The spawn lock of a key could not be taken. [`SpawnLockError::retry_helps`] of the source says whether a retry helps.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot take the spawn lock of {key}")]
 #[non_exhaustive]
 pub struct LockError {
-    /// The key, as it is named in messages.
+    /// The key as text.
     pub key: Arc<str>,
-    /// What went wrong.
+    /// The lock's error.
     pub source: Arc<SpawnLockError>,
 }
 
@@ -260,7 +259,8 @@ impl LockError {
     }
 }
 
-/// How a flight ended that had its lock but gave no backend. A retry makes another attempt, as long as the budget lasts.
+/// Why a flight ended without a backend, other than by its lock or a timeout. A retry makes another attempt, as long as the
+/// budget lasts.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LaunchError {
@@ -268,40 +268,40 @@ pub enum LaunchError {
     /// launched and nothing charged.
     #[error("cannot tell whether {key} is running already")]
     Discover {
-        /// The key, as it is named in messages.
+        /// The key as text.
         key: Arc<str>,
-        /// What the launcher said.
+        /// The launcher's error.
         source: SharedError,
     },
     /// The launcher failed. The attempt is charged.
     #[error("attempt {attempt} to launch {key} failed")]
     Failed {
-        /// The key, as it is named in messages.
+        /// The key as text.
         key: Arc<str>,
         /// The attempt's place in its window, from 1.
         attempt: u32,
         /// What is left of the budget.
         left: AttemptsLeft,
-        /// What the launcher said.
+        /// The launcher's error.
         source: SharedError,
     },
-    /// A launch outside of this gate, by another process usually, for which this one waited, failed. Nothing was launched here
+    /// A launch outside of this gate (usually by another process) that this gate waited for failed. Nothing was launched here
     /// and nothing charged.
     #[error("another launch of {key} failed: {message}")]
     FailedElsewhere {
-        /// The key, as it is named in messages.
+        /// The key as text.
         key: Arc<str>,
         /// The launch's fencing token.
         launch: u64,
-        /// What the launcher said there, cut after some 500 bytes.
+        /// The launcher's error and its sources, cut after some 500 bytes.
         message: Arc<str>,
     },
     /// The launcher panicked. If it was launching, the attempt is charged.
     #[error("the launcher of {key} panicked: {message}")]
     Panicked {
-        /// The key, as it is named in messages.
+        /// The key as text.
         key: Arc<str>,
-        /// What it panicked with, if that is text.
+        /// The panic's message, if it is text.
         message: Arc<str>,
         /// What is left of the budget, if an attempt is charged.
         left: Option<AttemptsLeft>,
@@ -310,21 +310,21 @@ pub enum LaunchError {
     /// charged.
     #[error("the launch of {key} was abandoned")]
     Abandoned {
-        /// The key, as it is named in messages.
+        /// The key as text.
         key: Arc<str>,
     },
     /// An operator aborted the flight ([`SpawnGate::abort`](crate::SpawnGate::abort)). If it was launching, something may have
     /// been started, and the attempt is charged.
     #[error("the launch of {key} was aborted")]
     Aborted {
-        /// The key, as it is named in messages.
+        /// The key as text.
         key: Arc<str>,
     },
     /// The spawn lock was lost while launching, so another process may have launched too. A backend may have been started; the
     /// attempt is charged.
-    #[error("the spawn lock of {key} was lost while it was launched")]
+    #[error("the spawn lock of {key} was lost during its launch")]
     LockLost {
-        /// The key, as it is named in messages.
+        /// The key as text.
         key: Arc<str>,
         /// How the lock was lost.
         source: Arc<SpawnLockError>,
@@ -334,7 +334,7 @@ pub enum LaunchError {
 }
 
 impl LaunchError {
-    /// Returns the key, as it is named in messages.
+    /// Returns the key as text.
     pub fn key(&self) -> &str {
         match self {
             Self::Discover { key, .. }
@@ -347,7 +347,7 @@ impl LaunchError {
         }
     }
 
-    /// Returns what is left of the budget, if an attempt was charged and that is known.
+    /// Returns what is left of the budget, if an attempt was charged and this error carries it.
     pub fn attempts_left(&self) -> Option<AttemptsLeft> {
         match self {
             Self::Failed { left, .. } | Self::LockLost { left, .. } => Some(*left),
@@ -365,10 +365,10 @@ impl LaunchError {
     }
 }
 
-/// What a launcher fails with: any error, or a message.
+/// The error of a launcher: any error, or a message.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// An error that several callers share. It reads as the error that the launcher returned, and dereferences to it.
+/// An error that several callers share. It prints as the launcher's error and dereferences to it.
 ///
 /// ```
 /// use spawn_gate::SharedError;
@@ -407,20 +407,19 @@ impl fmt::Display for SharedError {
     }
 }
 
-/// A stage took longer than it may. A retry helps if the cause passes; a retry of [`Stage::Follow`] joins the same launch
-/// again.
+/// A stage took too long. A retry helps if the cause passes; after [`Stage::Follow`] it joins the same launch again.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub struct TimeoutError {
-    /// The key, as it is named in messages; `None` for [`Stage::Drain`].
+    /// The key as text; `None` for [`Stage::Drain`].
     pub key: Option<Arc<str>>,
-    /// The stage.
+    /// The stage that took too long.
     pub stage: Stage,
-    /// How long the stage was given.
+    /// The stage's limit.
     pub after: Duration,
-    /// Who holds the spawn lock, if the stage waited for it and the holder is known.
+    /// The holder of the spawn lock, if the stage waited for the lock and the holder is known.
     pub waiting_for: Option<Arc<LockHolder>>,
-    /// What is left of the budget, if an attempt was charged, which is so for [`Stage::Launch`].
+    /// What is left of the budget; set for [`Stage::Launch`], where an attempt is charged.
     pub attempts_left: Option<AttemptsLeft>,
 }
 
@@ -437,18 +436,18 @@ impl fmt::Display for TimeoutError {
     }
 }
 
-/// A wait that has a deadline of its own.
+/// A wait with its own deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Stage {
-    /// The leader asks whether a backend is running already.
+    /// The leader looks for a running backend.
     Discover,
     /// The leader waits for the spawn lock.
     Lock,
-    /// The leader holds its permit: the launcher runs.
+    /// The leader has its permit, and the launch is running.
     Launch,
-    /// A caller waits for a flight's outcome: a follower, or the one whose request began the flight.
+    /// A caller waits for a flight's outcome: a follower, or the caller whose request began the flight.
     Follow,
     /// [`close`](crate::SpawnGate::close) waits for the flights in progress.
     Drain,

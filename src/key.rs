@@ -1,4 +1,4 @@
-//! Keys: what names one backend, and how a key becomes a lock's file name.
+//! Key types, and the lock file name of a key.
 
 use std::fmt;
 use std::hash::Hash;
@@ -8,12 +8,11 @@ use hmac_sha256::Hash as Sha256;
 
 /// Names one backend to a [`SpawnGate`](crate::SpawnGate).
 ///
-/// Implemented for strings, integers and [`BackendKey`]. A type of your own needs one method: it hands over, in a fixed order,
-/// the fields that tell two backends apart. From them come the lock's file name ([`LockName`]) and the key's name in
-/// error messages.
+/// Implemented for strings, integers and [`BackendKey`]. For a type of your own, implement one method: it visits, in a fixed
+/// order, the fields that tell two backends apart. They determine the lock's file name ([`LockName`]) and the key's text in
+/// errors.
 ///
-/// Two keys that are not equal must not hand over the same fields: they would share one spawn lock. Any bytes are fine,
-/// also none at all.
+/// Unequal keys must have different fields, or they share one spawn lock. Fields may contain any bytes, and may be empty.
 ///
 /// # Examples
 ///
@@ -59,7 +58,7 @@ impl GateKey for Arc<str> {
     }
 }
 
-/// As decimal text, so that the name of the lock file shows the number.
+/// Visits integers as decimal text, so that the name of the lock file shows the number.
 macro_rules! integer_keys {
     ($($integer:ty),*) => {$(
         impl GateKey for $integer {
@@ -74,18 +73,18 @@ integer_keys!(
     u8, u16, u32, u64, u128, usize, i8, i16, i32, i64, i128, isize
 );
 
-/// Names the broker a backend belongs to.
+/// Names the broker that a backend belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum BrokerInstanceKey {
     /// The broker that all services of a user share.
     Shared,
-    /// A broker of one service's own.
+    /// The broker of one service.
     Private {
         /// The service that the broker serves.
         service_name: String,
     },
-    /// A broker that was given a name.
+    /// A broker with an explicit name.
     Explicit {
         /// The broker's name.
         name: String,
@@ -171,11 +170,11 @@ impl GateKey for BackendKey {
 
 /// The file name of a key's spawn lock.
 ///
-/// A readable start (up to 40 characters of the key's fields, lowercase, everything but `a-z`, `0-9` and `-` replaced by
+/// A readable part (up to 40 characters of the key's fields, lowercase, everything but `a-z`, `0-9` and `-` replaced by
 /// `_`), then the SHA-256 of the exact fields, then `.lock`; 110 bytes at most. So the name is one path component on every
-/// platform whatever the key holds, two keys never share a name, letter case and Unicode forms cannot confuse it, and no
-/// device name of Windows is hit (there is one dot, before `lock`). The shortest limit met in practice is 143 bytes, on an
-/// encrypted home directory.
+/// platform, whatever the key contains; two keys never share a name, also on file systems that ignore case or normalize
+/// Unicode; and it is never a device name of Windows. The shortest limit known from practice is 143 bytes, on an encrypted home
+/// directory.
 ///
 /// ```
 /// use spawn_gate::LockName;
@@ -188,7 +187,7 @@ impl GateKey for BackendKey {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LockName(String);
 
-/// How much of the key is readable in a lock's file name.
+/// Length of the readable part of a lock's file name.
 const READABLE_CHARS: usize = 40;
 
 impl LockName {
@@ -203,7 +202,7 @@ impl LockName {
             if !name.is_empty() {
                 name.push('-');
             }
-            // Ever only ASCII is pushed, so a cut at any byte is a cut between characters.
+            // Only ASCII is pushed, so every byte is a character boundary.
             for &byte in field.iter().take(READABLE_CHARS) {
                 name.push(match byte.to_ascii_lowercase() {
                     plain @ (b'a'..=b'z' | b'0'..=b'9') => char::from(plain),
@@ -237,10 +236,10 @@ impl fmt::Display for LockName {
     }
 }
 
-/// How many characters of each field stand in a key's label.
+/// Characters of each field in a key's label.
 const LABEL_CHARS: usize = 60;
 
-/// Returns the key as it is named in messages: its fields with `/` between, control characters escaped, long ones cut.
+/// Returns the key as text for messages: its fields joined by `/`, control characters escaped, long fields cut.
 pub(crate) fn key_label<K: GateKey>(key: &K) -> String {
     let mut label = String::new();
     let mut first = true;

@@ -1,32 +1,22 @@
 //! Start each backend process exactly once.
 //!
 //! Many callers find at the same moment that a backend is not running. [`SpawnGate`] lets one of them launch it; the others
-//! wait for that launch and share its outcome, value or error. A budget stops repeated failures and says when to retry, and
-//! an OS lock keeps other processes from launching too.
+//! wait for that launch and share its outcome, value or error. A budget limits repeated launches and says when to retry. An
+//! OS lock keeps other processes from launching too.
 //!
 //! ```
-//! use spawn_gate::{BackendLauncher, BoxError, How, InMemorySpawnLock, LaunchPermit, SpawnGate, async_trait};
-//!
-//! struct Indexer;
-//!
-//! #[async_trait]
-//! impl BackendLauncher<String, u16> for Indexer {
-//!     async fn discover(&self, _key: &String) -> Result<Option<u16>, BoxError> {
-//!         Ok(None) // is one running already, perhaps launched by another process?
-//!     }
-//!
-//!     async fn launch(&self, _permit: &LaunchPermit<String, u16>) -> Result<u16, BoxError> {
-//!         Ok(7201) // start the process here, and return its port once it is ready
-//!     }
-//! }
+//! use spawn_gate::{How, InMemorySpawnLock, SpawnGate, launcher_fn};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), spawn_gate::GateError> {
 //! // In a program: `SpawnGate::new(directory)`, with locks that other processes see.
 //! let gate: SpawnGate<String, u16> = SpawnGate::builder(InMemorySpawnLock::new()).build();
 //!
-//! let key = || "indexer".to_owned();
-//! let (one, other) = tokio::try_join!(gate.launch(key(), Indexer), gate.launch(key(), Indexer))?;
+//! let indexer = launcher_fn(
+//!     |_key| async { Ok(None) },   // look: is one running already, perhaps launched by another process?
+//!     |_launch| async { Ok(7201) }, // launch: start the process, and return its port once it is ready
+//! );
+//! let (one, other) = tokio::try_join!(gate.launch("indexer", indexer), gate.launch("indexer", indexer))?;
 //! assert_eq!((one.value, one.how), (7201, How::Led));
 //! assert_eq!((other.value, other.how), (7201, How::Joined));
 //! # Ok(())
@@ -37,27 +27,28 @@
 //!
 //! | for | see |
 //! | --- | --- |
-//! | requests | [`SpawnGate::launch`] with a [`BackendLauncher`]; [`SpawnGate::acquire`] for the bare [`LaunchPermit`] |
-//! | refusals and failures | [`GateError`], and one type for each stage below it |
-//! | keys | [`GateKey`]: strings, [`BackendKey`], or a type of your own; [`LockName`] is how a key names its lock |
-//! | locks | [`FileSpawnLock`], [`InMemorySpawnLock`], or a [`SpawnLock`] of your own; [`acquire_spawn_lock`] for one path |
-//! | operators | [`SpawnGate::snapshots`], [`SpawnGate::reset`], [`SpawnGate::close`], [`inspect_spawn_lock`] |
-//! | code without async | [`SpawnCoordinator`] |
+//! | requests | [`SpawnGate::launch`] with [`launcher_fn`] or a [`BackendLauncher`]; [`SpawnGate::acquire`] for the bare [`LaunchPermit`] |
+//! | refusals and failures | [`GateError`], with one type for each stage |
+//! | keys | [`GateKey`]: strings, integers, [`BackendKey`], or a type of your own; [`LockName`] names a key's lock file |
+//! | locks | [`FileSpawnLock`], [`InMemorySpawnLock`]; the module [`lock`] for a lock of your own and for one lock file |
+//! | budgets | the module [`budget`]: limits, windows, reasons of a refusal, and the coordinator for code without async |
+//! | operators | the module [`admin`]: snapshots, reset, abort, reports of a backend's end, what a lock file says |
 //!
 //! # Words
 //!
 //! A *key* names one backend. A *flight* is one launch in progress for a key; its *leader* launches, its *followers* wait for
 //! the *outcome*. An *attempt* is one charge against the key's *budget*: at most so many in a *window*. The *spawn lock* is the
-//! exclusive lock that the leader holds while it launches, and its *identity* says which file it is. A *permit* is the right
-//! to launch: the leader's seat, a charged attempt, and the held lock. The *ledger* is the small record in a lock file: the
-//! budget, the holder and the last outcome, shared by all processes.
+//! exclusive lock that the leader holds while it launches; a held lock is a *lease*. A *permit* is the right to launch: leader
+//! of the flight, charged attempt, held and verified lock. The *ledger* is the record in a lock file: budget, holder and last
+//! outcome, shared by all processes. The *fencing token* is a number that grows from holder to holder of one lock.
 //!
 //! # Features and platforms
 //!
-//! There are no cargo features. Linux is tested; macOS and the BSDs share its code; for Windows most of the tests were run,
-//! under wine and not on Windows itself. The gate needs a tokio runtime with time enabled.
+//! The feature `serde` (off by default) serializes snapshots, reports and their parts; keys and budgets can be deserialized,
+//! too. Linux is tested; macOS and the BSDs share its code; for Windows most of the tests were run, under wine and not on
+//! Windows itself. The gate needs a tokio runtime with time enabled.
 
-// Rooms, in the order of the data flow; each imports only from those before it, and says in its `mod.rs` what it is for.
+// docs/design.md, "Rooms", says which room may import which. Each `mod.rs` says what its room is for.
 pub mod budget;
 mod error;
 mod flight;
@@ -80,10 +71,10 @@ pub use crate::gate::{Acquired, SpawnGate, SpawnGateBuilder};
 pub use crate::key::{BackendKey, BrokerInstanceKey, GateKey, LockName};
 pub use crate::lock::{FileSpawnLock, InMemorySpawnLock};
 
-/// For the implementations of this crate's traits.
+/// Put it on implementations of this crate's async traits.
 pub use async_trait::async_trait;
 
-// The names of the reference system, for whom an import is to be all that changes.
+// The names of the reference system, so that its users only change an import.
 #[doc(hidden)]
 pub use crate::budget::{
     DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW, DEFAULT_SPAWN_BUDGET_WINDOW, SpawnBeginError,
@@ -92,7 +83,7 @@ pub use crate::budget::{
 #[doc(hidden)]
 pub use crate::lock::{SpawnLockError, SpawnLockFileIdentity, SpawnLockGuard, acquire_spawn_lock};
 
-/// Compiles the README's example.
+/// Runs the README's example as a doctest.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -759,7 +759,7 @@ async fn the_chain_of_sources_carries_the_locks_own_error() {
     assert_eq!(
         chain(&permit.succeed(7).await.unwrap_err()),
         [
-            "the spawn lock of key was lost while it was launched",
+            "the spawn lock of key was lost during its launch",
             "the spawn lock key.lock was deleted or replaced under its holder"
         ]
     );

@@ -1,4 +1,4 @@
-//! The attempts that count against a budget, by fixed or by sliding window. Pure: `now` is passed in.
+//! The charged attempts, in a fixed or a sliding window. Pure: `now` is passed in.
 
 use std::iter::repeat_n;
 use std::time::Duration;
@@ -6,21 +6,21 @@ use std::time::Duration;
 use super::clock::TimePoint;
 use super::policy::{BudgetPolicy, WindowKind};
 
-/// The attempts that still count.
+/// The charges that still count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Charges<I> {
     None,
-    /// All made in one window.
+    /// A count in one window.
     Fixed {
         window_began: I,
         used: u32,
     },
-    /// When each was made, oldest first.
+    /// The time of each, oldest first.
     Sliding(Box<[I]>),
 }
 
 impl<I> Charges<I> {
-    /// How many there are, aged or not.
+    /// The number of charges, aged or not.
     pub(crate) fn used(&self) -> u32 {
         match self {
             Self::None => 0,
@@ -29,7 +29,7 @@ impl<I> Charges<I> {
         }
     }
 
-    /// When the first of them was made.
+    /// The time of the first charge.
     pub(crate) fn oldest(&self) -> Option<&I> {
         match self {
             Self::None => None,
@@ -40,7 +40,7 @@ impl<I> Charges<I> {
 }
 
 impl<I: TimePoint> Charges<I> {
-    /// As many as there may be, all made at `now`.
+    /// The maximum of charges, all at `now`.
     pub(crate) fn all_at(policy: &BudgetPolicy, now: I) -> Self {
         let all = Self::Fixed {
             window_began: now,
@@ -61,7 +61,7 @@ impl<I: TimePoint> Charges<I> {
         }
     }
 
-    /// What is used once everything that has aged by `now` is left out.
+    /// The number of charges that have not aged at `now`.
     pub(crate) fn used_at(&self, policy: &BudgetPolicy, now: I) -> u32 {
         let window = policy.config.window;
         match self {
@@ -85,8 +85,8 @@ impl<I: TimePoint> Charges<I> {
         }
     }
 
-    /// How long until an attempt is free; `None` if one is free now. Right only after
-    /// [`forget_aged`](Self::forget_aged), or while the maximum of them has not aged.
+    /// Time until an attempt is free; `None` if one is free now. Correct only after [`forget_aged`](Self::forget_aged), or while
+    /// the maximum of charges has not aged.
     pub(crate) fn retry_after(&self, policy: &BudgetPolicy, now: I) -> Option<Duration> {
         let max = policy.config.max_attempts;
         if self.used() < max {
@@ -95,7 +95,7 @@ impl<I: TimePoint> Charges<I> {
         let freed_by = match self {
             Self::None => return None,
             Self::Fixed { window_began, .. } => *window_began,
-            // The newest `max` of them must shrink by one.
+            // An attempt is free once the oldest of the newest `max` charges has aged.
             Self::Sliding(times) => times[times.len() - max as usize],
         };
         Some(policy.config.window.saturating_sub(now.since(freed_by)))
@@ -119,7 +119,7 @@ impl<I: TimePoint> Charges<I> {
         };
     }
 
-    /// The charges as this policy counts them: a process with another one may have made them.
+    /// Converts them to this policy's kind of window: a process with another policy may have made them.
     fn of_kind(self, policy: &BudgetPolicy) -> Self {
         match (self, policy.kind) {
             (Self::Fixed { window_began, used }, WindowKind::Sliding) => {
@@ -141,7 +141,7 @@ impl<I: TimePoint> Charges<I> {
         self.take_back(0);
     }
 
-    /// Takes back one charge, that before the `newer` newest ones. Nothing if that has aged out.
+    /// Takes back the charge before the `newer` newest ones, unless it has aged out.
     pub(crate) fn take_back(&mut self, newer: usize) {
         match self {
             Self::None => {}

@@ -1,14 +1,14 @@
-//! The clock that all processes of a machine share, and what counts as time passed on it.
+//! The clock that all processes of a machine share, and the time passed on it.
 //!
-//! Two clocks are read, because neither can be trusted alone: the wall clock steps when it is set; the time since boot says
-//! nothing across a reboot, and in another time namespace it is off by any amount.
+//! It reads two clocks, since neither is enough alone: the wall clock steps when it is set; the time since boot cannot be
+//! compared across a reboot or between time namespaces.
 
 use std::fmt;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// A point in time from which the time passed can be told.
+/// A point in time that another one can be subtracted from.
 pub(crate) trait TimePoint: Copy {
-    /// The time from `earlier` to `self`; zero if that is not in the past.
+    /// The time from `earlier` to `self`; zero if `earlier` is later.
     fn since(self, earlier: Self) -> Duration;
 }
 
@@ -20,15 +20,15 @@ impl TimePoint for Instant {
 
 /// One reading of the machine's clocks.
 ///
-/// Between two readings of one boot the time since boot counts, which nobody can set. Otherwise the wall clock does: set
-/// forward, it ends a budget's window early. A reading that lies in the future counts as now, so a clock that was set back
-/// makes a window longer by at most one window.
+/// Between two readings of one boot, the time since boot counts, which nobody can set. Otherwise the wall clock counts: setting
+/// it forward ends a window early. A reading in the reader's future counts as now, so setting a clock back prolongs a window by
+/// at most one window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct ClockReading {
     /// Time since the Unix epoch by the wall clock.
     pub unix: Duration,
-    /// Time since boot, suspended time included, where the platform tells it.
+    /// Time since boot, suspended time included, on platforms that provide it.
     pub boot: Option<BootReading>,
 }
 
@@ -36,14 +36,14 @@ pub struct ClockReading {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct BootReading {
-    /// Which boot, and which time namespace of it: only times with the same id can be compared.
+    /// Identifies the boot and the time namespace: only times with the same id can be compared.
     #[cfg_attr(feature = "serde", serde(serialize_with = "as_hexadecimal"))]
     pub id: u128,
     /// Time since that boot.
     pub elapsed: Duration,
 }
 
-/// As text, since many formats have no number that large.
+/// Serializes as text, since many formats have no integer of this size.
 #[cfg(feature = "serde")]
 fn as_hexadecimal<S: serde::Serializer>(id: &u128, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{id:032x}"))
@@ -57,13 +57,13 @@ impl ClockReading {
 }
 
 impl ClockReading {
-    /// Both readings' times since the same boot, if they are of one.
+    /// Both readings' times since boot, if they are of the same boot.
     fn of_one_boot(self, other: Self) -> Option<(Duration, Duration)> {
         let (one, other) = (self.boot?, other.boot?);
         (one.id == other.id).then_some((one.elapsed, other.elapsed))
     }
 
-    /// Whether `self` is later than `other`, to the millisecond, which is as exact as a ledger is.
+    /// Whether `self` is later than `other`, in whole milliseconds, the precision of a ledger.
     pub(crate) fn is_after(self, other: Self) -> bool {
         let (one, other) = self.of_one_boot(other).unwrap_or((self.unix, other.unix));
         one.as_millis() > other.as_millis()
@@ -90,8 +90,7 @@ impl TimePoint for ClockReading {
     }
 }
 
-/// The clock by which processes that share a ledger measure a budget's window. A seam for tests; programs use
-/// [`SystemClock`].
+/// The clock that measures a budget's window in a ledger. A seam for tests; programs use [`SystemClock`].
 pub trait SharedClock: fmt::Debug + Send + Sync + 'static {
     /// Reads the clocks.
     fn now(&self) -> ClockReading;
@@ -131,7 +130,7 @@ fn boot_reading() -> Option<BootReading> {
     })
 }
 
-/// The number of this process's time namespace: zero if the kernel has none, `None` if it does not tell.
+/// The number of this process's time namespace: zero if the kernel has no time namespaces, `None` if it is unknown.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn time_namespace() -> Option<u64> {
     use std::os::unix::fs::MetadataExt;

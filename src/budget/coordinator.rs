@@ -14,12 +14,12 @@ use crate::key::BackendKey;
 
 /// Decides, for any number of keys, whether an attempt may begin now.
 ///
-/// It holds no lock, reads no clock and starts nothing: the caller passes `now` in, launches when told to, and reports
-/// back with [`finish`](Self::finish). [`SpawnGate`](crate::SpawnGate) makes the same decisions, with the waiting, the sharing
-/// and the spawn lock around them.
+/// It takes no lock, reads no clock and starts nothing: the caller passes `now` in, launches when it gets a permit, and reports
+/// the end with [`finish`](Self::finish). [`SpawnGate`](crate::SpawnGate) makes the same decisions, and adds waiting, sharing
+/// and the spawn lock.
 ///
-/// An attempt that began stays in flight until it is finished, also when its window ends meanwhile: a launch that takes
-/// longer than the window never runs beside a second one. Keys with nothing in flight and nothing used are forgotten.
+/// An attempt stays in flight until it is finished, also if its window ends before: a launch that takes longer than the window
+/// never runs beside a second one. Keys with nothing in flight and nothing charged are forgotten.
 ///
 /// # Examples
 ///
@@ -69,15 +69,15 @@ impl<K: Clone + Eq + Hash> SpawnCoordinator<K> {
         }
     }
 
-    /// Sets how attempts age out; [`WindowKind::Fixed`] unless called. Call it before the first attempt.
+    /// Sets how attempts age out. The default is [`WindowKind::Fixed`]. Call it before the first attempt.
     #[must_use]
     pub fn with_window_kind(mut self, kind: WindowKind) -> Self {
         self.policy.kind = kind;
         self
     }
 
-    /// Lets a success reset the budget only once it is `stable_after` old and no launch of the key failed or succeeded
-    /// since. Without it, a success resets the budget at once.
+    /// Makes a success reset the budget only once it is `stable_after` old and no launch of the key has ended since. By default,
+    /// a success resets the budget at once.
     #[must_use]
     pub fn with_stable_after(mut self, stable_after: Duration) -> Self {
         self.policy.stable_after = Some(stable_after);
@@ -88,8 +88,8 @@ impl<K: Clone + Eq + Hash> SpawnCoordinator<K> {
     ///
     /// # Errors
     ///
-    /// [`SpawnBeginError::AlreadyInProgress`] while an attempt of this key is in flight; wait for that one.
-    /// [`SpawnBeginError::BudgetExhausted`] when none is left; retry after the time it names.
+    /// [`SpawnBeginError::AlreadyInProgress`] while an attempt of this key is in flight: wait for its outcome.
+    /// [`SpawnBeginError::BudgetExhausted`] if no attempt is left: retry after the time it names.
     pub fn try_begin(&mut self, key: K, now: Instant) -> Result<SpawnPermit<K>, SpawnBeginError> {
         self.forget_idle(now);
         let id = self.last_attempt.saturating_add(1);
@@ -108,9 +108,9 @@ impl<K: Clone + Eq + Hash> SpawnCoordinator<K> {
         })
     }
 
-    /// Ends the attempt of `key` that is in flight, whichever that is. Does nothing if there is none.
+    /// Ends the attempt of `key` that is in flight, whichever it is. Does nothing if none is in flight.
     ///
-    /// A caller that may report late, after its attempt was settled and another began, uses
+    /// If a caller may report late, when its attempt has ended and another has begun, use
     /// [`finish_attempt`](Self::finish_attempt).
     pub fn finish(&mut self, key: &K, outcome: SpawnOutcome, now: Instant) {
         if let Some(attempt) = self.attempt_in_flight(key) {
@@ -123,7 +123,7 @@ impl<K: Clone + Eq + Hash> SpawnCoordinator<K> {
         self.keys.get(key)?.in_flight().map(AttemptId)
     }
 
-    /// Ends one attempt of `key`. Returns false, and changes nothing, if another or none is in flight.
+    /// Ends one attempt of `key`. Returns false and changes nothing if that attempt is not in flight.
     ///
     /// ```
     /// use std::time::Instant;
@@ -150,16 +150,16 @@ impl<K: Clone + Eq + Hash> SpawnCoordinator<K> {
         self.settle(key, attempt, outcome.into(), now)
     }
 
-    /// Gives back one attempt of `key` that never reached a launch. Returns false, and changes nothing, if another or
-    /// none is in flight.
+    /// Refunds one attempt of `key` that never reached a launch. Returns false and changes nothing if that attempt is not in
+    /// flight.
     pub fn refund(&mut self, key: &K, attempt: AttemptId, now: Instant) -> bool {
         self.settle(key, attempt, Settlement::Refund, now)
     }
 
-    /// Forgets what `key` has used, for an operator. An attempt in flight stays in flight.
+    /// Resets the budget of `key`, for an operator. An attempt in flight stays in flight.
     pub fn reset(&mut self, key: &K) {
         if let Some(state) = self.keys.get_mut(key) {
-            // Nothing here waits for a check, so the time does not matter.
+            // There is no ledger here, so the time of the reset does not matter.
             state.reset_count();
             if state.in_flight().is_none() {
                 self.keys.remove(key);
@@ -202,7 +202,7 @@ impl<K: Clone + Eq + Hash> SpawnCoordinator<K> {
         }
     }
 
-    /// Settles one attempt, and forgets the key if nothing is left to remember.
+    /// Settles one attempt, and forgets the key if it is then idle.
     fn settle(
         &mut self,
         key: &K,
@@ -271,7 +271,7 @@ impl From<SpawnOutcome> for Settlement {
 /// Why no attempt began.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpawnBeginError {
-    /// An attempt of this key is in flight. Wait for its outcome rather than retry.
+    /// An attempt of this key is in flight. Wait for its outcome instead of retrying.
     #[error("a launch of this backend is already in progress")]
     AlreadyInProgress,
     /// The key has used all its attempts. A retry helps after `retry_after`.

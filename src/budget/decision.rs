@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!             enter ── Follow    (a flight is in progress)
-//!               │  └── Refuse    (no attempt is free, and that was checked less than a second ago)
+//!               │  └── Refuse    (no attempt is free, and the last check is less than a second old)
 //!          Lead │ Look           (the flight is in progress now)
 //!               ▼
 //!            charge ── Refusal   (no attempt is free after all)
@@ -10,8 +10,8 @@
 //!              end               (settle the attempt, or take over what the ledger says)
 //! ```
 //!
-//! Where a ledger keeps the count, [`KeyState`] holds a picture of it: good enough to refuse by for a moment, while the charge
-//! itself is decided on the ledger, by the same [`KeyBudget`].
+//! If a ledger keeps the count, [`KeyState`] holds a picture of it, which is good enough to refuse by for a second. The charge
+//! is decided on the ledger, by the same [`KeyBudget`].
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -21,39 +21,38 @@ use std::time::{Duration, Instant, SystemTime};
 use super::key_budget::{Attempt, KeyBudget, Settlement, Usage};
 use super::policy::BudgetPolicy;
 
-/// How long a check of a refusal stands: a look that found no running backend, and a look into the ledger. So a backend that was
-/// started by other means and an operator's reset by another process are noticed within this time, and a storm of refused requests
-/// costs one check in it.
+/// How long a check of a refusal is valid: a look for a running backend and a read of the ledger. So a backend that was started
+/// by other means, or a reset by another process, is noticed within this time, and many refused requests cost one check.
 const CHECKED_FOR: Duration = Duration::from_secs(1);
 
-/// What one process knows of a key.
+/// The state of one key in one process.
 #[derive(Debug, Default)]
 pub(crate) struct KeyState {
     budget: KeyBudget,
-    /// The flight in progress. Only its own end clears it, never the end of a window.
+    /// The flight in progress. Only its end clears this, never the end of a window.
     in_flight: Option<NonZeroU64>,
-    /// The flight in progress has charged its attempt here.
+    /// The flight in progress has charged its attempt in this count.
     is_charged: bool,
-    /// When a request last checked whether a refusal still stands.
+    /// When a flight last checked a refusal.
     checked_at: Option<Instant>,
-    /// That check included a look for a running backend, and none was found.
+    /// That check looked for a running backend and found none.
     has_looked: bool,
-    /// What the flight in progress saw of the ledger may be outdated.
+    /// The ledger may have changed since the flight in progress read it.
     is_doubted: bool,
-    /// A caller has heard a refusal since an attempt was free.
+    /// A caller was refused since an attempt was last free.
     has_refused: bool,
     /// Why the budget is used up, or would be.
     reason: Option<Arc<ExhaustionReason>>,
 }
 
-/// How a request takes part.
+/// The decision on a request.
 #[derive(Debug)]
 pub(crate) enum Admission {
     /// This flight is in progress: follow it.
     Follow(NonZeroU64),
     /// Lead a flight that may launch.
     Lead,
-    /// Lead a flight that checks this refusal: is a backend running, does the ledger have an attempt left?
+    /// Lead a flight that checks this refusal: is a backend running, is an attempt left in the ledger?
     Look(Refusal),
     /// No attempt is free.
     Refuse(Refusal),
@@ -65,23 +64,23 @@ pub(crate) struct Refusal {
     /// Never more than the window.
     pub(crate) retry_after: Duration,
     pub(crate) reason: Option<Arc<ExhaustionReason>>,
-    /// Whether no caller heard a refusal since an attempt was free.
+    /// Whether no caller was refused since an attempt was last free.
     pub(crate) first: bool,
 }
 
-/// What the end of a flight does to the key's state.
+/// The change of the local budget at the end of a flight.
 #[derive(Debug)]
 pub(crate) enum BudgetUpdate {
-    /// Nothing: it is not known what the ledger says.
+    /// None: the state of the ledger is unknown.
     Keep,
-    /// Settle the flight's attempt. The reason is why the launch failed.
+    /// Settle the flight's attempt. `reason` says why the launch failed.
     Settle {
         settlement: Settlement,
         reason: Option<Arc<ExhaustionReason>>,
         launch: u64,
         now: Instant,
     },
-    /// Take over what the ledger says.
+    /// Take over the ledger's budget.
     Picture(Box<Picture>),
 }
 
@@ -95,7 +94,7 @@ pub(crate) struct Picture {
 }
 
 impl KeyState {
-    /// Decides on a request. `can_look`: if it leads, it can look for a running backend.
+    /// Decides on a request. `can_look`: as a leader, it can look for a running backend.
     pub(crate) fn enter(
         &mut self,
         policy: &BudgetPolicy,
@@ -127,8 +126,7 @@ impl KeyState {
         admission
     }
 
-    /// Returns the refusal if no attempt is free. `has_looked`: no backend runs, so a success that has yet to prove stable never
-    /// will.
+    /// Returns the refusal if no attempt is free. `has_looked`: a look found no backend, so the last success never becomes stable.
     pub(crate) fn confirm(
         &mut self,
         policy: &BudgetPolicy,
@@ -159,14 +157,14 @@ impl KeyState {
         }
     }
 
-    /// Takes the charge back that the flight in progress has made here.
+    /// Refunds the charge that the flight in progress has made here.
     pub(crate) fn refund(&mut self) {
         if std::mem::take(&mut self.is_charged) {
             self.budget.charges.take_back_newest();
         }
     }
 
-    /// Ends a flight. `is_up`: a backend runs. Returns false, and changes nothing, if it is not the one in progress.
+    /// Ends a flight. `is_up`: a backend runs. Returns false and changes nothing if that flight is not in progress.
     pub(crate) fn end(
         &mut self,
         policy: &BudgetPolicy,
@@ -193,7 +191,7 @@ impl KeyState {
                     self.note_reason(policy, settlement, reason, launch);
                 }
             }
-            // A reset came after that look, so what it says is outdated.
+            // A reset came after that read, so the picture is outdated.
             BudgetUpdate::Picture(seen) if self.checked_at.is_some_and(|at| at > seen.at) => {}
             BudgetUpdate::Picture(seen) => {
                 self.budget = seen.budget;
@@ -207,18 +205,18 @@ impl KeyState {
         true
     }
 
-    /// Notes that an attempt was free, in a ledger: a refusal from now on is the first of another storm.
+    /// Records that an attempt was free in the ledger, so the next refusal is a first one.
     pub(crate) fn note_free(&mut self) {
         self.has_refused = false;
     }
 
-    /// Whether the next refusal that a caller hears is the first since an attempt was free. Asked by that caller.
+    /// Whether this refusal is the first since an attempt was last free. Called once per refused caller.
     pub(crate) fn take_first_refusal(&mut self) -> bool {
         !std::mem::replace(&mut self.has_refused, true)
     }
 
-    /// Notes that the backend of a launch has ended. `failure` says why, unless it ended in an orderly way: then the charge of
-    /// its launch is taken back. Changes nothing unless that launch is the last that succeeded and has yet to prove stable.
+    /// Records that the backend of a launch has ended. Without a `failure`, the end was orderly, and the charge of the launch is
+    /// taken back. Changes nothing unless that launch is the last success and not yet stable.
     pub(crate) fn backend_ended(
         &mut self,
         policy: &BudgetPolicy,
@@ -226,7 +224,7 @@ impl KeyState {
         failure: Option<&str>,
         now: Instant,
     ) {
-        // Forgets what no longer counts, and a success that has proved stable.
+        // Called to forget aged charges and a stable success.
         self.budget.retry_after(policy, now);
         let is_newest = match self.reason.as_deref() {
             Some(ExhaustionReason::NotStable { launch, .. }) => *launch == ended,
@@ -245,13 +243,13 @@ impl KeyState {
         }
     }
 
-    /// Forgets what was used; a flight in progress goes on. What was seen of a ledger before `now` is outdated.
+    /// Resets the budget; a flight in progress continues. Pictures of a ledger from before `now` are outdated.
     pub(crate) fn reset(&mut self, now: Instant) {
         self.reset_count();
         self.checked_at = Some(now);
     }
 
-    /// As [`reset`](Self::reset), where no ledger is.
+    /// Like [`reset`](Self::reset), without a ledger.
     pub(crate) fn reset_count(&mut self) {
         self.budget.reset();
         self.is_charged = false;
@@ -259,7 +257,7 @@ impl KeyState {
         self.reason = None;
     }
 
-    /// Lets the next refusal be checked against the ledger first, whatever the flight in progress has seen there.
+    /// Makes the next refusal check the ledger first, whatever the flight in progress has read there.
     pub(crate) fn doubt(&mut self) {
         self.checked_at = None;
         self.is_doubted = self.in_flight.is_some();
@@ -278,7 +276,7 @@ impl KeyState {
         self.in_flight == Some(flight)
     }
 
-    /// Whether nothing is charged and nothing in flight: cheaper than [`is_idle`](Self::is_idle).
+    /// Whether nothing is charged and nothing in flight; cheaper than [`is_idle`](Self::is_idle).
     pub(crate) fn is_blank(&self) -> bool {
         self.in_flight.is_none() && self.budget.is_blank()
     }
@@ -288,7 +286,7 @@ impl KeyState {
         self.is_blank() || (self.in_flight.is_none() && self.usage(policy, now).used == 0)
     }
 
-    /// Whether a request that is to be refused shall check first.
+    /// Whether a refusal must be checked first.
     fn is_check_due(&self, policy: &BudgetPolicy, can_look: bool, now: Instant) -> bool {
         let is_old = self
             .checked_at
@@ -304,7 +302,7 @@ impl KeyState {
         }
     }
 
-    /// Notes why the budget will be used up once the next request finds no attempt free.
+    /// Records the reason for a refusal of the next request, if that finds no attempt free.
     fn note_reason(
         &mut self,
         policy: &BudgetPolicy,
@@ -319,7 +317,7 @@ impl KeyState {
                     stable_after,
                 }))
             }
-            // Kept only where it can be asked for: memory follows what was charged.
+            // Kept only if the budget is used up, to save memory.
             (Settlement::Failed, _) => reason.filter(|_| self.budget.is_used_up(policy)),
             (Settlement::Success, None) => None,
             (Settlement::Refund, _) => return,
@@ -327,37 +325,37 @@ impl KeyState {
     }
 }
 
-/// Why a key has no attempt left: how the last launch that was charged went.
+/// Why a key has no attempt left: how the last charged launch ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum ExhaustionReason {
-    /// It failed.
+    /// The launch failed.
     LaunchFailed {
         /// The launcher's error and its sources, cut after some 500 bytes; empty if there was no room for it.
         message: String,
     },
-    /// It succeeded, and the backend was gone before it had been up for
+    /// The launch succeeded, but the backend did not stay up for
     /// [`stable_after`](crate::SpawnGateBuilder::stable_after).
     NotStable {
         /// The launch's fencing token.
         launch: u64,
-        /// How long the backend has to stay up.
+        /// The time that the backend has to stay up.
         stable_after: Duration,
     },
-    /// It succeeded, and the backend ended with a failure, as
-    /// [`SpawnGate::backend_ended`](crate::SpawnGate::backend_ended) was told.
+    /// The launch succeeded, but the backend ended with a failure, as reported by
+    /// [`SpawnGate::backend_ended`](crate::SpawnGate::backend_ended).
     BackendEnded {
         /// The launch's fencing token.
         launch: u64,
         /// Why the backend ended.
         reason: String,
     },
-    /// It was cut short: the launching process was killed, or dropped its permit.
+    /// The launch was cut short: the launching process was killed, or dropped its permit.
     CutShort {
         /// The launch's fencing token.
         launch: u64,
-        /// When it was charged, by the wall clock, if that is known.
+        /// The time of its charge by the wall clock, if known.
         at: Option<SystemTime>,
     },
     /// The record that counts the launches could not be read, so all attempts count as used.

@@ -1,4 +1,4 @@
-//! The budget of one key: what it has used, and whether its last success has proved stable.
+//! The budget of one key: its charges, and whether its last success is stable.
 
 use std::time::{Duration, Instant};
 
@@ -9,20 +9,20 @@ use super::policy::BudgetPolicy;
 /// One charge against a key's budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Attempt {
-    /// Place inside its window, from 1.
+    /// Place in its window, from 1.
     pub(crate) number: u32,
-    /// What was left right after it was charged.
+    /// Attempts left right after this charge.
     pub(crate) remaining: u32,
 }
 
-/// What becomes of a flight's attempt.
+/// How a flight's attempt is settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Settlement {
     /// The launch succeeded.
     Success,
     /// The launch failed, or something may have been started: the attempt stays charged.
     Failed,
-    /// No launch was reached: the attempt, if it was charged, is given back.
+    /// No launch was reached: the attempt is refunded if it was charged.
     Refund,
 }
 
@@ -35,11 +35,11 @@ pub(crate) struct Usage {
     pub(crate) retry_after: Option<Duration>,
 }
 
-/// What one key has used, by a process's own clock or by the one that all processes share.
+/// The budget of one key, by a process's own clock or by the clock that all processes share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KeyBudget<I = Instant> {
     pub(crate) charges: Charges<I>,
-    /// A success that has yet to prove stable, and since when.
+    /// Time of the last success, if it is not yet stable.
     pub(crate) up_since: Option<I>,
 }
 
@@ -53,7 +53,7 @@ impl<I> Default for KeyBudget<I> {
 }
 
 impl<I: TimePoint> KeyBudget<I> {
-    /// Time until an attempt is free; `None` if one is free now. Forgets what no longer counts.
+    /// Time until an attempt is free; `None` if one is free now. Forgets aged charges, and all after a stable success.
     pub(crate) fn retry_after(&mut self, policy: &BudgetPolicy, now: I) -> Option<Duration> {
         if self.is_stable(policy, now) {
             self.reset();
@@ -62,7 +62,7 @@ impl<I: TimePoint> KeyBudget<I> {
         self.charges.retry_after(policy, now)
     }
 
-    /// Charges one attempt. Only if [`retry_after`](Self::retry_after) says that one is free.
+    /// Charges one attempt. Call it only if [`retry_after`](Self::retry_after) returns `None`.
     pub(crate) fn charge(&mut self, policy: &BudgetPolicy, now: I) -> Attempt {
         self.charges.push(policy, now);
         let used = self.charges.used();
@@ -72,7 +72,7 @@ impl<I: TimePoint> KeyBudget<I> {
         }
     }
 
-    /// Settles the newest charge, that of the attempt which ends now.
+    /// Settles the newest charge, which is that of the attempt that ends now.
     pub(crate) fn settle(&mut self, policy: &BudgetPolicy, settlement: Settlement, now: I) {
         match settlement {
             Settlement::Success => match policy.stable_after {
@@ -84,23 +84,23 @@ impl<I: TimePoint> KeyBudget<I> {
         }
     }
 
-    /// Notes that the backend of the last success was looked for and is gone, so that it never proves stable.
+    /// Records that a look did not find the backend of the last success, so it never becomes stable.
     pub(crate) fn found_down(&mut self) {
         self.up_since = None;
     }
 
-    /// Forgets what was used.
+    /// Forgets all charges.
     pub(crate) fn reset(&mut self) {
         *self = Self::default();
     }
 
-    /// Counts the whole budget as used at `now`, for a key whose count was lost.
+    /// Uses up the whole budget at `now`, for a key whose count was lost.
     pub(crate) fn use_up(&mut self, policy: &BudgetPolicy, now: I) {
         self.up_since = None;
         self.charges = Charges::all_at(policy, now);
     }
 
-    /// What is used at `now`. `in_flight`: an attempt is in progress, which leaves open whether the last success proves stable.
+    /// The usage at `now`. `in_flight`: an attempt is in progress, so the last success does not count as stable.
     pub(crate) fn usage(&self, policy: &BudgetPolicy, in_flight: bool, now: I) -> Usage {
         let used = if !in_flight && self.is_stable(policy, now) {
             0
@@ -117,17 +117,17 @@ impl<I: TimePoint> KeyBudget<I> {
         }
     }
 
-    /// Whether no attempt is left, unless some have aged.
+    /// Whether no attempt is left, aged charges included.
     pub(crate) fn is_used_up(&self, policy: &BudgetPolicy) -> bool {
         self.charges.used() >= policy.config.max_attempts
     }
 
-    /// Whether nothing is charged, aged or not: cheaper than [`usage`](Self::usage).
+    /// Whether nothing is charged, aged charges included; cheaper than [`usage`](Self::usage).
     pub(crate) fn is_blank(&self) -> bool {
         self.charges.used() == 0
     }
 
-    /// The same budget by another clock.
+    /// Converts it to another clock.
     pub(crate) fn by_clock<J>(&self, convert: impl Fn(I) -> J) -> KeyBudget<J> {
         KeyBudget {
             charges: self.charges.by_clock(&convert),
@@ -135,7 +135,7 @@ impl<I: TimePoint> KeyBudget<I> {
         }
     }
 
-    /// Whether the last success has proved stable.
+    /// Whether the last success is stable.
     pub(crate) fn is_stable(&self, policy: &BudgetPolicy, now: I) -> bool {
         match (self.up_since, policy.stable_after) {
             (Some(since), Some(stable_after)) => now.since(since) >= stable_after,

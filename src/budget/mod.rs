@@ -2,11 +2,11 @@
 //!
 //! Everything here is pure: `now` is passed in. The files, each importing only from those above it:
 //!
-//! - `clock`: points in time, by one process's clock or by the one that all processes of a machine share.
-//! - `policy`: how many attempts in which time, and when a success resets them.
-//! - `charges`: the attempts that still count. `key_budget`: these and the backend's stability.
-//! - `decision`: what one process knows of a key, and every answer to "may this request launch?".
-//! - `coordinator`: a map of such decisions, for code without async. `sweep`: when it forgets idle keys.
+//! - `clock`: points in time, by one process's clock or by the clock that all processes of a machine share.
+//! - `policy`: limits, windows, and when a success resets the budget.
+//! - `charges`: the charges that still count. `key_budget`: these and the stability of the last success.
+//! - `decision`: the state of one key in one process, and every answer to "may this request launch?".
+//! - `sweep`: when to forget idle keys. `coordinator`: a map of such states, for code without async.
 //!
 //! Of the crate's other rooms only `key` may be imported here.
 

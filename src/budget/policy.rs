@@ -1,18 +1,18 @@
-//! How a budget behaves: how many attempts in which time, how they age out, and when a success resets it.
+//! The rules of a budget: limit and window, how attempts age out, and when a success resets it.
 
 use std::time::Duration;
 
-/// Attempts that a key has in one window unless configured otherwise.
+/// The default maximum of attempts per key and window.
 pub const DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW: u32 = 3;
 
-/// Length of the budget's window unless configured otherwise.
+/// The default length of the window.
 pub const DEFAULT_SPAWN_BUDGET_WINDOW: Duration = Duration::from_secs(30);
 
-/// How many attempts a key has, and in which time.
+/// The maximum of attempts per key, and the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SpawnBudgetConfig {
-    /// Most attempts in one window. Zero counts as 1.
+    /// The maximum of attempts in one window. Zero counts as 1.
     pub max_attempts: u32,
     /// Length of the window. Zero counts as one millisecond.
     pub window: Duration,
@@ -55,22 +55,21 @@ impl Default for SpawnBudgetConfig {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum WindowKind {
-    /// A window opens with the first attempt and is forgotten as a whole when it ends. Cheap, but across the edge between
-    /// two windows it can let through twice the maximum.
+    /// A window opens with the first attempt and ends as a whole. Cheap, but it can let through twice the maximum across the edge
+    /// between two windows.
     #[default]
     Fixed,
-    /// Each attempt ages out by itself, one window after it was charged: never more than the maximum in any span of that
-    /// length.
+    /// Each attempt ages out by itself, one window after its charge: at most the maximum in any span of that length.
     Sliding,
 }
 
-/// All that decides how a key's budget behaves.
+/// All rules of a key's budget.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct BudgetPolicy {
     pub(crate) config: SpawnBudgetConfig,
     pub(crate) kind: WindowKind,
-    /// A success resets the budget only after this long; `None`: at once.
+    /// Time after which a success resets the budget; `None`: at once.
     pub(crate) stable_after: Option<Duration>,
-    /// The count that decides is a ledger's, which other processes change too.
+    /// The count is in a ledger, which other processes change too.
     pub(crate) is_in_ledger: bool,
 }

@@ -1,25 +1,25 @@
-//! When to look for idle keys, to forget them.
+//! When to sweep a table for idle keys.
 
 use std::time::{Duration, Instant};
 
-/// Says when to look for idle keys: about once in a window, and when there are twice as many keys as the last look left. So
-/// each key is looked at a bounded number of times in its life, and memory follows the keys that are in use.
+/// Schedules sweeps: about one per window, and one when there are twice as many keys as the last sweep left. So each key is
+/// visited a bounded number of times, and memory follows the keys in use.
 #[derive(Debug, Default)]
 pub(crate) struct Sweep {
     due_at: Option<Instant>,
     left: usize,
 }
 
-/// A very short window does not make a large table be swept all the time, and a very long one does not keep keys whose
+/// Bound the interval: a short window must not sweep a large table all the time, and a long one must not keep keys whose
 /// backend has long been stable.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
-/// So few keys are not worth a look out of turn, nor is the memory for them worth giving back.
+/// A table of this size is neither swept early nor shrunk.
 const FEW: usize = 64;
 
 impl Sweep {
-    /// Whether it is time for a look.
+    /// Whether a sweep is due by time.
     pub(crate) fn is_due(&mut self, window: Duration, now: Instant) -> bool {
         if self.due_at.is_some_and(|due_at| now < due_at) {
             return false;
@@ -29,12 +29,12 @@ impl Sweep {
         !is_first
     }
 
-    /// Whether there are so many keys that a look is due before its time.
+    /// Whether the table has grown so much that a sweep is due early.
     pub(crate) fn has_grown(&self, keys: usize) -> bool {
         keys >= 2 * self.left.max(FEW)
     }
 
-    /// Notes how many keys a look left. Returns the capacity that their table is to be shrunk to, if it is too large.
+    /// Records how many keys a sweep left. Returns the capacity to shrink the table to, if it is too large.
     pub(crate) fn swept(&mut self, left: usize, capacity: usize) -> Option<usize> {
         self.left = left;
         (capacity > 4 * left.max(FEW)).then_some(2 * left)

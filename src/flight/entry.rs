@@ -65,8 +65,14 @@ pub(crate) enum Role<K, T, L = Begun<K, T>> {
     Lead(L),
 }
 
-/// A flight that was just begun, and the refusal that it is to check first.
-pub(crate) type Begun<K, T> = (Flight<K, T>, Option<Refusal>);
+/// A flight that was just begun.
+#[derive(Debug)]
+pub(crate) struct Begun<K, T> {
+    pub(crate) flight: Flight<K, T>,
+    pub(crate) at: Instant,
+    /// The refusal that it is to check first.
+    pub(crate) refusal: Option<Refusal>,
+}
 
 /// A request has no role: no attempt is free.
 #[derive(Debug)]
@@ -163,7 +169,11 @@ impl<K: GateKey, T> Entry<K, T> {
             }
         };
         state.flight = Some(InProgress::new(now));
-        Ok(Role::Lead((self.flight(number), refusal)))
+        Ok(Role::Lead(Begun {
+            flight: self.flight(number),
+            at: now,
+            refusal,
+        }))
     }
 
     /// The key as it is named in refusals.
@@ -207,6 +217,15 @@ impl<T> InProgress<T> {
             .subscribe()
     }
 
+    fn begin_launch(&mut self, with_caller: bool) -> Option<GateError> {
+        if self.interrupt.is_none() {
+            self.stage = Stage::Launch;
+            self.waiting_for = None;
+            self.is_with_caller = with_caller;
+        }
+        self.interrupt.clone()
+    }
+
     fn waiting(&self) -> usize {
         let followers = self.followers.as_ref().map_or(0, OutcomeSender::count);
         followers + usize::from(self.has_asker)
@@ -234,9 +253,8 @@ impl<K, T> Flight<K, T> {
         &self.entry.key
     }
 
-    /// When it began; `None` once it has ended.
-    pub(crate) fn began(&self) -> Option<Instant> {
-        self.step(|flight| flight.began)
+    pub(crate) fn is_in_progress(&self) -> bool {
+        self.step(|_| ()).is_some()
     }
 
     /// Follows it, unless it has ended.
@@ -274,14 +292,35 @@ impl<K, T> Flight<K, T> {
 
     /// Moves it to its launch. Returns the error instead if an operator has ended it. `with_caller`: a caller gets the permit.
     pub(crate) fn begin_launch(&self, with_caller: bool) -> Option<GateError> {
-        self.step(|flight| {
-            if flight.interrupt.is_none() {
-                flight.stage = Stage::Launch;
-                flight.waiting_for = None;
-                flight.is_with_caller = with_caller;
+        self.step(|flight| flight.begin_launch(with_caller))?
+    }
+
+    /// Charges the attempt to this process's own count and moves the flight to its launch, for a caller who gets the permit.
+    /// `None`, with nothing changed, if that cannot be.
+    pub(crate) fn charge_and_begin_launch(
+        &self,
+        policy: &BudgetPolicy,
+        now: Instant,
+    ) -> Option<Attempt> {
+        let mut state = self.entry.state();
+        let State { known, flight } = &mut *state;
+        let flight = flight
+            .as_mut()
+            .filter(|_| known.is_in_flight(self.number))?;
+        if flight.begin_launch(true).is_some() {
+            return None;
+        }
+        match known.charge(policy, false, now.into_std()) {
+            Ok(attempt) => {
+                flight.attempt_number = Some(attempt.number);
+                Some(attempt)
             }
-            flight.interrupt.clone()
-        })?
+            Err(_) => {
+                flight.stage = Stage::Lock;
+                flight.is_with_caller = false;
+                None
+            }
+        }
     }
 
     /// Charges the attempt to this process's own count. `has_looked`: no backend runs.
@@ -426,7 +465,7 @@ mod tests {
         let number = NonZeroU64::new(number).unwrap();
         let policy = &BudgetPolicy::default();
         match entry.enter(policy, number, false, Instant::now()) {
-            Ok(Role::Lead((flight, None))) => flight,
+            Ok(Role::Lead(Begun { flight, .. })) => flight,
             other => panic!("{other:?}"),
         }
     }
@@ -457,8 +496,8 @@ mod tests {
         let younger = charged(&entry, 2);
 
         assert!(!elder.end(policy, Outcome::LeaderGone, failed()));
-        assert!(younger.began().is_some(), "ended by its predecessor");
-        assert!(elder.began().is_none());
+        assert!(younger.is_in_progress(), "ended by its predecessor");
+        assert!(!elder.is_in_progress());
         elder.advance(Stage::Launch);
         elder.note_charged(77);
         assert!(elder.interrupt(GateError::Closed).is_none());

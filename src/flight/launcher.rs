@@ -1,4 +1,4 @@
-//! The user's side of a launch: the trait, and what a request for one returns.
+//! The user's side of a launch: the launcher trait, launchers from functions, and what `launch` returns.
 
 use std::fmt;
 use std::future::Future;
@@ -10,13 +10,15 @@ use super::permit::LaunchPermit;
 use crate::error::BoxError;
 use crate::key::GateKey;
 
-/// Knows how to find, and how to start, the backend of a key. Implement it with `#[async_trait]`, which this crate re-exports;
-/// without it the compiler says that lifetimes do not match.
+/// Finds and starts the backend of a key.
+///
+/// Implement it with `#[async_trait]`, which this crate re-exports; without it, the compiler reports mismatched lifetimes.
+/// [`launcher_fn`] makes a launcher from two functions.
 ///
 /// # Examples
 ///
-/// A backend at a fixed port. (That whoever answers there is the backend is taken for granted; `examples/cli_daemon` in the
-/// repository makes sure of it.)
+/// A backend at a fixed port. It trusts any process that answers at that port; `examples/cli_daemon` in the repository checks
+/// the identity of its daemon.
 ///
 /// ```
 /// use spawn_gate::{BackendLauncher, BoxError, LaunchPermit, async_trait};
@@ -33,7 +35,7 @@ use crate::key::GateKey;
 ///         match TcpStream::connect(("127.0.0.1", self.port)).await {
 ///             Ok(_) => Ok(Some(self.port)),
 ///             Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(None),
-///             // It cannot be told, so nothing must be launched.
+///             // Unknown whether one is running, so nothing must be launched.
 ///             Err(error) => Err(error.into()),
 ///         }
 ///     }
@@ -41,9 +43,9 @@ use crate::key::GateKey;
 ///     async fn launch(&self, permit: &LaunchPermit<String, u16>) -> Result<u16, BoxError> {
 ///         let mut child = Command::new("indexer")
 ///             .arg(format!("--port={}", self.port))
-///             .env("LAUNCH_NUMBER", permit.fencing_token().to_string())
+///             .env("FENCING_TOKEN", permit.fencing_token().to_string())
 ///             .spawn()?;
-///         // Return once it is ready, not once it is started: that is what everybody is waiting for.
+///         // Return once it is ready, not once it is started: the callers want to use it.
 ///         let ready = async {
 ///             while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
 ///                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -51,7 +53,7 @@ use crate::key::GateKey;
 ///         };
 ///         tokio::select! {
 ///             () = ready => Ok(self.port),
-///             // Nobody has to wait for one that is dead.
+///             // Do not wait for a dead one.
 ///             status = child.wait() => Err(format!("it ended before it was ready: {}", status?).into()),
 ///         }
 ///     }
@@ -59,50 +61,64 @@ use crate::key::GateKey;
 /// ```
 #[async_trait]
 pub trait BackendLauncher<K: GateKey, T>: Send + Sync + 'static {
-    /// Looks for a backend of `key` that is running already, perhaps one that another process launched.
+    /// Looks for a running backend of `key`, perhaps one that another process launched.
     ///
-    /// Called first without the spawn lock, so other processes may be looking, or launching, at the same time; and again with the
-    /// lock held, right before [`launch`](Self::launch), unless nobody has held the lock since. So it must not change anything.
-    /// What it finds is shared like a launch's value, and nothing is charged. With a lock that processes share, this is how a
-    /// process joins what another one launched; `Ok(None)` without looking means that each process launches its own, one after
-    /// the other.
+    /// Called first without the spawn lock, while other processes may look or launch. Called again with the lock held, right
+    /// before [`launch`](Self::launch), unless nobody has held the lock since the first look. So it must not change anything.
+    /// All callers share the backend that it finds, and nothing is charged.
     ///
-    /// A backend that is found must be ready to serve: wait here for one that is starting.
+    /// This is how a process joins a launch of another process. `Ok(None)` without a look means that each process launches its
+    /// own backend, one after the other.
     ///
-    /// # Cancel safety
-    ///
-    /// Its future is dropped when the gate's discover timeout is over. A panic is caught and shared.
+    /// A backend that it returns must be ready to serve: if one is starting, wait for it.
     ///
     /// # Errors
     ///
-    /// An error ends the flight as [`LaunchError::Discover`](crate::LaunchError::Discover): a launch on a guess could be a
-    /// second one.
+    /// Return an error if it is unknown whether a backend runs. It ends the flight with
+    /// [`LaunchError::Discover`](crate::LaunchError::Discover), since a launch could start a second backend.
+    ///
+    /// # Cancel safety
+    ///
+    /// The gate drops the future when its discover timeout is over, or if an operator ends the flight.
+    ///
+    /// # Panics
+    ///
+    /// A panic is caught and shared as [`LaunchError::Panicked`](crate::LaunchError::Panicked).
     async fn discover(&self, key: &K) -> Result<Option<T>, BoxError>;
 
     /// Starts the backend and returns once it is ready to serve.
     ///
-    /// It runs in a task of its own. It must not ask the same gate for the same key: that request would follow the flight
-    /// which waits for it.
-    ///
-    /// # Cancel safety
-    ///
-    /// No caller's cancellation ends it. When it takes longer than the gate's launch timeout, its future is dropped; what it
-    /// had started by then is for it to end (with `kill_on_drop`, say). A panic is caught and shared.
+    /// Runs in the flight's own task. It must not request the same key from the same gate: that request would follow the flight
+    /// that waits for it.
     ///
     /// # Errors
     ///
-    /// An error ends the flight as [`LaunchError::Failed`](crate::LaunchError::Failed); all callers share it.
-    async fn launch(&self, permit: &LaunchPermit<K, T>) -> Result<T, BoxError>;
-
-    /// Disposes of a backend that was launched and that nobody will hear of, because the spawn lock was lost meanwhile: another
-    /// process may have launched one too. Drops `value` unless implemented. Not called for permits from
-    /// [`SpawnGate::acquire`](crate::SpawnGate::acquire), whose holders hear it from
-    /// [`LaunchPermit::succeed`](crate::LaunchPermit::succeed).
+    /// An error ends the flight with [`LaunchError::Failed`](crate::LaunchError::Failed); all callers share it.
     ///
     /// # Cancel safety
     ///
-    /// It runs in a task of its own, which [`SpawnGate::close`](crate::SpawnGate::close) does not wait for. Its future is
-    /// dropped if it takes longer than the launch timeout. A panic is caught and ignored.
+    /// No caller's cancellation ends it. The gate drops the future when its launch timeout is over, if the lock announces its
+    /// loss, or if an operator ends the flight. It must then end what it has started (with `kill_on_drop`, say).
+    ///
+    /// # Panics
+    ///
+    /// A panic is caught and shared as [`LaunchError::Panicked`](crate::LaunchError::Panicked).
+    async fn launch(&self, permit: &LaunchPermit<K, T>) -> Result<T, BoxError>;
+
+    /// Disposes of a launched backend that no caller receives: the spawn lock was lost during the launch, so another process may
+    /// have launched one too, or an operator ended the flight. Drops `value` by default.
+    ///
+    /// Not called for permits from [`SpawnGate::acquire`](crate::SpawnGate::acquire): there
+    /// [`LaunchPermit::succeed`](crate::LaunchPermit::succeed) returns the error.
+    ///
+    /// # Cancel safety
+    ///
+    /// Runs in its own task; [`SpawnGate::close`](crate::SpawnGate::close) does not wait for it. The future is dropped when the
+    /// launch timeout is over.
+    ///
+    /// # Panics
+    ///
+    /// A panic is caught and ignored.
     async fn discard(&self, key: &K, value: T)
     where
         T: Send + 'async_trait,
@@ -134,11 +150,11 @@ impl<K: GateKey, T: Send + Sync + 'static, L: BackendLauncher<K, T> + ?Sized> Ba
 pub struct Launched<T> {
     /// What the launcher returned: an endpoint, a handle.
     pub value: T,
-    /// How this caller came by it.
+    /// How this caller got it.
     pub how: How,
 }
 
-/// How a caller came by a backend.
+/// How a caller got its backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -151,10 +167,10 @@ pub enum How {
     Discovered,
 }
 
-/// Makes a launcher of two functions: one that looks for a running backend, and one that launches.
+/// Makes a launcher from two functions: `look` finds a running backend, `launch` starts one.
 ///
-/// Both are called as the methods of [`BackendLauncher`], which say what is asked of them. `look` gets the key, `launch` gets a
-/// [`Launch`]. There is no launcher without a look: each process would start a backend of its own.
+/// They have the contract of [`BackendLauncher::discover`] and [`BackendLauncher::launch`]. `look` gets the key, `launch` gets a
+/// [`Launch`]. There is no launcher without a look, since each process would then launch its own backend.
 ///
 /// # Examples
 ///
@@ -199,7 +215,7 @@ impl<L, F> fmt::Debug for LauncherFn<L, F> {
     }
 }
 
-/// What a launch function is told.
+/// The argument of a launch function, see [`launcher_fn`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Launch<K> {
@@ -207,8 +223,8 @@ pub struct Launch<K> {
     pub key: K,
     /// The attempt's place in its window, from 1.
     pub attempt_number: u32,
-    /// The fencing token: a number that only grows from launch to launch of this key. Hand it to the backend, so that of two
-    /// launchers the elder can be refused.
+    /// The fencing token: a number that grows from launch to launch of this key. Pass it to the backend, so that the older of two
+    /// launchers can be refused.
     pub fencing_token: u64,
 }
 

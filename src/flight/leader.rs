@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-use super::entry::Flight;
+use super::entry::{Begun, Flight};
 use super::held_lock::HeldLock;
 use super::outcome::{Outcome, Step};
 use super::shared::{LedgerRead, Shared};
@@ -25,6 +25,8 @@ pub(crate) struct Leader<K: GateKey, T>(Box<Parts<K, T>>);
 pub(crate) struct Parts<K: GateKey, T> {
     pub(crate) shared: Arc<Shared<K, T>>,
     pub(crate) flight: Flight<K, T>,
+    /// When the flight began.
+    pub(crate) began: Instant,
     /// What this flight is to check before it goes on.
     pub(crate) refusal: Option<Refusal>,
     /// The newest look into the ledger without the lock.
@@ -34,20 +36,17 @@ pub(crate) struct Parts<K: GateKey, T> {
     /// The charged attempt.
     pub(crate) attempt: Option<Attempt>,
     /// From here on something may be started.
-    is_launching: bool,
+    pub(super) is_launching: bool,
     has_ended: bool,
 }
 
 impl<K: GateKey, T> Leader<K, T> {
-    pub(crate) fn new(
-        shared: Arc<Shared<K, T>>,
-        flight: Flight<K, T>,
-        refusal: Option<Refusal>,
-    ) -> Self {
+    pub(crate) fn new(shared: Arc<Shared<K, T>>, begun: Begun<K, T>) -> Self {
         Self(Box::new(Parts {
             shared,
-            flight,
-            refusal,
+            flight: begun.flight,
+            began: begun.at,
+            refusal: begun.refusal,
             read: None,
             known: Known::default(),
             held: None,
@@ -150,7 +149,11 @@ impl<K: GateKey, T> Leader<K, T> {
     where
         T: Clone,
     {
-        let settlement = self.settlement(&outcome);
+        let settlement = match self.settlement(&outcome) {
+            // An operator has ended the flight.
+            Settlement::Success if !self.flight.is_in_progress() => Settlement::Failed,
+            settlement => settlement,
+        };
         let failure = match &outcome {
             Outcome::Failed(error) if self.is_launching => Some(error.message()),
             _ => None,
@@ -223,9 +226,8 @@ impl<K: GateKey, T> Leader<K, T> {
 
     fn settlement(&self, outcome: &Outcome<T>) -> Settlement {
         match outcome {
-            // Unless an operator has ended the flight.
-            Outcome::Launched(_) if self.flight.began().is_some() => Settlement::Success,
-            Outcome::Launched(_) | Outcome::Failed(_) if self.is_launching => Settlement::Failed,
+            Outcome::Launched(_) => Settlement::Success,
+            Outcome::Failed(_) if self.is_launching => Settlement::Failed,
             _ => Settlement::Refund,
         }
     }
@@ -258,7 +260,7 @@ impl<K: GateKey, T> Leader<K, T> {
         // The time is asked for only where it counts.
         let at = match policy.stable_after {
             Some(_) => now(),
-            None => self.flight.began().unwrap_or_else(now),
+            None => self.began,
         };
         BudgetUpdate::Settle {
             settlement: self.settlement(outcome),

@@ -231,8 +231,7 @@ impl LockWait {
     }
 
     /// Lets the wait have begun at `began`, unless it has a deadline.
-    pub(crate) fn began_at<K, T>(&mut self, began: Option<Instant>, shared: &Shared<K, T>) {
-        let began = began.unwrap_or_else(Instant::now);
+    pub(crate) fn began_at<K, T>(&mut self, began: Instant, shared: &Shared<K, T>) {
         self.deadline.get_or_insert(began + shared.timeouts.lock);
     }
 

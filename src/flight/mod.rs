@@ -1,10 +1,10 @@
-//! A flight: one launch in progress for a key, from a request that enters the gate to the outcome that all callers hear.
+//! A flight: one launch in progress for a key, from the request that begins it to the outcome that all callers get.
 //!
 //! The files, each importing only from those above it:
 //!
-//! - `outcome`: how a flight ends, and the channel on which followers hear it. `snapshot`: what an operator sees.
+//! - `outcome`: how a flight ended, and the channel to its followers. `snapshot`: the view for operators.
 //! - `entry`: a key's entry, with its flight if one is in progress. `shard`, `registry`: the entries of all keys.
-//! - `shared`: what all handles, leaders and permits of a gate share.
+//! - `shared`: the state that all handles, leaders and permits of a gate share.
 //! - `held_lock`: a held lock with its ledger. `leader`: the owner of flight, attempt and held lock.
 //! - `permit`: the public face of a leader that may launch. `launcher`: the user's side.
 //! - `steps`, `lock_wait`: the steps of a launch. `script`: their order. Read that first.

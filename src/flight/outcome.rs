@@ -1,4 +1,4 @@
-//! How a flight ends, and the watch channel on which its followers hear that.
+//! The outcome of a flight, and the watch channel that takes it to the followers.
 
 use tokio::sync::watch::{Receiver, Sender};
 use tokio::time::{Instant, timeout_at};
@@ -13,9 +13,9 @@ pub(crate) enum Outcome<T> {
     Launched(T),
     /// A backend was running already.
     Discovered(T),
-    /// There is no backend; all callers share the reason.
+    /// There is no backend; all callers share the error.
     Failed(GateError),
-    /// The leader went away before it launched anything. A follower takes over.
+    /// The leader is gone and has launched nothing. A follower takes over.
     LeaderGone,
 }
 
@@ -33,10 +33,10 @@ impl<T> Outcome<T> {
     }
 }
 
-/// The outcome of a flight whose lock cannot be had.
+/// The outcome of a flight that could not take its lock.
 pub(crate) fn lock_failed<T>(error: GateError) -> Outcome<T> {
     match error {
-        // The followers may be on a runtime that is not shut down: one of them takes over.
+        // A follower on another runtime can take over.
         GateError::Lock(LockError { source, .. })
             if matches!(*source, SpawnLockError::RuntimeShutDown { .. }) =>
         {
@@ -64,7 +64,7 @@ impl<T> OutcomeSender<T> {
     }
 
     pub(crate) fn publish(&self, outcome: Outcome<T>) {
-        // Keeps the value also if nobody listens at this moment.
+        // Unlike `send`, this keeps the value if there is no receiver at this moment.
         self.0.send_replace(Some(outcome));
     }
 }
@@ -77,7 +77,7 @@ impl<T: Clone> OutcomeReceiver<T> {
     /// Waits for the outcome. Returns `None` if there is none by `deadline`.
     pub(crate) async fn outcome(&mut self, deadline: Instant) -> Option<Outcome<T>> {
         let ended = timeout_at(deadline, self.0.wait_for(Option::is_some)).await;
-        // The inner error means that the other end is gone, so that there is nothing to wait for.
+        // The inner error means that the sender is gone without an outcome.
         ended.ok()?.ok()?.clone()
     }
 }

@@ -12,14 +12,14 @@ use crate::lock::SpawnLockError;
 /// The right to launch: this caller leads the flight, its attempt is charged, and the spawn lock is held and was verified.
 ///
 /// While it lives, no other caller of this gate and no other process that uses the same lock launches the same key; the
-/// followers wait. It does not run out by itself. Settle it, with [`succeed`](Self::succeed), [`fail`](Self::fail),
+/// followers wait. It does not expire by itself. Settle it with [`succeed`](Self::succeed), [`fail`](Self::fail),
 /// [`discovered`](Self::discovered) or [`refund`](Self::refund).
 ///
 /// # Cancel safety
 ///
-/// Dropping a permit, or the future of one of the methods that settle it before it has told the followers, ends the flight as
-/// [`LaunchError::Abandoned`]: the followers hear that at once, the lock is released, and the attempt stays charged, since
-/// something may have been started.
+/// Dropping an unsettled permit ends the flight with [`LaunchError::Abandoned`]: the followers get that error at once, the lock
+/// is released, and the attempt stays charged, since something may have been started. The same happens if the future of a
+/// settling method is dropped before it has published the outcome; it publishes before it returns.
 ///
 /// # Panics
 ///
@@ -28,7 +28,7 @@ use crate::lock::SpawnLockError;
 pub struct LaunchPermit<K: GateKey, T>(Leader<K, T>);
 
 impl<K: GateKey, T> LaunchPermit<K, T> {
-    /// Makes the permit of a leader that may launch.
+    /// Creates the permit of a leader that may launch.
     pub(crate) fn new(leader: Leader<K, T>) -> Self {
         Self(leader)
     }
@@ -52,8 +52,8 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
         self.0.attempt.map_or(0, |attempt| attempt.remaining)
     }
 
-    /// Returns the fencing token: a number that only grows from launch to launch of this key, across processes too if the
-    /// lock is. Hand it to the backend, so that of two launchers the elder can be refused.
+    /// Returns the fencing token: a number that grows from launch to launch of this key, also across the processes that share
+    /// the lock. Pass it to the backend, so that the older of two launchers can be refused.
     pub fn fencing_token(&self) -> u64 {
         self.0.held.as_ref().map_or(0, HeldLock::fencing_token)
     }
@@ -62,9 +62,9 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
     ///
     /// # Errors
     ///
-    /// An error for which [`SpawnLockError::is_lost`] if the lock was lost (its file was deleted or replaced, say): another
-    /// process can hold it by now. Any other error means that it cannot be told: treat the lock as lost too. A retry of this
-    /// call does not help; [`fail`](Self::fail) the launch.
+    /// An error for which [`SpawnLockError::is_lost`] is true if the lock was lost (its file was deleted or replaced, say):
+    /// another process may hold it now. Any other error means that the state is unknown: treat the lock as lost too. A retry of
+    /// this call does not help; [`fail`](Self::fail) the launch.
     ///
     /// # Cancel safety
     ///
@@ -76,9 +76,10 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
         }
     }
 
-    /// Waits until the spawn lock is lost, and returns how. Never returns if the lock does not announce a loss, as a file lock
-    /// does not: use [`verify`](Self::verify) then. [`SpawnGate::launch`](crate::SpawnGate::launch) does this for its launcher,
-    /// and stops waiting for it when the lock is lost.
+    /// Waits until the spawn lock is lost, and returns how.
+    ///
+    /// Never returns for a lock that does not announce a loss, such as a file lock: use [`verify`](Self::verify) there.
+    /// [`SpawnGate::launch`](crate::SpawnGate::launch) waits for this itself and drops the launcher's future on a loss.
     ///
     /// # Cancel safety
     ///
@@ -97,21 +98,24 @@ impl<K: GateKey, T> LaunchPermit<K, T> {
 }
 
 impl<K: GateKey, T: Clone> LaunchPermit<K, T> {
-    /// Reports that the backend runs: `value` goes to all followers, the budget is reset, the lock released.
+    /// Settles as a success: verifies the lock once more, gives `value` to all followers, and releases the lock. The budget is
+    /// reset, at once or after [`stable_after`](crate::SpawnGateBuilder::stable_after).
     ///
-    /// In the same step the spawn lock is verified once more. If the success cannot be written to the ledger though the lock is
-    /// held, it is told all the same, and other processes count the attempt as failed.
+    /// If the lock is held but the success cannot be written to the ledger, it is a success all the same, and other processes
+    /// count the attempt as failed.
     ///
     /// # Errors
     ///
-    /// [`LaunchError::LockLost`] if the lock was lost while launching, or cannot be verified, and [`LaunchError::Aborted`] if an
-    /// operator aborted the flight, or closed the gate and did not wait for it; the followers were told. `value` is dropped (keep a clone of a handle that you may
-    /// need), and the backend may be one of two: stop it, or let it compare fencing tokens.
+    /// The followers get the same error. `value` is dropped, so keep a clone of a handle that you need to stop the backend.
+    ///
+    /// - [`LaunchError::LockLost`]: the lock was lost while launching, or cannot be verified. The backend may be one of two: stop
+    ///   it, or let it compare fencing tokens.
+    /// - [`LaunchError::Aborted`]: an operator aborted the flight, or closed the gate and the drain timeout was over. Stop the
+    ///   backend if nobody shall use it.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been
-    /// dropped. They are told before it returns.
+    /// If the future is dropped before the outcome is published, the flight ends like that of a dropped permit.
     pub async fn succeed(self, value: T) -> Result<(), GateError> {
         match self.0.end(Outcome::Launched(value)).await {
             Outcome::Failed(error) => Err(error),
@@ -119,13 +123,12 @@ impl<K: GateKey, T: Clone> LaunchPermit<K, T> {
         }
     }
 
-    /// Reports that the launch failed: the error goes to all followers, the attempt stays charged, the lock is released.
-    /// Returns the error as the followers hear it. Processes that wait for the lock hear its message and those of its sources.
+    /// Settles as a failure: gives the error to all followers and releases the lock; the attempt stays charged. Returns the
+    /// error that the followers get. Processes that wait for the lock get its message and those of its sources.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been
-    /// dropped. They are told before it returns.
+    /// If the future is dropped before the outcome is published, the flight ends like that of a dropped permit.
     pub async fn fail(self, error: impl Into<BoxError>) -> GateError {
         let error = self.0.launch_failed(error);
         match self.0.end(Outcome::Failed(error.clone())).await {
@@ -134,24 +137,21 @@ impl<K: GateKey, T: Clone> LaunchPermit<K, T> {
         }
     }
 
-    /// Reports that a backend was running already, and nothing was launched: `value` goes to all followers, the attempt is
-    /// refunded, the lock released.
+    /// Settles as discovered, if a backend was running already and nothing was launched: gives `value` to all followers, refunds
+    /// the attempt, and releases the lock.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been
-    /// dropped. They are told before it returns.
+    /// If the future is dropped before the outcome is published, the flight ends like that of a dropped permit.
     pub async fn discovered(self, value: T) {
         self.0.end(Outcome::Discovered(value)).await;
     }
 
-    /// Gives the permit back without having started anything: the attempt is refunded, the lock released, and one of the
-    /// followers takes over.
+    /// Gives the permit back, if nothing was started: refunds the attempt, releases the lock, and lets a follower take over.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped before the followers were told, the flight ends as abandoned, as if the permit had been
-    /// dropped. They are told before it returns.
+    /// If the future is dropped before the outcome is published, the flight ends like that of a dropped permit.
     pub async fn refund(self) {
         self.0.end(Outcome::LeaderGone).await;
     }

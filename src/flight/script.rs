@@ -1,4 +1,4 @@
-//! The way of a leader, from its seat to the end of its flight.
+//! The order of a leader's steps, from the begin of its flight to the end. See "Data flow" in docs/design.md.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -15,15 +15,13 @@ use crate::error::Stage;
 use crate::key::GateKey;
 use crate::util::caught;
 
-/// Takes all steps up to the permit.
-///
-/// Without a launcher it is not known whether a backend runs.
+/// Takes all steps up to the permit. Without a launcher, it skips the looks for a running backend.
 pub(crate) async fn prepare<K: GateKey, T: 'static>(
     leader: &mut Leader<K, T>,
     launcher: Option<&dyn BackendLauncher<K, T>>,
 ) -> Step<T> {
     let mut wait = LockWait::default();
-    // A lock that is free and costs nothing is taken first, so that one look is enough.
+    // A lock without a ledger that needs no waiting is taken first, so that one look is enough.
     if !leader.take_lock_now() {
         if launcher.is_some() || leader.refusal.is_some() {
             leader.read_ledger().await;
@@ -35,19 +33,19 @@ pub(crate) async fn prepare<K: GateKey, T: 'static>(
     loop {
         let mut charged = Ok(());
         if leader.attempt.is_none() {
-            // Somebody has held the lock since the last look, or there is no ledger to show that nobody has.
+            // The lock was held by another since the last look, or there is no ledger to tell.
             leader.look(launcher).await?;
             charged = leader.charge().await?;
         }
         let ready = match charged {
-            // Last of all: what follows is the launch.
+            // The last step before the launch.
             Ok(()) => leader.verify().await,
             error => error,
         };
         let Err(error) = ready else {
             return leader.begin_launch(launcher.is_none());
         };
-        wait.began_at(leader.flight.began(), &leader.shared);
+        wait.began_at(leader.began, &leader.shared);
         wait.note_error(error, leader.flight.key())
             .map_err(lock_failed)?;
         leader.let_go();
@@ -57,7 +55,7 @@ pub(crate) async fn prepare<K: GateKey, T: 'static>(
     }
 }
 
-/// Leads a flight to its end, and returns that.
+/// Leads a flight to its end and returns the outcome.
 pub(crate) async fn lead<K, T, L>(mut leader: Leader<K, T>, launcher: L) -> Outcome<T>
 where
     K: GateKey,
@@ -78,7 +76,7 @@ where
     let outcome = leader.end(launched).await;
     match (value, &outcome) {
         (Some(unheard_of), Outcome::Failed(_)) => {
-            // In a task of its own, since all can hear the outcome meanwhile. However it goes, there is nobody to hear of it.
+            // In its own task: the caller does not wait for it, and nobody needs its result.
             tokio::spawn(async move {
                 let discard = async || {
                     launcher.discard(flight.key(), unheard_of).await;
@@ -87,7 +85,7 @@ where
                 let _ = call(limit, discard).await;
             });
         }
-        // The followers have heard the outcome, and the caller shall hear the same.
+        // A panic in the launcher's `Drop` must not change the outcome for this caller.
         _ => _ = caught(|| drop(launcher)),
     }
     outcome
@@ -146,7 +144,7 @@ async fn or_lost<K: GateKey, T, V>(
     if let Poll::Ready(launched) = at_once.await {
         return Ok(launched);
     }
-    // Boxed, so that those who need not wait do not keep room for it.
+    // Boxed, to keep this future small.
     let mut lost = Box::pin(permit.lost());
     poll_fn(|context| match launching.as_mut().poll(context) {
         Poll::Ready(launched) => Poll::Ready(Ok(launched)),

@@ -1,4 +1,4 @@
-//! What all handles of a gate, its leaders and its permits share.
+//! The state that all handles, leaders and permits of a gate share.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub(crate) struct Shared<K, T> {
     pub(crate) timeouts: Timeouts,
 }
 
-/// How long each stage may take.
+/// The limit of each stage.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
     pub(crate) lock: Duration,
@@ -30,19 +30,19 @@ pub(crate) struct Timeouts {
     pub(crate) drain: Duration,
 }
 
-/// How long a look into a ledger may take; it is worth no more waiting.
+/// The limit of a read without the lock; the step that takes the lock reads the ledger anyway.
 const LONGEST_READ: Duration = Duration::from_secs(1);
 
-/// A ledger as it was read without its lock.
+/// A ledger that was read without its lock.
 #[derive(Debug)]
 pub(crate) struct LedgerRead {
     pub(crate) ledger: Box<Ledger>,
-    /// Right before the look: a reset that comes while it is under way knows better.
+    /// The time right before the read: a reset during the read makes it outdated.
     pub(crate) at: Instant,
 }
 
 impl<K: GateKey, T> Shared<K, T> {
-    /// Reads the ledger of `key` without its lock, if there is one and it answers.
+    /// Reads the ledger of `key` without its lock. `None` if there is none or it cannot be read in time.
     pub(crate) async fn read_ledger(&self, key: &K) -> Option<LedgerRead> {
         if !self.policy.is_in_ledger {
             return None;
@@ -53,7 +53,7 @@ impl<K: GateKey, T> Shared<K, T> {
                 ledger.by_clock_of_reader(self.clock.now());
                 Some(LedgerRead { ledger, at })
             }
-            // What it says cannot be told without the lock.
+            // Only a holder of the lock can decide on it.
             _ => None,
         }
     }

@@ -1,4 +1,4 @@
-//! What an operator sees of a gate.
+//! Snapshots of a gate's keys and flights, for operators.
 
 use std::fmt;
 use std::time::Duration;
@@ -24,16 +24,16 @@ pub struct KeySnapshot<K> {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct FlightSnapshot {
-    /// What it is doing: [`Stage::Lock`], [`Stage::Discover`] or [`Stage::Launch`].
+    /// Its stage: [`Stage::Lock`], [`Stage::Discover`] or [`Stage::Launch`].
     pub stage: Stage,
     /// How long it has been in progress.
     pub age: Duration,
     /// The attempt's place in its window, from 1; `None` if it is not charged yet.
     pub attempt_number: Option<u32>,
-    /// Callers that wait for its outcome, the one that asked for the launch and those in
-    /// [`close`](crate::SpawnGate::close) included.
+    /// The number of callers that wait for its outcome, including the leader's caller and calls of
+    /// [`close`](crate::SpawnGate::close).
     pub waiting: usize,
-    /// Who holds the spawn lock, if it waits for that and the holder is known.
+    /// The holder of the spawn lock, if the flight waits for the lock and the holder is known.
     pub waiting_for: Option<LockHolder>,
 }
 

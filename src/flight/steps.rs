@@ -31,11 +31,16 @@ impl<K: GateKey, T> Leader<K, T> {
             .held
             .as_ref()
             .is_some_and(|held| matches!(held.verify_now(), Some(Ok(()))));
-        if is_verified && self.charge_here(false).is_ok() {
-            return true;
+        let this = &mut **self;
+        if is_verified {
+            let policy = &this.shared.policy;
+            this.attempt = this.flight.charge_and_begin_launch(policy, this.began);
+            this.is_launching = this.attempt.is_some();
         }
-        drop(self.held.take());
-        false
+        if !this.is_launching {
+            drop(this.held.take());
+        }
+        this.is_launching
     }
 
     /// Takes the lock, if it can be had without waiting.

@@ -1,4 +1,4 @@
-//! What an operator does with a gate: look, reset, abort, report a backend's end, close.
+//! The methods for operators: snapshots, reset, abort, report of a backend's end, close.
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -23,8 +23,8 @@ where
 {
     /// Returns what `key` has used of its budget, and its flight, if one is in progress.
     ///
-    /// If the lock keeps a ledger, the budget is that of all processes, and read from there. If it cannot be read within a
-    /// second, it is this process's own count.
+    /// If the lock keeps a ledger, the budget is read from there and is that of all processes. If the ledger cannot be read
+    /// within a second, the budget is this process's own count.
     ///
     /// # Cancel safety
     ///
@@ -50,8 +50,8 @@ where
         KeySnapshot::new(key, usage, flight)
     }
 
-    /// Returns a snapshot of every key that has an attempt charged or a flight in progress, in no particular order, as far as
-    /// this process knows; it reads no ledger.
+    /// Returns a snapshot of every key that has an attempt charged or a flight in progress in this process, in no particular
+    /// order. Reads no ledger.
     ///
     /// # Cancel safety
     ///
@@ -65,7 +65,7 @@ where
             let shard = lock_shard(shard).await;
             let now = Instant::now();
             let entries = shard.live_entries(policy, now);
-            // Before keys are cloned, which is the user's code.
+            // Unlocked before keys are cloned, which is user code.
             drop(shard);
             snapshots.extend(entries.iter().map(|entry| {
                 let (usage, flight) = entry.snapshot(policy, now);
@@ -75,22 +75,25 @@ where
         snapshots
     }
 
-    /// Forgets what `key` has used, for an operator who has mended the cause. A flight in progress goes on, and its failure
-    /// does not count.
+    /// Resets the budget of `key`, once an operator has fixed the cause of its failures. A flight in progress continues, and
+    /// its failure does not count.
     ///
-    /// If the lock keeps a ledger, it is reset for all processes, for which this waits for the lock, so for a launch in
-    /// progress, by any process. Other processes that are refusing requests notice it within a second.
+    /// If the lock keeps a ledger, this resets the budget of all processes. For that it takes the lock, so it waits for a launch
+    /// in progress by any process. Other processes that are refusing requests notice the reset within a second.
     ///
     /// # Errors
     ///
-    /// [`GateError::Lock`] if the lock cannot be taken or the ledger not be written, [`GateError::Timeout`] with
-    /// [`Stage::Lock`] if the lock is not free in time, [`GateError::ShutDown`] if the runtime is shut down meanwhile. This
-    /// process has forgotten its count all the same. A retry helps as with [`launch`](Self::launch).
+    /// Also on an error, this process's own count is reset.
+    ///
+    /// - [`GateError::Lock`]: the lock cannot be taken, was lost, or its ledger cannot be written. [`GateError::retry_helps`]
+    ///   says whether a retry helps.
+    /// - [`GateError::Timeout`] with [`Stage::Lock`]: the lock was not free in time. A retry helps.
+    /// - [`GateError::ShutDown`]: the runtime was shut down. A retry helps only on another runtime.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe. The reset of a ledger goes on if the future is dropped: in a task of its own, it waits for the lock as
-    /// long as it would have.
+    /// Cancel safe. If the future is dropped, the reset of a ledger continues in its own task, with the same deadline for the
+    /// lock.
     ///
     /// # Panics
     ///
@@ -102,7 +105,7 @@ where
         if !self.shared.policy.is_in_ledger {
             return Ok(());
         }
-        // In a task of its own: a caller that is kept and not polled must not keep the lock.
+        // In its own task, so that a caller that stops polling does not keep the lock.
         let reset = tokio::spawn(reset_ledger(Arc::clone(&self.shared), key, hash));
         match reset.await {
             Ok(reset) => reset,
@@ -111,16 +114,16 @@ where
         }
     }
 
-    /// Ends the flight of `key` that is in progress: its launcher's future is dropped, the lock released, and all callers hear
-    /// [`LaunchError::Aborted`](crate::LaunchError::Aborted). Returns false if there was none.
+    /// Ends the flight of `key`: drops its launcher's future, releases the lock, and gives all callers
+    /// [`LaunchError::Aborted`](crate::LaunchError::Aborted). Returns false if no flight was in progress.
     ///
-    /// If it was launching, something may have been started: the attempt stays charged, and what was started is for the launcher
-    /// to end. A permit that a caller of [`acquire`](Self::acquire) holds stays with it, and with it the spawn lock, until it is
-    /// settled or dropped. A flight whose launcher blocks its thread ends when the launcher lets go of that.
+    /// A launch that had begun stays charged, since something may have been started; the launcher must end what it started (with
+    /// `kill_on_drop`, say). A permit that a caller of [`acquire`](Self::acquire) holds keeps the spawn lock until it is settled
+    /// or dropped. If a launcher blocks its thread, the flight ends when that call returns.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: the flight is aborted also if the future is dropped while it waits for the flight's end.
+    /// Cancel safe. Once it waits for the flight's end, the flight is aborted even if the future is dropped.
     ///
     /// # Panics
     ///
@@ -143,24 +146,27 @@ where
         true
     }
 
-    /// Takes note that a backend has ended, for whoever starts and watches backends. `end` names the launch by the fencing token
-    /// that its permit had.
+    /// Reports that a backend has ended. `end` names its launch by the fencing token of the permit.
     ///
-    /// If it ended in an orderly way, the charge of its launch is taken back, so that the next start is not refused for it. If it
-    /// failed, the charge stays, and the reason is told in the next refusal. Either way that changes something only if the launch
-    /// is the last that succeeded, and its success has not reset the budget yet: so only with
+    /// An orderly end takes the charge of the launch back. After a failure the charge stays, and the next refusal gives the
+    /// reason. Both apply only if the launch is the last success and not yet stable, so only with
     /// [`stable_after`](crate::SpawnGateBuilder::stable_after).
     ///
-    /// It does not wait for the spawn lock, so a backend may report its own end while a launcher that holds the lock waits for it
-    /// to go.
+    /// It does not wait for the spawn lock, so a backend can report its own end while the holder of the lock waits for it to
+    /// end.
     ///
     /// # Errors
     ///
     /// [`GateError::Lock`] if the report cannot be written beside the ledger; the launch then stays charged.
+    /// [`GateError::retry_helps`] says whether a retry helps.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the report may be lost.
+    /// If the future is dropped, the report may be lost or may be written later.
+    ///
+    /// # Panics
+    ///
+    /// If the lock keeps a ledger, outside of a tokio runtime with time enabled.
     ///
     /// # Examples
     ///
@@ -195,7 +201,7 @@ where
         let read = self.shared.read_ledger(&key).await;
         let now = self.shared.clock.now();
         let reported = match &read {
-            // It stayed up for long enough, so its success has reset the budget.
+            // It was up for long enough, so its success has reset the budget.
             Some(read) if read.ledger.is_stable(policy, now) => Ok(()),
             _ if !policy.is_in_ledger => Ok(()),
             _ => answered(LONGEST_CALL, lock.report_backend_end(&key, &end)).await,
@@ -206,20 +212,19 @@ where
         reported.map_err(|error| LockError::new(key_label(&key), error).into())
     }
 
-    /// Closes the gate: every request from now on is refused, and this call waits for the flights in progress to end.
+    /// Closes the gate: refuses all requests from now on, and waits until the flights in progress have ended.
     ///
-    /// Followers that are waiting hear their flight's outcome; give their tasks time to pass it on before the runtime ends.
-    /// Flights that have not ended by the drain timeout are ended as by [`abort`](Self::abort), except that their callers hear
-    /// [`GateError::Closed`].
-    /// Calling it again, from any handle, waits again.
+    /// Waiting callers get the outcome of their flight; give their tasks time to use it before the runtime ends. A flight that
+    /// has not ended by the drain timeout is ended like by [`abort`](Self::abort), but its callers get [`GateError::Closed`].
+    /// A further call, from any handle, waits again.
     ///
     /// # Errors
     ///
-    /// [`TimeoutError`] with [`Stage::Drain`] if a flight had to be ended.
+    /// [`TimeoutError`] with [`Stage::Drain`] if a flight had to be ended. The gate is closed; a retry is not needed.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: the gate stays closed, only the waiting ends.
+    /// Cancel safe: once polled, the gate is closed; dropping the future only ends the wait.
     ///
     /// # Panics
     ///
@@ -256,7 +261,7 @@ where
         })
     }
 
-    /// Ends a flight with `error`: by its task, or here if its permit is with a caller.
+    /// Ends a flight with `error`: its task does so, or this call if a caller holds the permit.
     fn end_flight(&self, flight: &Flight<K, T>, error: GateError) {
         let Some(error) = flight.interrupt(error) else {
             return;
@@ -275,7 +280,7 @@ where
     }
 }
 
-/// Resets the ledger of `key`, for which it waits for the lock.
+/// Takes the lock of `key` and resets its ledger.
 async fn reset_ledger<K: GateKey, T>(
     shared: Arc<Shared<K, T>>,
     key: K,
@@ -298,9 +303,9 @@ async fn reset_ledger<K: GateKey, T>(
         .settle(Settlement::Refund, None, shared.clock.now())
         .await;
     drop(held);
-    // What a flight that ended meanwhile brought along is outdated.
+    // A flight that ended meanwhile may have brought an outdated picture of the ledger.
     shared.registry.shard(hash).await.reset(&key, hash);
-    // Once it is reset, only the loss of the lock makes that void.
+    // The reset was written when the lock was taken; only a loss of the lock undoes it.
     settled
         .or_else(|error| if error.is_lost() { Err(error) } else { Ok(()) })
         .map_err(|error: SpawnLockError| LockError::new(key_label(&key), error).into())

@@ -17,7 +17,7 @@ where
     K: GateKey,
     T: Clone + Send + Sync + 'static,
 {
-    /// Starts to build a gate that uses `lock`.
+    /// Creates a builder for a gate that uses `lock`.
     pub fn builder(lock: impl SpawnLock<K>) -> SpawnGateBuilder<K, T> {
         SpawnGateBuilder {
             yields: PhantomData,
@@ -33,7 +33,7 @@ where
     }
 }
 
-/// Builds a [`SpawnGate`]; made by [`SpawnGate::builder`].
+/// Builds a [`SpawnGate`]. Created by [`SpawnGate::builder`].
 ///
 /// # Examples
 ///
@@ -64,72 +64,71 @@ where
     K: GateKey,
     T: Clone + Send + Sync + 'static,
 {
-    /// Sets how many attempts a key has, and in which time. 3 in 30 seconds unless set.
+    /// Sets the maximum of attempts per key and the window. The default is 3 attempts in 30 seconds.
     ///
-    /// If the lock keeps a ledger, all processes that share it should use the same budget: each counts what is written there by
-    /// its own, so a shorter window in one of them lets all begin anew.
+    /// If the lock keeps a ledger, all processes that share it should use the same budget: each applies its own to the shared
+    /// count, so a shorter window in one of them resets the count for all.
     pub fn budget(mut self, config: SpawnBudgetConfig) -> Self {
         self.policy.config = SpawnBudgetConfig::new(config.max_attempts, config.window);
         self
     }
 
-    /// Sets how attempts age out. [`WindowKind::Fixed`] unless set.
+    /// Sets how attempts age out. The default is [`WindowKind::Fixed`].
     ///
-    /// If the lock keeps a ledger, a sliding window holds at most 24 attempts, for which that has room; more count as 24.
+    /// A ledger has room for 24 attempts of a sliding window; a larger maximum counts as 24.
     pub fn window_kind(mut self, kind: WindowKind) -> Self {
         self.policy.kind = kind;
         self
     }
 
-    /// Lets a success reset the budget only after this time without another launch of the key, against a backend that
-    /// starts well and dies at once, again and again. Unless set, a success resets the budget at once, and such a backend is
-    /// launched again whenever it is asked for.
+    /// Makes a success reset the budget only after this time without another launch of the key. This stops a crash loop of a
+    /// backend that starts well and dies soon after. By default, a success resets the budget at once.
     ///
-    /// A backend that ends in an orderly way before that is best reported, with [`SpawnGate::backend_ended`]: else the launch
-    /// after it counts as one more attempt.
+    /// Report a backend that ends in an orderly way before this time with [`SpawnGate::backend_ended`]; otherwise its launch
+    /// stays charged.
     pub fn stable_after(mut self, stable_after: Duration) -> Self {
         self.policy.stable_after = Some(stable_after);
         self
     }
 
-    /// Sets how long the leader waits for the spawn lock. Unless set: as long as another process may take to discover and
-    /// launch, and 10 seconds more. Even with no time, the lock is tried once. If a lock is lost and taken again, one deadline
-    /// covers both waits.
+    /// Sets how long the leader waits for the spawn lock. The default is the discover timeout plus the launch timeout (the time
+    /// that another process may take) plus 10 seconds. With zero, the lock is tried once. If the lock is lost and taken again,
+    /// one deadline covers both waits.
     pub fn lock_timeout(mut self, limit: Duration) -> Self {
         self.lock_timeout = Some(at_most_a_year(limit));
         self
     }
 
-    /// Sets how long [`BackendLauncher::discover`](crate::BackendLauncher::discover) may take. 10 seconds unless set.
+    /// Sets how long [`BackendLauncher::discover`](crate::BackendLauncher::discover) may take. The default is 10 seconds.
     pub fn discover_timeout(mut self, limit: Duration) -> Self {
         self.discover_timeout = at_most_a_year(limit);
         self
     }
 
-    /// Sets how long [`BackendLauncher::launch`](crate::BackendLauncher::launch) may take. 120 seconds unless set.
+    /// Sets how long [`BackendLauncher::launch`](crate::BackendLauncher::launch) may take. The default is 120 seconds.
     ///
-    /// Choose it longer than the slowest start: what is given up as too slow may still come up, beside its successor.
+    /// Choose it longer than the slowest start: a backend that was given up as too slow may still come up beside the next one.
     pub fn launch_timeout(mut self, limit: Duration) -> Self {
         self.launch_timeout = at_most_a_year(limit);
         self
     }
 
-    /// Sets how long a request waits for the outcome of a flight, its own of [`SpawnGate::launch`] included. Unless set: as
-    /// long as all stages of a flight may take together.
+    /// Sets how long a request waits for the outcome of a flight, also of one that it leads by [`SpawnGate::launch`]. The
+    /// default is the time that all stages of a flight may take together.
     ///
-    /// The flight goes on when a follower gives up.
+    /// The flight continues when a caller gives up.
     pub fn follow_timeout(mut self, limit: Duration) -> Self {
         self.follow_timeout = Some(at_most_a_year(limit));
         self
     }
 
-    /// Sets how long [`SpawnGate::close`] waits. Unless set: as long as all stages of a flight may take together.
+    /// Sets how long [`SpawnGate::close`] waits. The default is the time that all stages of a flight may take together.
     pub fn drain_timeout(mut self, limit: Duration) -> Self {
         self.drain_timeout = Some(at_most_a_year(limit));
         self
     }
 
-    /// Sets the clock by which windows are measured in a ledger, for tests. [`SystemClock`](crate::SystemClock) unless set.
+    /// Sets the clock that measures windows in a ledger, for tests. The default is [`SystemClock`].
     pub fn clock(mut self, clock: impl SharedClock) -> Self {
         self.clock = Arc::new(clock);
         self
@@ -172,10 +171,10 @@ impl<K, T> fmt::Debug for SpawnGateBuilder<K, T> {
     }
 }
 
-/// Added to a default wait for others' stages, so that it does not end just before they do.
+/// Added to a default wait for other stages, so that it does not end just before they do.
 const MARGIN: Duration = Duration::from_secs(10);
 
-/// Keeps sums of limits and clocks far from overflow: a year is as good as for ever.
+/// Caps a limit, so that sums of limits and clocks do not overflow.
 fn at_most_a_year(limit: Duration) -> Duration {
     limit.min(Duration::from_secs(365 * 24 * 60 * 60))
 }

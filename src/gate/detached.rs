@@ -14,27 +14,27 @@ use crate::flight::{Flight, LaunchPermit, Leader, Outcome, or_interrupted, prepa
 use crate::key::GateKey;
 use crate::util::{caught, lazy_timeout};
 
-/// A permit that its caller does not collect within this time is given back.
+/// A permit that its caller does not collect within this time passes to a follower.
 const UNCOLLECTED_FOR: Duration = Duration::from_secs(2);
 
 /// What a caller collects.
 pub(crate) enum Collected<K: GateKey, T> {
     Permit(LaunchPermit<K, T>),
-    /// The flight has ended so.
+    /// The flight has ended with this outcome.
     Ended(Outcome<T>),
     /// The task is gone: its runtime was shut down, or it panicked.
     TaskLost(JoinError),
 }
 
-/// Where a permit lies until its caller collects it.
+/// Holds a permit until its caller collects it.
 struct Mailbox<K: GateKey, T> {
-    /// `None` before the task is done, and if it is lost.
+    /// `None` until the task is done, and if the task is lost.
     content: Mutex<Option<Collected<K, T>>>,
     is_done: Notify,
 }
 
 impl<K: GateKey, T> Mailbox<K, T> {
-    /// Takes what lies there and leaves `left`.
+    /// Replaces the content with `left` and returns the old one.
     fn swap(&self, left: Collected<K, T>) -> Option<Collected<K, T>> {
         self.lock().replace(left)
     }
@@ -44,8 +44,8 @@ impl<K: GateKey, T> Mailbox<K, T> {
     }
 }
 
-/// Prepares a launch in a task. If the caller is dropped, the flight ends there; if the caller does not poll for long, the permit
-/// is given back.
+/// Prepares a launch in a task. If the caller is dropped, the task ends the flight; if the caller does not poll in time, the
+/// permit passes to a follower.
 pub(crate) async fn collect_permit<K, T>(leader: Leader<K, T>) -> Collected<K, T>
 where
     K: GateKey,
@@ -56,7 +56,7 @@ where
         is_done: Notify::new(),
     });
     let (task_end, caller_end) = oneshot::channel::<()>();
-    // Made here and not in the task: a runtime that shuts down drops a task which was never polled.
+    // Created here and not in the task: a runtime that shuts down drops a task that was never polled.
     let mailbox_end = MailboxEnd(Arc::clone(&mailbox));
     // Boxed, since a task is moved a few times before it runs.
     let task = tokio::spawn(Box::pin(serve(leader, mailbox_end, task_end)));
@@ -65,7 +65,7 @@ where
     drop(caller_end);
     match collected {
         Some(collected) => collected,
-        // It is being dropped at this moment.
+        // The task is being dropped at this moment.
         None => match task.await {
             Ok(()) => Collected::Ended(Outcome::LeaderGone),
             Err(why) => Collected::TaskLost(why),
@@ -85,26 +85,26 @@ async fn serve<K, T>(
     let mailbox = &mailbox_end.0;
     let collected = match prepare_for(&mut caller, &flight, leader).await {
         Ok(leader) => Collected::Permit(LaunchPermit::new(leader)),
-        // Unless the caller is gone, too: the runtime is being shut down.
+        // The caller is here, so the runtime is being shut down. (If the caller is gone, nobody reads this.)
         Err(Outcome::LeaderGone) => Collected::Ended(Outcome::Failed(GateError::ShutDown)),
         Err(outcome) => Collected::Ended(outcome),
     };
     mailbox.swap(collected);
     mailbox.is_done.notify_one();
-    // Most callers come at once, and then no timer is needed.
+    // Most callers collect at once; then no timer is needed.
     yield_now().await;
-    // Over when the caller has taken it, or is gone, or does not come.
+    // Ends when the caller has collected the permit, is gone, or is too late.
     let _ = lazy_timeout(UNCOLLECTED_FOR, caller.closed()).await;
     let uncollected = mailbox.swap(Collected::Ended(Outcome::LeaderGone));
     if let Some(Collected::Permit(permit)) = uncollected {
         let mut leader = permit.into_leader();
-        // Also if this is cut short.
+        // Holds also if this task is dropped at the next await.
         leader.call_off_launch();
         leader.end(Outcome::LeaderGone).await;
     }
 }
 
-/// Prepares a launch for as long as the caller is there. `Err`: the flight has ended with that outcome.
+/// Prepares a launch for as long as the caller is there. On `Err` the flight has already ended with that outcome.
 async fn prepare_for<K, T>(
     caller: &mut oneshot::Sender<()>,
     flight: &Flight<K, T>,
@@ -133,8 +133,8 @@ where
     }
 }
 
-/// The task's end of the mailbox. If the task is dropped or panics, the caller hears of it, and a permit that it did not collect
-/// is given back.
+/// The task's end of the mailbox. If the task is dropped or panics, the caller is notified, and an uncollected permit passes to
+/// a follower.
 struct MailboxEnd<K: GateKey, T: Clone>(Arc<Mailbox<K, T>>);
 
 impl<K: GateKey, T: Clone> Drop for MailboxEnd<K, T> {
@@ -150,7 +150,7 @@ impl<K: GateKey, T: Clone> Drop for MailboxEnd<K, T> {
         };
         self.0.is_done.notify_one();
         if let Some(Collected::Permit(permit)) = uncollected {
-            // In `Drop`, and the lease and the followers' wakers are the user's code.
+            // `Drop` must not panic, and the lease and the followers' wakers are user code.
             let _ = caught(|| permit.into_leader().end_in_drop());
         }
     }

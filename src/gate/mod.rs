@@ -1,7 +1,7 @@
 //! The gate: what callers await.
 //!
-//! - this file: a request, from entering the gate to its answer. `detached`: a permit for a caller that may stop polling.
-//! - `builder`: how a gate is made. `admin`: what an operator does with one.
+//! - this file: a request, from entering the gate to its result. `detached`: acquires a permit in its own task.
+//! - `builder`: how a gate is built. `admin`: the methods for operators.
 //!
 //! All of the crate's other rooms may be imported here.
 
@@ -29,21 +29,21 @@ use crate::lock::{FileSpawnLock, SpawnLockError};
 
 /// Starts each backend once, however many callers ask for it.
 ///
-/// For a key that is not being launched, one caller becomes the leader; everybody else who asks meanwhile follows and
-/// hears the same outcome, value or error. Failures are counted against a budget, and when it is used up callers are
-/// refused at once and told when to retry. While it launches, the leader holds the key's spawn lock, so that another
-/// process does not launch too.
+/// The first request for a key becomes the leader of a flight. Requests that come before it ends are followers and get the
+/// same outcome, value or error. Each launch is charged to the key's budget; while no attempt is left, requests are refused
+/// with the time to retry after. The leader holds the key's spawn lock while it launches, so other processes do not launch
+/// too.
 ///
-/// The gate does not remember the backends it launched: each flight begins with a look for a running one, without the spawn
-/// lock. Callers that come while it looks share what it finds.
+/// The gate does not remember the backends it launched: each flight of [`launch`](Self::launch) first looks for a running one,
+/// without the spawn lock. Requests that come during that look share what it finds.
 ///
-/// Handles are cheap to clone, and all clones are one gate. It needs a tokio runtime with time enabled; all its waiting
-/// goes by tokio's clock, so tests can pause it.
+/// Handles are cheap to clone, and all clones are one gate. It needs a tokio runtime with time enabled. All waiting uses
+/// tokio's clock, so tests can pause time.
 ///
 /// # Cancel safety
 ///
-/// Cancel safe means here: if the future is dropped at any point, no other caller is left waiting for it, no lock stays held
-/// for it, and no attempt stays charged but for a launch that was made. Each method says what else goes on.
+/// A method is called cancel safe if dropping its future at any point leaves no other caller waiting for it, no lock held,
+/// and no attempt charged, except for a launch that was made. Each method says what continues after the drop.
 ///
 /// # Examples
 ///
@@ -75,7 +75,7 @@ pub struct SpawnGate<K, T> {
 pub enum Acquired<K: GateKey, T> {
     /// This caller leads: launch the backend and settle the permit.
     Led(LaunchPermit<K, T>),
-    /// Another caller launched or found it while this one waited.
+    /// Another caller or process launched or found it while this caller waited.
     Joined(T),
 }
 
@@ -92,46 +92,47 @@ where
     K: GateKey,
     T: Clone + Send + Sync + 'static,
 {
-    /// Creates a gate with all defaults, whose spawn locks are files in `lock_directory`. See [`FileSpawnLock::new`] for
-    /// what is asked of the directory.
+    /// Creates a gate with all defaults, whose spawn locks are files in `lock_directory`. [`FileSpawnLock::new`] says what the
+    /// directory must be like.
     ///
-    /// It makes a few short blocking calls.
+    /// Makes a few short blocking calls.
     ///
     /// # Errors
     ///
-    /// [`SpawnLockError`] if the directory cannot serve.
+    /// [`SpawnLockError`] if the directory cannot be used.
     pub fn new(lock_directory: impl Into<PathBuf>) -> Result<Self, SpawnLockError> {
         Ok(Self::builder(FileSpawnLock::new(lock_directory)?).build())
     }
 
-    /// Asks for the right to launch the backend of `key`, or for what another caller's launch yields.
+    /// Returns the permit to launch the backend of `key`, or the value of a launch that this caller joined.
     ///
-    /// The leader gets its permit once the spawn lock is held; it drives the launch itself and settles the permit. For a
-    /// launch that survives its caller, use [`launch`](Self::launch).
+    /// The leader gets its permit once the spawn lock is held; it drives the launch itself and settles the permit. It looks for
+    /// a running backend itself, and settles with [`LaunchPermit::discovered`] if it finds one. For a launch that survives its
+    /// caller, use [`launch`](Self::launch).
     ///
     /// # Errors
     ///
     /// - [`GateError::BudgetExhausted`]: no attempt is left; retry after the time it names.
-    /// - [`GateError::Lock`]: the spawn lock cannot be taken; its source tells whether a retry helps.
+    /// - [`GateError::Lock`]: the spawn lock cannot be taken. [`GateError::retry_helps`] says whether a retry helps.
     /// - [`GateError::Timeout`]: the spawn lock was not free in time ([`Stage::Lock`]; nothing was charged), the launch
-    ///   that this caller followed ran out of time ([`Stage::Discover`], [`Stage::Launch`]), or it goes on but this caller's
-    ///   wait is over ([`Stage::Follow`]). A retry helps.
+    ///   that this caller followed timed out ([`Stage::Discover`], [`Stage::Launch`]), or that launch continues but this
+    ///   caller's wait is over ([`Stage::Follow`]). A retry helps.
     /// - [`GateError::Launch`]: a launch that this caller waited for, in this process or another, failed. A retry makes another
     ///   attempt.
     /// - [`GateError::Closed`]: the gate is closed. A retry does not help.
-    /// - [`GateError::ShutDown`]: the runtime that led this request was shut down. A retry helps on another one only.
+    /// - [`GateError::ShutDown`]: the runtime that led this request was shut down. A retry helps only on another runtime.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe. A follower that is dropped is charged nothing. If a leader is dropped before it has its permit, nothing stays
-    /// charged and one of its followers takes over; a try at the lock that is under way finishes by itself and lets the lock go.
-    /// If the caller does not collect a ready permit within two seconds, it passes to a follower. No backend can have been
-    /// started by then. For the permit, see [`LaunchPermit`].
+    /// Cancel safe. A follower is charged nothing. If a leader is dropped before it has its permit, nothing stays charged and one
+    /// of its followers takes over; a try at the lock that has begun finishes in the background and releases the lock. If the
+    /// caller does not collect a ready permit within two seconds, it passes to a follower. No backend can have been started by
+    /// then. For the permit, see [`LaunchPermit`].
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime with time enabled; or, in tokio's timer, if that runtime is shut down while the future is
-    /// polled elsewhere.
+    /// Outside of a tokio runtime with time enabled. Tokio's timer also panics if that runtime is shut down while the future is
+    /// polled on another one.
     pub async fn acquire(&self, key: impl Into<K>) -> Result<Acquired<K, T>, GateError> {
         let mut key = key.into();
         let hash = self.shared.registry.hash(&key);
@@ -145,7 +146,7 @@ where
                     (flight, joined)
                 }
                 Role::Lead(mut leader) => {
-                    if leader.prepare_now() && leader.begin_launch(true).is_ok() {
+                    if leader.prepare_now() {
                         return Ok(Acquired::Led(LaunchPermit::new(leader)));
                     }
                     let flight = leader.flight.clone();
@@ -161,39 +162,43 @@ where
             };
             match joined {
                 Some(value) => return Ok(Acquired::Joined(value)),
-                // Another leader is gone; or the permit was there, and this caller did not collect it in time.
+                // The other leader is gone, or this caller did not collect its permit in time.
                 None => key = flight.key().clone(),
             }
         }
     }
 
-    /// Returns the backend of `key`: finds one running, launches it with `launcher`, or joins a launch in progress.
+    /// Returns the backend of `key`: finds a running one, launches it with `launcher`, or joins a launch in progress.
     ///
-    /// It may be called for each request to a backend, without a look of the caller's own. While no attempt is left, a running
-    /// backend is looked for at most once a second for a key, and requests in between are refused at once.
+    /// Call it for each request to a backend; the caller need not look first. While no attempt is left, the gate looks for a
+    /// running backend of the key at most once a second, and refuses the requests in between at once.
     ///
-    /// The flight runs in a task of its own, on the runtime of the caller who leads it. Only the leader's launcher is used.
+    /// The flight runs in its own task, on the runtime of the caller that leads it. Only the leader's launcher is used.
     ///
     /// # Errors
     ///
     /// - [`GateError::BudgetExhausted`]: no attempt is left; retry after the time it names.
-    /// - [`GateError::Lock`]: the spawn lock cannot be taken; its source tells whether a retry helps.
+    /// - [`GateError::Lock`]: the spawn lock cannot be taken. [`GateError::retry_helps`] says whether a retry helps.
     /// - [`GateError::Timeout`]: a stage took too long; a retry helps. At [`Stage::Launch`] the attempt is charged, at
-    ///   [`Stage::Follow`] the launch goes on.
-    /// - [`GateError::Launch`]: the launch failed, for all callers alike. A retry makes another attempt.
+    ///   [`Stage::Follow`] the launch continues.
+    /// - [`GateError::Launch`]: the launch failed; all callers share the failure. A retry makes another attempt.
     /// - [`GateError::Closed`]: the gate is closed. A retry does not help.
-    /// - [`GateError::ShutDown`]: the runtime that led this request was shut down. A retry helps on another one only.
+    /// - [`GateError::ShutDown`]: the runtime that led this request was shut down. A retry helps only on another runtime.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe. Once a flight has begun, it goes on when any caller is dropped, the one that began it included: it is
-    /// charged once, the followers hear its outcome, and a child can be running. So a client that connects and hangs up
-    /// costs nothing more than the launch that it asked for.
+    /// Cancel safe. A flight that has begun continues when any caller is dropped, also the one that began it: it is charged at
+    /// most once, the followers get its outcome, and a child can be running. So a client that hangs up costs one launch at
+    /// most.
     ///
     /// # Panics
     ///
-    /// As [`acquire`](Self::acquire). A panic of the launcher is caught and shared as
+    /// Like [`acquire`](Self::acquire). A panic of the launcher is caught and shared as
     /// [`LaunchError::Panicked`](crate::LaunchError::Panicked).
+    ///
+    /// # Examples
+    ///
+    /// See [`launcher_fn`](crate::launcher_fn) and [`BackendLauncher`].
     pub async fn launch(
         &self,
         key: impl Into<K>,
@@ -223,7 +228,7 @@ where
         }
     }
 
-    /// Enters the gate. A leader owns its flight before any more code of the user's is run.
+    /// Enters the gate. A leader owns its flight before more user code runs.
     #[inline]
     fn enter(
         &self,
@@ -239,17 +244,14 @@ where
         let role = registry.enter(shard, key, hash, policy, can_look, &mut leftovers)?;
         let role = match role {
             Role::Follow(flight, outcome) => Role::Follow(flight, outcome),
-            Role::Lead((flight, refusal)) => {
-                Role::Lead(Leader::new(Arc::clone(&self.shared), flight, refusal))
-            }
+            Role::Lead(begun) => Role::Lead(Leader::new(Arc::clone(&self.shared), begun)),
         };
-        // While the leader is a variable yet: a return value is not dropped if a destructor panics.
+        // Drop them while the leader is still a variable: a return value is not dropped if a destructor panics.
         drop(leftovers);
         Ok(role)
     }
 
-    /// When a request that follows a flight from now on gives up; set at its first wait, and then the same for its further
-    /// ones.
+    /// Returns the deadline of this request's waits as a follower. The first wait sets it for all.
     fn follow_until(&self, until: &mut Option<Instant>) -> Instant {
         *until.get_or_insert_with(|| Instant::now() + self.shared.timeouts.follow)
     }
@@ -270,14 +272,14 @@ where
         }
     }
 
-    /// What a caller makes of a flight's outcome.
+    /// Converts a flight's outcome into the result for one caller.
     fn joined(&self, flight: &Flight<K, T>, outcome: Outcome<T>) -> Result<Option<T>, GateError> {
         outcome
             .joined()
             .map_err(|error| heard_by_caller(error, flight))
     }
 
-    /// Waits for the outcome of the flight that this caller's request leads, in a task of its own.
+    /// Waits for the outcome of the flight that this caller's request leads in its own task.
     async fn led(
         &self,
         flight: &Flight<K, T>,
@@ -327,7 +329,7 @@ impl<K, T> fmt::Debug for SpawnGate<K, T> {
     }
 }
 
-/// Of all callers that hear one refusal, one is the first.
+/// Sets `first` for exactly one of the callers that share a refusal.
 fn heard_by_caller<K, T>(error: GateError, flight: &Flight<K, T>) -> GateError {
     match error {
         GateError::BudgetExhausted(mut refusal) => {

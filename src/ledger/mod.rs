@@ -1,8 +1,8 @@
-//! The ledger: what all processes know of a key.
+//! The ledger: the record of a key that all processes share.
 //!
 //! - this file: the ledger as a value. `text`: its text form, which locks store.
-//! - `process`: what names this process in it.
-//! - `session`: a leader's turn at it, from taking the lock to settling. Pure: `now` is passed in.
+//! - `process`: the identity of this process in a ledger.
+//! - `session`: a leader's turn at the ledger, from taking the lock to settling. Pure: `now` is passed in.
 //!
 //! Of the crate's other rooms only `budget` may be imported here.
 
@@ -22,20 +22,20 @@ pub(crate) use self::session::{Known, LedgerSession, Verdict, picture};
 pub use self::text::ParseLedgerError;
 pub(crate) use self::text::{MAX_SLIDING_ATTEMPTS, escaped};
 
-/// What the processes that share a spawn lock know of its key: launch number, budget, holder, last outcome.
+/// The record kept with a spawn lock, for all processes that share the lock: fencing token, budget, holder, last outcome.
 ///
-/// A [`SpawnLock`](crate::lock::SpawnLock) keeps it as text, by its [`Display`](std::fmt::Display) and
-/// [`FromStr`](std::str::FromStr) forms.
+/// A [`SpawnLock`](crate::lock::SpawnLock) stores it as text, by [`Display`](std::fmt::Display) and
+/// [`FromStr`](std::str::FromStr).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     pub(crate) launch: u64,
     pub(crate) budget: KeyBudget<ClockReading>,
     pub(crate) holder: Option<LedgerHolder>,
-    /// The newest launch that an attempt was charged for, and not given back. Zero if there was none.
+    /// The newest launch whose attempt was charged and not refunded. Zero if there is none.
     pub(crate) charged: u64,
     pub(crate) charged_at: Option<ClockReading>,
     pub(crate) last_outcome: Option<LastOutcome>,
-    /// The newest launch that succeeded, if another one was charged after it. Zero if there is none.
+    /// The newest launch that succeeded, if another was charged after it. Zero if there is none.
     pub(crate) elder: u64,
     /// The newest holder that found a backend running. Zero if there is none.
     pub(crate) found: u64,
@@ -43,26 +43,26 @@ pub struct Ledger {
     pub(crate) backend_end: Option<BackendEnd>,
     /// The record before this one could not be read, and no launch has ended since.
     pub(crate) is_count_lost: bool,
-    /// When it was written, by the writer's clock.
+    /// The time of writing, by the writer's clock.
     pub(crate) written: Option<ClockReading>,
-    /// How long ago that was, if the lock tells. Not stored.
+    /// The time since then, if the lock measures it. Not stored.
     pub(crate) age: Option<Duration>,
 }
 
-/// What a lock's ledger says.
+/// The result of reading a lock's ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum LedgerReading {
     /// The lock keeps no ledger.
     NotKept,
-    /// What was written there last; a ledger that was never written reads as the default one.
+    /// The ledger that was written last; the default one if none was written.
     Found(Box<Ledger>),
-    /// Something is written there that is no ledger. The gate takes the key's budget as just used up.
+    /// The record is not a ledger. The gate counts the key's budget as just used up.
     Unreadable,
 }
 
-/// What became of launches since a request first read the ledger.
+/// What has changed since a leader first read the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Since {
     Nothing,
@@ -71,53 +71,53 @@ pub(crate) enum Since {
 }
 
 impl Ledger {
-    /// Returns the fencing token of the newest holder that wrote here, whether or not it launched.
+    /// Returns the fencing token of the newest holder, whether or not it launched.
     pub fn fencing_token(&self) -> u64 {
         self.launch
     }
 
-    /// Returns the process that was launching when this was written. One that was killed stays here until the next holder
-    /// writes; [`LockReport::is_held`](crate::admin::LockReport::is_held) tells whether the lock is held.
+    /// Returns the process that was launching when this was written. A killed process stays here until the next holder writes;
+    /// [`LockReport::is_held`](crate::admin::LockReport::is_held) says whether the lock is held.
     pub fn holder(&self) -> Option<&LedgerHolder> {
         self.holder.as_ref()
     }
 
-    /// Returns how the newest launch that ended did.
+    /// Returns the outcome of the newest launch that has ended.
     pub fn last_outcome(&self) -> Option<&LastOutcome> {
         self.last_outcome.as_ref()
     }
 
-    /// Returns the end of the newest launch's backend, if it was reported.
+    /// Returns the reported end of the newest launch's backend.
     pub fn backend_end(&self) -> Option<&BackendEnd> {
         let end = self.backend_end.as_ref()?;
         (end.launch == self.last_ended()).then_some(end)
     }
 
-    /// Returns the fencing token of the newest launch if that was cut short: its process was killed, or it dropped its permit.
-    /// While that process stands here as the holder, the launch may be under way.
+    /// Returns the fencing token of the newest launch if it has no outcome: its process was killed, or dropped its permit. While
+    /// that process is the holder here, the launch may be in progress.
     pub fn lost_launch(&self) -> Option<u64> {
         (!self.is_under_way() && self.charged > self.last_ended()).then_some(self.charged)
     }
 
-    /// Returns how many attempts were charged and have not been taken back or aged out when the record was written.
+    /// Returns the number of charged attempts when this was written, without those that were refunded or had aged out.
     pub fn attempts_charged(&self) -> u32 {
         self.budget.charges.used()
     }
 
-    /// Returns when the oldest of these attempts was made. When its window is over it counts no longer.
+    /// Returns the time of the oldest of these attempts. It no longer counts once its window is over.
     pub fn oldest_attempt(&self) -> Option<ClockReading> {
         self.budget.charges.oldest().copied()
     }
 
-    /// Says how long ago this was written, by the lock's own measure. For a lock that several hosts share: no reader then compares
-    /// its clock with that of another host.
+    /// Sets how long ago this was written, as measured by the lock. For a lock that several hosts share: no reader then compares
+    /// its clock with another host's.
     #[must_use]
     pub fn with_age(mut self, age: Duration) -> Self {
         self.age = Some(age);
         self
     }
 
-    /// The same with its times by the reader's clock, if the lock told how old it is.
+    /// Converts its times to the reader's clock, if the lock has set its age.
     pub(crate) fn by_clock_of_reader(&mut self, now: ClockReading) {
         if let (Some(age), Some(written)) = (self.age.take(), self.written) {
             self.convert_times(|at| now.before(age.saturating_add(written.since(at))));
@@ -125,9 +125,10 @@ impl Ledger {
         }
     }
 
-    /// Notes that a backend ended: the charge of its launch is taken back if it ended in an orderly way. Changes nothing unless
-    /// that launch is the last that succeeded, or the one before the launch in progress. A lock calls it that keeps such reports
-    /// beside the record; calling it again changes nothing.
+    /// Applies the report of a backend's end: an orderly end takes back the charge of its launch. Changes nothing unless that
+    /// launch is the last success, or the success before the launch in progress.
+    ///
+    /// Called by a lock that stores such reports beside the record. A second call with the same report changes nothing.
     pub fn note_backend_end(&mut self, end: &BackendEnd) {
         let last = self.last_outcome.as_ref();
         let is_newest =
@@ -137,7 +138,7 @@ impl Ledger {
         if is_known || !(is_newest || end.launch == self.elder) {
             return;
         }
-        // A launch that was charged since is the newest, and may be up.
+        // A launch that was charged since is the newest charge, and its backend may be up.
         let newer = usize::from(self.charged > end.launch);
         if newer == 0 {
             self.budget.found_down();
@@ -148,13 +149,13 @@ impl Ledger {
         self.backend_end = Some(end.clone());
     }
 
-    /// What of the budget is used.
+    /// The usage of the budget.
     pub(crate) fn usage(&self, policy: &BudgetPolicy, now: ClockReading) -> Usage {
         self.budget.usage(policy, self.is_under_way(), now)
     }
 
-    /// What became of launches since a request first read this ledger, which was when the launch `seen` was the newest that
-    /// had ended; nothing if it had not read it. By launch numbers: the clocks of two processes are never compared.
+    /// What has changed since a leader first read this ledger, when `seen` was the newest ended launch; nothing if it has not
+    /// read it. Compares fencing tokens, never the clocks of two processes.
     pub(crate) fn since_seen(&self, seen: Option<u64>) -> Since {
         match &self.last_outcome {
             Some(last) if seen.is_some_and(|seen| last.launch > seen) => match &last.failure {
@@ -169,17 +170,17 @@ impl Ledger {
         }
     }
 
-    /// The newest launch or look of which those who wait want to know.
+    /// The newest ended launch or successful look, which waiters want to know of.
     pub(crate) fn newest_news(&self) -> u64 {
         self.last_ended().max(self.found)
     }
 
-    /// The newest launch that ended and said how.
+    /// The newest launch with an outcome.
     pub(crate) fn last_ended(&self) -> u64 {
         self.last_outcome.as_ref().map_or(0, |last| last.launch)
     }
 
-    /// Why no attempt is left, if none is.
+    /// The reason of a refusal, if no attempt is left.
     pub(crate) fn exhaustion_reason(&self, policy: &BudgetPolicy) -> Arc<ExhaustionReason> {
         let last = self.last_outcome.as_ref();
         Arc::new(match last {
@@ -207,33 +208,43 @@ impl Ledger {
         })
     }
 
-    /// Whether there is something that only a holder of the lock can tell or mend. `has_looked`: no backend runs.
+    /// Whether the decision needs the lock: a launch may be in progress, or the record must be written. `has_looked`: a look
+    /// found no backend.
     pub(crate) fn needs_holder(&self, has_looked: bool, now: ClockReading) -> bool {
         let is_down = has_looked && self.budget.up_since.is_some();
         self.holder.is_some() || is_down || self.is_ahead_of(now)
     }
 
-    /// Whether the last success has proved stable.
+    /// Whether the last success is stable.
     pub(crate) fn is_stable(&self, policy: &BudgetPolicy, now: ClockReading) -> bool {
         !self.is_under_way() && self.budget.is_stable(policy, now)
     }
 
-    /// Whether a time in it lies in the future, so that it would count as now whenever it is read.
+    /// Whether one of its times is in the future, and so would count as now whenever it is read.
     pub(crate) fn is_ahead_of(&self, now: ClockReading) -> bool {
-        let mut is_ahead = false;
-        self.clone().convert_times(|at| {
-            is_ahead |= at.is_after(now);
-            at
-        });
-        is_ahead
+        let charges = match &self.budget.charges {
+            Charges::None => &[],
+            Charges::Fixed { window_began, .. } => std::slice::from_ref(window_began),
+            Charges::Sliding(times) => &**times,
+        };
+        let holder = self.holder.as_ref().map(|holder| &holder.since);
+        let outcome = self.last_outcome.as_ref().map(|last| &last.at);
+        let others = [
+            self.budget.up_since.as_ref(),
+            self.charged_at.as_ref(),
+            holder,
+            outcome,
+        ];
+        let mut times = charges.iter().chain(others.into_iter().flatten());
+        times.any(|at| at.is_after(now))
     }
 
-    /// Moves times that lie in the future to now, so that they age from now on.
+    /// Moves times in the future to now, so that they age from now on.
     pub(crate) fn catch_up(&mut self, now: ClockReading) {
         self.convert_times(|at| if at.is_after(now) { now } else { at });
     }
 
-    /// The same without its messages, if there is no room for them.
+    /// A copy without its messages, for when they do not fit.
     pub(crate) fn without_message(&self) -> Self {
         let mut short = self.clone();
         let failure = short
@@ -249,7 +260,7 @@ impl Ledger {
         short
     }
 
-    /// Whether its holder is launching, for all that is written there.
+    /// Whether its holder is launching, according to the record.
     fn is_under_way(&self) -> bool {
         self.holder.is_some() && self.launch == self.charged
     }
@@ -275,22 +286,22 @@ impl Ledger {
     }
 }
 
-/// A process that launches, for people: by the time this is read it may be gone, and its id in use by another.
+/// A launching process, for people: when this is read, it may be gone and its id in use by another process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct LedgerHolder {
-    /// Its process id, on its host and in its process namespace.
+    /// The process id, valid on its host and in its process namespace.
     pub pid: u32,
-    /// Since when it has been launching.
+    /// Start of its launch.
     pub since: ClockReading,
-    /// When the process started, in the kernel's ticks since boot, where the platform tells it.
+    /// Start of the process in the kernel's ticks since boot, on platforms that provide it.
     pub process_started: Option<u64>,
-    /// Where that process id means something, if that is known.
+    /// Host and process namespace of that process id, if known.
     pub host: Option<ProcessHost>,
 }
 
-/// Where a process id means something: a host and, where the platform has them, a process namespace on it.
+/// Where a process id is valid: a host and, on platforms that have them, a process namespace on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -308,13 +319,13 @@ pub struct ProcessHost {
 pub struct LastOutcome {
     /// The launch's fencing token.
     pub launch: u64,
-    /// When it ended.
+    /// When the launch ended.
     pub at: ClockReading,
-    /// What the launcher said, if it failed; cut after some 500 bytes.
+    /// The failure's message, if the launch failed; cut after some 500 bytes.
     pub failure: Option<String>,
 }
 
-/// The end of a backend, as it was reported.
+/// The reported end of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -326,7 +337,7 @@ pub struct BackendEnd {
 }
 
 impl BackendEnd {
-    /// The backend ended as it should.
+    /// Creates the report of an orderly end.
     pub fn orderly(launch: u64) -> Self {
         Self {
             launch,
@@ -334,7 +345,7 @@ impl BackendEnd {
         }
     }
 
-    /// The backend ended for this reason: `exit status: 1`, say.
+    /// Creates the report of a failure, with its reason: `exit status: 1`, say.
     pub fn failed(launch: u64, reason: impl Into<String>) -> Self {
         Self {
             launch,
@@ -343,7 +354,7 @@ impl BackendEnd {
     }
 }
 
-/// What the public methods tell; how it is stored is the text's business.
+/// Serializes what the public methods return, not the stored form.
 #[cfg(feature = "serde")]
 impl serde::Serialize for Ledger {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,11 +1,11 @@
-//! What names this process in a ledger.
+//! The identity of this process in a ledger.
 
 use std::sync::OnceLock;
 
 use super::{LedgerHolder, ProcessHost};
 use crate::budget::ClockReading;
 
-/// This process, as a holder since then.
+/// This process as a holder since the given time.
 pub(super) fn this_process(since: ClockReading) -> LedgerHolder {
     LedgerHolder {
         pid: std::process::id(),
@@ -15,7 +15,7 @@ pub(super) fn this_process(since: ClockReading) -> LedgerHolder {
     }
 }
 
-/// Where this process's id means something; `None` if the platform does not tell.
+/// Host and process namespace of this process; `None` if unknown.
 pub(crate) fn this_host() -> Option<&'static ProcessHost> {
     static HOST: OnceLock<Option<ProcessHost>> = OnceLock::new();
     let host = HOST.get_or_init(|| {

@@ -1,5 +1,5 @@
-//! A leader's turn at the ledger, from taking the lock to settling. Pure: what the ledger says, what the leader knows, and `now`
-//! are passed in.
+//! A leader's turn at the ledger, from taking the lock to settling. Pure: the ledger, the leader's knowledge and `now` are passed
+//! in.
 
 use std::time::Instant;
 
@@ -9,30 +9,30 @@ use crate::budget::{
     Attempt, BudgetPolicy, ClockReading, KeyBudget, Picture, Refusal, Settlement, TimePoint, Usage,
 };
 
-/// What a leader knows when it takes the lock.
+/// What a leader knows before it takes the lock.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Known {
-    /// The newest launch that had ended when the leader first read the ledger, if it did.
+    /// The newest ended launch when the leader first read the ledger; `None` if it has not read it.
     pub(crate) ended: Option<u64>,
-    /// The newest holder when the leader looked for a running backend and found none; `None` if it has not looked, or somebody
-    /// was launching then.
+    /// The newest holder when the leader looked for a running backend and found none; `None` if it has not looked, or a launch was
+    /// in progress then.
     pub(crate) looked_at: Option<u64>,
     /// The leader can look for a running backend.
     pub(crate) can_look: bool,
-    /// A launch that this leader was charged for, under a lock that it lost before it launched anything.
+    /// A launch that was charged to this leader under a lock that it lost before launching.
     pub(crate) lost_charge: Option<u64>,
 }
 
-/// What a leader does with the lock that it has just taken.
+/// What the leader does with the lock that it has just taken.
 #[derive(Debug)]
 pub(crate) enum Verdict {
     /// Launch: the attempt is charged.
     Charged(Attempt),
-    /// Look for a running backend, and then charge: somebody has held the lock since the last look.
+    /// Look for a running backend, then charge: the lock may have been held since the last look.
     Look,
     /// No attempt is left.
     Refused(Refusal),
-    /// Nothing: a launch that the leader waited for has failed.
+    /// Share the failure of a launch that the leader waited for.
     FailedSince { launch: u64, message: String },
 }
 
@@ -40,18 +40,18 @@ pub(crate) enum Verdict {
 #[derive(Debug)]
 pub(crate) struct LedgerSession {
     ledger: Box<Ledger>,
-    /// The newest launch that was charged before this one, and when.
+    /// The newest launch charged before this one, and the time of its charge.
     charged_before: (u64, Option<ClockReading>),
     is_charged: bool,
     elder_before: u64,
     before_success: Option<KeyBudget<ClockReading>>,
-    /// What was found needed mending, so it is written again in any case.
+    /// The ledger was corrected when it was taken over, so it must be written in any case.
     is_mended: bool,
     policy: BudgetPolicy,
 }
 
 impl LedgerSession {
-    /// Takes over the ledger of a lock that was just taken, and decides what to do. `None` if the lock keeps none.
+    /// Takes over the ledger of a lock that was just taken, and decides. `None` if the lock keeps no ledger.
     pub(crate) fn open(
         reading: LedgerReading,
         fencing_token: u64,
@@ -82,7 +82,7 @@ impl LedgerSession {
         Some((session, verdict))
     }
 
-    /// The record to write before anything else is done, if that verdict needs one.
+    /// The record to write in the step that takes the lock, if the verdict needs one.
     pub(crate) fn record_for(&mut self, verdict: &Verdict, now: ClockReading) -> Option<Ledger> {
         match verdict {
             Verdict::Charged(_) | Verdict::Look => {}
@@ -104,7 +104,7 @@ impl LedgerSession {
             LedgerReading::NotKept => return None,
             LedgerReading::Found(ledger) => ledger,
             LedgerReading::Unreadable => {
-                // Never an unlimited budget: what was counted is lost, so all of it counts as used.
+                // The count is lost, so the whole budget counts as used; otherwise a broken record would lift the limit.
                 let mut ledger = Box::<Ledger>::default();
                 ledger.budget.use_up(policy, now);
                 ledger.is_count_lost = true;
@@ -119,7 +119,7 @@ impl LedgerSession {
         }
         if ledger.holder.is_some() {
             is_mended = true;
-            // Whoever that was died, or dropped its permit: the backend of the last success was not proved stable.
+            // That launch was cut short, so the last success is followed by another launch and never becomes stable.
             ledger.budget.found_down();
         }
         ledger.launch = fencing_token;
@@ -136,7 +136,7 @@ impl LedgerSession {
         })
     }
 
-    /// Takes back what a launch was charged that never began.
+    /// Takes back the charge of a launch that never began.
     fn take_back(&mut self, lost_charge: Option<u64>) {
         if lost_charge.is_some_and(|launch| launch == self.ledger.charged) {
             self.ledger.budget.charges.take_back_newest();
@@ -145,20 +145,20 @@ impl LedgerSession {
         }
     }
 
-    /// What to write now.
+    /// The record to write now.
     pub(crate) fn to_write(&self) -> &Ledger {
         &self.ledger
     }
 
-    /// Takes over a report of a backend's end that came after the ledger was read.
+    /// Applies a report of a backend's end that came after the ledger was read.
     pub(crate) fn note_backend_end(&mut self, newer: &Ledger) {
         if let Some(end) = &newer.backend_end {
             self.ledger.note_backend_end(end);
         }
     }
 
-    /// Charges one attempt, if one is left for all processes together. `has_looked`: no backend runs, so a success that has yet
-    /// to prove stable never will.
+    /// Charges one attempt, if one is left for all processes together. `has_looked`: a look found no backend, so the last success
+    /// never becomes stable.
     pub(crate) fn charge(
         &mut self,
         has_looked: bool,
@@ -193,7 +193,7 @@ impl LedgerSession {
         Ok(ledger.budget.charge(&self.policy, now))
     }
 
-    /// Notes how the flight ended, and that nobody holds the lock. `failure` is why a launch failed.
+    /// Records the end of the flight and removes the holder. `failure` says why a launch failed.
     pub(crate) fn settle(
         &mut self,
         settlement: Settlement,
@@ -223,12 +223,12 @@ impl LedgerSession {
         self.is_charged = false;
     }
 
-    /// Notes that a backend was found running with the lock held, for those who wait for it.
+    /// Records that a backend was found with the lock held, for the processes that wait for the lock.
     pub(crate) fn note_found(&mut self) {
         self.ledger.found = self.ledger.launch;
     }
 
-    /// Settles again, as failed: the success that was to be told was none, since the lock had been lost.
+    /// Settles a success again, as a failure, since the lock was lost.
     pub(crate) fn settle_as_lost(&mut self, failure: &str, now: ClockReading) {
         if let Some(before) = self.before_success.take() {
             self.ledger.budget = before;
@@ -237,7 +237,7 @@ impl LedgerSession {
         }
     }
 
-    /// The ledger with what was used forgotten, for an operator.
+    /// The ledger with its budget reset, for an operator.
     pub(crate) fn into_reset(mut self) -> Ledger {
         self.ledger.budget.reset();
         self.ledger.is_count_lost = false;
@@ -245,18 +245,18 @@ impl LedgerSession {
         *self.ledger
     }
 
-    /// What it says now, by this process's clock.
+    /// Its picture at this moment, by this process's clock.
     pub(crate) fn picture(&self, shared_now: ClockReading, now: Instant) -> Picture {
         picture(&self.ledger, &self.policy, shared_now, now)
     }
 
-    /// What is used while the flight is in progress.
+    /// The usage while the flight is in progress.
     pub(crate) fn usage(&self, now: ClockReading) -> Usage {
         self.ledger.budget.usage(&self.policy, true, now)
     }
 }
 
-/// What a ledger says, by this process's clock.
+/// The picture of a ledger, by this process's clock.
 pub(crate) fn picture(
     ledger: &Ledger,
     policy: &BudgetPolicy,
@@ -264,14 +264,14 @@ pub(crate) fn picture(
     now: Instant,
 ) -> Picture {
     let mut budget = ledger.budget.clone();
-    // Forgets what no longer counts.
+    // Called to forget aged charges.
     budget.retry_after(policy, shared_now);
     Picture {
         reason: budget
             .is_used_up(policy)
             .then(|| ledger.exhaustion_reason(policy)),
-        // A time before the start of this process's clock (boot, on some platforms) counts as now: that attempt ages out
-        // later here, and the ledger is looked at before that matters.
+        // A time before the start of this process's clock (boot, on some platforms) counts as now: that attempt ages out later
+        // here, and the ledger is read before that matters.
         budget: budget.by_clock(|at| now.checked_sub(shared_now.since(at)).unwrap_or(now)),
         at: now,
     }

@@ -1,19 +1,19 @@
-//! A ledger as text.
+//! The text form of a ledger.
 //!
-//! One fact a line, for programs and for people (times in seconds, by the wall clock and, after `/`, since boot):
+//! One fact per line, for programs and people. Times are in seconds, by the wall clock and, after `/`, since boot:
 //!
 //! ```text
 //! launch 1795548335141                               the newest fencing token
 //! boot 3f2a…                                         the boot that the times after `/` are of
-//! written 1795548340.220/8383.873                    when this was written, by the writer's clock
-//! window 1795548301.467/8345.120 2                   a fixed window: when it began, attempts in it
-//! attempts 1795548301.467/8345.120 …                 or a sliding one: when each attempt was made
-//! up-since 1795548301.467/8345.120                   a success that has yet to prove stable
-//! holder 4711 1795548335.140/8378.793 83787          the launching process: its id, since when, when it started
-//! host web-1 4026531836                              where that process id means something: host, process namespace
-//! charged 1795548335141 1795548335.140/8378.793      the newest launch that an attempt was charged for, and when
+//! written 1795548340.220/8383.873                    time of writing, by the writer's clock
+//! window 1795548301.467/8345.120 2                   a fixed window: its begin, attempts in it
+//! attempts 1795548301.467/8345.120 …                 or a sliding window: the time of each attempt
+//! up-since 1795548301.467/8345.120                   the last success, if it is not yet stable
+//! holder 4711 1795548335.140/8378.793 83787          the launching process: id, start of the launch, start of the process
+//! host web-1 4026531836                              where that process id is valid: host, process namespace
+//! charged 1795548335141 1795548335.140/8378.793      the newest charged launch, and the time of its charge
 //! count-lost                                         the record before could not be read
-//! outcome 1795548335141 launched 1795548340.2/…      how the newest launch that ended did: `launched`,
+//! outcome 1795548335141 launched 1795548340.2/…      the outcome of the newest ended launch: `launched`,
 //! outcome 1795548335141 failed 1795548340.2/… text   or `failed` and why
 //! elder 1795548330007                                the success before the newest charge
 //! found 1795548335141                                the newest holder that found a backend running
@@ -21,7 +21,7 @@
 //! ended 1795548335141 failed text                    or `failed` and why
 //! ```
 //!
-//! Unknown lines are passed over, so that a later crate can add some within this version.
+//! Unknown lines are skipped, so a later release can add lines within this version.
 
 use std::fmt;
 use std::str::FromStr;
@@ -30,17 +30,17 @@ use std::time::Duration;
 use super::{BackendEnd, LastOutcome, Ledger, LedgerHolder, ProcessHost};
 use crate::budget::{BootReading, Charges, ClockReading};
 
-/// A sliding window in a ledger holds at most this many attempts; a larger maximum counts as this one. (That many fit into a
-/// lock file's record, whatever the clocks read.)
+/// A sliding window in a ledger holds at most this many attempts; a larger maximum counts as this one. This many fit into a
+/// lock file's record, whatever the clocks read.
 pub(crate) const MAX_SLIDING_ATTEMPTS: u32 = 24;
 
-/// How much of a failure's message is kept, in bytes of its escaped form.
+/// Bytes kept of a failure's message, in its escaped form.
 const MAX_MESSAGE_LEN: usize = 512;
 
-/// How much is kept of why a backend ended.
+/// Bytes kept of the reason why a backend ended.
 pub(crate) const MAX_REASON_LEN: usize = 60;
 
-/// How much is kept of a host's name, which has 64 bytes at most on Linux.
+/// Bytes kept of a host's name, which has 64 bytes at most on Linux.
 const MAX_HOST_LEN: usize = 40;
 
 impl fmt::Display for Ledger {
@@ -61,7 +61,7 @@ impl fmt::Display for Ledger {
             }
             Charges::Sliding(times) => {
                 f.write_str("attempts")?;
-                // Of more than there is room for, the oldest would age out first.
+                // If there is no room for all, drop the oldest, which age out first.
                 let surplus = times.len().saturating_sub(MAX_SLIDING_ATTEMPTS as usize);
                 for at in times.iter().skip(surplus) {
                     write!(f, " {}", time(at))?;
@@ -117,8 +117,8 @@ impl fmt::Display for Ledger {
 }
 
 impl Ledger {
-    /// The boot that the record's times are of. Times of another boot are kept by the wall clock alone: nobody can count
-    /// from them any more.
+    /// The boot of the record's times. Times of another boot are kept by the wall clock alone, since time since that boot can no
+    /// longer be measured.
     fn newest_boot(&self) -> Option<u128> {
         let budget = match &self.budget.charges {
             Charges::None => None,
@@ -171,7 +171,7 @@ impl BackendEnd {
     }
 }
 
-/// The text is not that of a [`Ledger`].
+/// The text is not a [`Ledger`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a ledger: cannot read the line {line:?}")]
 pub struct ParseLedgerError {
@@ -262,7 +262,7 @@ fn read_line(ledger: &mut Ledger, boot: &mut Option<u128>, word: &str, rest: &st
     Some(())
 }
 
-/// A time as text: seconds by the wall clock and, if it is of the record's boot, seconds since that.
+/// A time as text: seconds by the wall clock and, if it is of the record's boot, seconds since boot.
 struct TimeText(ClockReading, Option<u128>);
 
 impl fmt::Display for TimeText {
@@ -279,7 +279,7 @@ impl fmt::Display for TimeText {
     }
 }
 
-/// Whole milliseconds: finer is not needed, and a record stays short.
+/// Writes seconds with milliseconds. That is precise enough, and keeps a record short.
 fn write_seconds(f: &mut fmt::Formatter<'_>, time: Duration) -> fmt::Result {
     write!(f, "{}.{:03}", time.as_secs(), time.subsec_millis())
 }
@@ -313,12 +313,12 @@ fn read_seconds(text: &str) -> Option<Duration> {
     ))
 }
 
-/// A message as one line, cut to what a record has room for.
+/// A message as one line, cut to the room in a record.
 pub(crate) fn escaped(message: &str) -> String {
     cut(message, MAX_MESSAGE_LEN)
 }
 
-/// A text as one line of at most so many bytes, and `…` if it was longer.
+/// A text as one line of at most `most` bytes, with `…` if it was longer.
 fn cut(text: &str, most: usize) -> String {
     let mut line = String::new();
     for c in text.chars() {
@@ -337,7 +337,7 @@ fn cut(text: &str, most: usize) -> String {
     line
 }
 
-/// A name without white space, which separates words.
+/// A name without white space, since that separates words.
 fn one_word(name: &str) -> String {
     let name = name.replace(char::is_whitespace, "_");
     let name = cut(&name, MAX_HOST_LEN);

@@ -1,4 +1,4 @@
-//! What can go wrong with a spawn lock, each case by name and with its path.
+//! Errors of a spawn lock: one variant per cause, with the path.
 
 use std::fmt;
 use std::io;
@@ -9,35 +9,35 @@ use super::identity::SpawnLockFileIdentity;
 
 /// Why a spawn lock could not be taken, or was lost.
 ///
-/// [`retry_helps`](Self::retry_helps) tells the cases that pass by themselves from those that somebody must mend. No case
-/// ever falls back to running without the lock.
+/// [`retry_helps`](Self::retry_helps) tells the causes that pass by themselves from those that somebody must fix. The gate
+/// never runs without its lock.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SpawnLockError {
-    /// The lock file or its directory could not be opened or made. A retry helps once the cause is mended.
+    /// The lock file or its directory could not be opened or created. A retry helps once the cause is fixed.
     #[error("cannot open {} for a spawn lock", path.display())]
     Open {
-        /// The lock file, or the directory it stands in.
+        /// The lock file, or its directory.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// Another holder has the lock. A retry helps when that one is done.
+    /// Another holder has the lock. A retry helps once that holder releases it.
     #[error("the spawn lock {} is held by another launch", path.display())]
     AlreadyLocked {
         /// The lock file.
         path: PathBuf,
     },
-    /// The operating system refused the lock for another reason than a holder.
+    /// The operating system refused the lock for another reason than a holder. A retry helps once the cause is fixed.
     #[error("cannot lock the spawn lock {}", path.display())]
     Lock {
         /// The lock file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The path no longer names the file that was locked: somebody deleted, renamed or replaced it. A retry helps: it
-    /// opens the file that is there now.
+    /// The path no longer names the locked file: somebody deleted, renamed or replaced it. A retry helps: it opens the file
+    /// that the path names then.
     #[error("the spawn lock {} was deleted or replaced under its holder", path.display())]
     DeletedOrRecreated {
         /// The lock file.
@@ -47,40 +47,40 @@ pub enum SpawnLockError {
         /// The file that the path names now; `None` if there is none.
         current_identity: Option<SpawnLockFileIdentity>,
     },
-    /// The file's identity could not be read, so it is unknown whether the lock is the one at its path.
-    #[error("cannot tell which file the spawn lock {} is", path.display())]
+    /// The file's identity could not be read, so it is unknown whether the path still names the locked file. A retry helps
+    /// once the cause is fixed.
+    #[error("cannot read the identity of the spawn lock {}", path.display())]
     Identity {
         /// The lock file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// Something else than a regular file stands at the path. A retry helps once it is gone.
+    /// The path names something other than a regular file. A retry helps once that is removed.
     #[error("the spawn lock {} is a {found}, not a regular file", path.display())]
     NotARegularFile {
         /// The lock file.
         path: PathBuf,
-        /// What stands there.
+        /// What the path names.
         found: FileKind,
     },
-    /// Something else than a directory stands where the lock directory is to be, or where that is to stand; or a link that leads
-    /// nowhere. A retry helps once it is gone.
-    #[error("no spawn lock can be kept there: {} is not a directory", path.display())]
+    /// The lock directory or one of its parents is not a directory, or is a dangling link. A retry helps once that is removed.
+    #[error("cannot use the directory for spawn locks: {} is not a directory", path.display())]
     NotADirectory {
-        /// What stands there.
+        /// The path that is not a directory.
         path: PathBuf,
     },
-    /// The lock file or its directory belongs to another user, or others may write to it: they could free the lock or
-    /// swap the file. A retry helps once owner and mode are right.
+    /// The lock file or its directory belongs to another user, or others may write to it: they could replace the file or block
+    /// the lock. A retry helps once owner and mode are right.
     #[error("the spawn lock is not safe: {} {problem}", path.display())]
     Unsafe {
-        /// The lock file, or the directory it stands in.
+        /// The lock file, or its directory.
         path: PathBuf,
         /// What is wrong with it.
         problem: Unsafety,
     },
-    /// The file system may be shared with other machines: an exclusive lock may be kept by one machine alone, or hang. A retry
-    /// does not help; choose a local directory.
+    /// The file system may be shared with other machines: a lock may hold on one machine only, or hang. A retry does not help;
+    /// choose a local directory.
     #[error("the spawn lock {} is on a file system whose locks may not hold ({filesystem})", path.display())]
     UnsafeFilesystem {
         /// The lock file.
@@ -88,12 +88,12 @@ pub enum SpawnLockError {
         /// The file system's common name.
         filesystem: &'static str,
     },
-    /// The file system has no such locks. A retry does not help; choose another directory.
+    /// The file system does not support file locks. A retry does not help; choose another directory.
     #[error("the file system of the spawn lock {} has no file locks", path.display())]
     LocksUnsupported {
         /// The lock file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The file system is mounted read-only. A retry does not help; choose another directory.
@@ -101,54 +101,54 @@ pub enum SpawnLockError {
     ReadOnlyFilesystem {
         /// The lock file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The name is longer than the file system takes. A retry does not help.
+    /// The name is longer than the file system allows. A retry does not help.
     #[error("the spawn lock's name is too long: {}", path.display())]
     NameTooLong {
         /// The lock file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The record in the lock file could not be read or written. A retry helps once the cause (a full disk, say) is mended.
-    #[error("cannot read or write the record in the spawn lock {}", path.display())]
+    /// The ledger in the lock file could not be read or written. A retry helps once the cause (a full disk, say) is fixed.
+    #[error("cannot read or write the ledger in the spawn lock {}", path.display())]
     Ledger {
         /// The lock file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The record in the lock file was written by a newer version of this crate. A retry does not help: update this
+    /// The ledger in the lock file was written by a newer version of this crate. A retry does not help: update this
     /// program, or give it a lock directory of its own.
     #[error(
-        "the record in the spawn lock {} has version {found}, this program knows {supported}",
+        "the ledger in the spawn lock {} has version {found}, this program knows {supported}",
         path.display()
     )]
     LedgerVersion {
         /// The lock file.
         path: PathBuf,
-        /// The record's version.
+        /// The ledger's version.
         found: u32,
         /// The newest version that this program knows.
         supported: u32,
     },
-    /// The lock did not answer in time; its file system or service hangs. A retry helps once it answers again.
+    /// The lock did not answer in time: its file system or service hangs. A retry helps once it answers again.
     #[error("the spawn lock did not answer within {after:?}")]
     Unresponsive {
-        /// How long it was waited for.
+        /// How long the gate waited.
         after: Duration,
     },
-    /// A lease of a lock service was lost: it ran out, or was revoked. A retry helps: it takes the lock anew.
+    /// A lease of a lock service was lost: it expired or was revoked. A retry helps: it takes the lock again.
     #[error("the lease of the spawn lock {lock} was lost")]
     LeaseLost {
-        /// The lock's name there.
+        /// The lock's name in the service.
         lock: String,
-        /// What the service said, if it said anything.
+        /// The service's error, if it gave one.
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
-    /// The runtime was shut down while the lock was being taken. The lock is not held.
+    /// The runtime was shut down while the lock was being taken. The lock is not held. A retry helps only on another runtime.
     #[error("the runtime was shut down while the spawn lock {} was being taken", path.display())]
     RuntimeShutDown {
         /// The lock file.
@@ -157,9 +157,9 @@ pub enum SpawnLockError {
     /// A lock of another kind (a lock service, say) failed.
     #[error("the spawn lock service failed for {lock}")]
     Service {
-        /// The lock's name there.
+        /// The lock's name in the service.
         lock: String,
-        /// What the service said.
+        /// The service's error.
         source: Box<dyn std::error::Error + Send + Sync>,
         /// Whether a retry helps.
         retry_helps: bool,
@@ -167,7 +167,7 @@ pub enum SpawnLockError {
 }
 
 impl SpawnLockError {
-    /// Whether the same call can succeed later without anybody mending anything.
+    /// Returns whether the same call can succeed later without a fix.
     pub fn retry_helps(&self) -> bool {
         match self {
             Self::AlreadyLocked { .. }
@@ -179,7 +179,7 @@ impl SpawnLockError {
         }
     }
 
-    /// Whether this says that a lock which was held is held no longer, so that another process can hold it by now.
+    /// Returns whether a held lock was lost, so that another process may hold it now.
     pub fn is_lost(&self) -> bool {
         matches!(
             self,
@@ -188,7 +188,7 @@ impl SpawnLockError {
     }
 }
 
-/// What stands at a path where a regular file was wanted.
+/// What a path names instead of a regular file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FileKind {
@@ -224,7 +224,7 @@ impl fmt::Display for FileKind {
 #[non_exhaustive]
 pub enum Unsafety {
     /// It belongs to another user.
-    #[error("belongs to user {owner}, not to user {user} who runs this")]
+    #[error("belongs to user {owner}, not to user {user} of this process")]
     Owner {
         /// Its owner.
         owner: u32,
@@ -232,7 +232,7 @@ pub enum Unsafety {
         user: u32,
     },
     /// Group or others may write to it.
-    #[error("has mode {mode:04o}, so others may write to it (chmod go-w mends that)")]
+    #[error("has mode {mode:04o}, so others may write to it (chmod go-w fixes that)")]
     Writable {
         /// Its permission bits.
         mode: u32,

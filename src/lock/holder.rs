@@ -1,4 +1,4 @@
-//! Who holds a spawn lock, for people.
+//! The holder of a spawn lock, for people.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,19 +6,19 @@ use std::time::SystemTime;
 
 use crate::ledger::{LedgerHolder, ProcessHost, this_host};
 
-/// Who holds a spawn lock: for messages and admin pages, not for decisions. The process may be gone and its id in use by
-/// another.
+/// The holder of a spawn lock, for messages and admin pages, not for decisions: the process may be gone and its id in use by
+/// another process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct LockHolder {
     /// The lock file, or the lock's name.
     pub path: PathBuf,
-    /// The holder's process id, on its host and in its process namespace.
+    /// The holder's process id, valid on its host and in its process namespace.
     pub pid: u32,
-    /// Where that process id means something, if that is known.
+    /// Host and process namespace of that process id, if known.
     pub host: Option<ProcessHost>,
-    /// Since when it has been launching, by the wall clock.
+    /// Start of its launch, by the wall clock.
     pub since: SystemTime,
 }
 
@@ -35,9 +35,9 @@ impl LockHolder {
 
 impl fmt::Display for LockHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not that this process holds it: it may be gone, and a child that it forked hold the lock yet.
+        // It says "took", not "holds": the process may be gone, and a child that it forked may still hold the lock.
         write!(f, "{}, which process {}", self.path.display(), self.pid)?;
-        // A process id alone would be taken for one of this host and this process namespace.
+        // A reader would take a bare process id for one of this host and this process namespace.
         match (&self.host, this_host()) {
             (Some(host), Some(here)) if host.name != here.name => {
                 write!(f, " of host {}", host.name)?;

@@ -1,9 +1,9 @@
-//! Identity: which file a handle, or a path, is.
+//! The identity of a lock file: which file a handle or a path refers to.
 
-/// Names a file among all that exist now: the same file has the same identity, whatever its path.
+/// Device and file number of a file: the same file has the same identity, whatever its path.
 ///
-/// Compare identities only while a handle to one of the two is open. A file system may give a deleted file's number to the
-/// next file made (ext4 does so at once), so an identity that was stored says nothing.
+/// Compare identities only while a handle to one of the two files is open. A file system may reuse a deleted file's number for
+/// the next new file (ext4 does so at once), so do not store an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpawnLockFileIdentity {
     /// The device (Unix) or the volume's serial number (Windows).

@@ -18,7 +18,7 @@ use crate::util::shard;
 
 /// Spawn locks that live in this process. Clones share them, so two gates with clones of one lock exclude each other.
 ///
-/// It keeps no other process from launching: for that use [`FileSpawnLock`](crate::FileSpawnLock).
+/// It does not keep other processes from launching; use [`FileSpawnLock`](crate::FileSpawnLock) for that.
 ///
 /// # Examples
 ///
@@ -33,7 +33,7 @@ pub struct InMemorySpawnLock<K> {
 }
 
 struct Shared {
-    /// Each key has its place in one of these, by its hash, so that launches of different keys seldom meet.
+    /// Sharded by the key's hash, so launches of different keys rarely contend.
     shards: [Mutex<Locks>; SHARDS],
     hasher: RandomState,
 }
@@ -42,14 +42,14 @@ const SHARDS: usize = 16;
 
 #[derive(Default)]
 struct Locks {
-    /// The hashes of the keys whose locks are held. Two keys with the same one, of 64 bits and seeded at random, would exclude
-    /// each other for a while, which does no harm.
+    /// The hashes of the keys whose locks are held. Two keys with the same hash (64 bits, randomly seeded) only wait for each
+    /// other.
     held: HashTable<u64>,
     last_token: u64,
 }
 
 impl<K> InMemorySpawnLock<K> {
-    /// Creates a family of locks of which none is held.
+    /// Creates a family of locks, none of them held.
     pub fn new() -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -62,7 +62,7 @@ impl<K> InMemorySpawnLock<K> {
 }
 
 impl Shared {
-    /// By the key's fields, which tell any two keys apart: two that are not equal may have the same [`Hash`](std::hash::Hash).
+    /// Hashes the key's fields, which differ for unequal keys; their [`Hash`](std::hash::Hash) may be the same.
     fn hash<K: GateKey>(&self, key: &K) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         key.fields(&mut |field| {
@@ -73,7 +73,7 @@ impl Shared {
         hasher.finish()
     }
 
-    /// They are right after each single step, so a panic elsewhere cannot leave them half-changed.
+    /// Ignores poisoning: each step leaves the locks consistent.
     fn locks(&self, hash: u64) -> MutexGuard<'_, Locks> {
         let shard = &self.shards[shard(hash, SHARDS)];
         shard.lock().unwrap_or_else(PoisonError::into_inner)
@@ -81,7 +81,7 @@ impl Shared {
 }
 
 impl Locks {
-    /// Takes the lock of the key with this hash, if it is free. Returns the new holder's token.
+    /// Takes the lock of the key with this hash, if it is free. Returns the new holder's fencing token.
     fn take(&mut self, hash: u64) -> Option<u64> {
         let Entry::Vacant(place) = self.held.entry(hash, |&held| held == hash, |&held| held) else {
             return None;

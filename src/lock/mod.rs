@@ -1,13 +1,13 @@
 //! The spawn lock: what keeps another process from launching too.
 //!
-//! [`FileSpawnLock`] is the one to use, [`InMemorySpawnLock`] is for tests. For a lock of your own, implement [`SpawnLock`] and
-//! [`SpawnLease`].
+//! Use [`FileSpawnLock`]; [`InMemorySpawnLock`] is for tests and for programs that are alone on their machine. For a lock of
+//! your own, implement [`SpawnLock`] and [`SpawnLease`].
 //!
 //! [`FileSpawnLock`]: crate::FileSpawnLock
 //! [`InMemorySpawnLock`]: crate::InMemorySpawnLock
 
-// Each imports only from those before it: identity error holder traits memory file. Of the crate's other rooms `budget`, `ledger` and
-// the small helpers may be imported here.
+// Each imports only from those before it: identity, error, holder, traits, memory, file. Of the crate's other rooms, only
+// `key`, `budget`, `ledger` and `util` may be imported here.
 mod error;
 mod file;
 mod holder;

@@ -1,4 +1,4 @@
-//! What a gate needs of a spawn lock.
+//! The seam for spawn locks: what a gate needs from a lock and its lease.
 
 use std::fmt;
 use std::future::Future;
@@ -15,40 +15,41 @@ use crate::ledger::{BackendEnd, Ledger, LedgerReading};
 
 /// A family of exclusive locks, one for each key. A [`SpawnGate`](crate::SpawnGate) holds a key's lock while it launches.
 ///
-/// [`FileSpawnLock`](crate::FileSpawnLock) is the one to use; [`InMemorySpawnLock`](crate::InMemorySpawnLock) is for tests
-/// and for programs that are alone. The lock service of a cluster fits too: a successful try returns a lease, which can be lost.
+/// Use [`FileSpawnLock`](crate::FileSpawnLock); [`InMemorySpawnLock`](crate::InMemorySpawnLock) is for tests and for programs
+/// that are alone on their machine. A lock service of a cluster fits too: a successful try returns a lease, which can be lost.
 #[async_trait]
 pub trait SpawnLock<K>: fmt::Debug + Send + Sync + 'static {
     /// Tries once to take the lock of `key`, without waiting for its holder.
     ///
-    /// If the lock keeps a [`Ledger`], it reads that once it is held, calls [`LedgerUpdate::apply`], and writes what that
-    /// returns, all before this returns. If that write fails, the lock is released and the error returned.
+    /// A lock that keeps a [`Ledger`] takes the lock, reads the ledger, calls [`LedgerUpdate::apply`], and writes the ledger that
+    /// this returns, all before the future resolves. If the write fails, it releases the lock and returns the error.
     ///
     /// # Errors
     ///
-    /// A held lock is [`TryAcquire::Held`] and no error. If the lock is lost before this returns
-    /// ([`SpawnLockError::is_lost`]), the gate tries again a few times. Any other error for which
-    /// [`SpawnLockError::retry_helps`] is retried until the deadline of the wait; the rest ends the flight.
+    /// A lock that is held elsewhere is [`TryAcquire::Held`], not an error. If the lock is lost before the future resolves
+    /// ([`SpawnLockError::is_lost`]), the gate tries again, at most five times per flight. The gate retries other errors for
+    /// which [`SpawnLockError::retry_helps`] is true until the lock deadline; the rest end the flight.
     ///
     /// # Cancel safety
     ///
-    /// If the returned future is dropped, a lock that was taken, or is about to be, must be released by itself, with what was
-    /// written to the ledger taken back.
+    /// If the future is dropped, the implementation must release a lock that it has taken or is about to take, and take back
+    /// what it wrote to the ledger.
     async fn try_acquire(
         &self,
         key: &K,
         request: LockRequest,
     ) -> Result<TryAcquire, SpawnLockError>;
 
-    /// Takes the lock of `key` if it is free, for a lock that keeps no ledger and needs neither wait nor block. Returns `None`
-    /// (the default) if the lock is not free or cannot do that.
+    /// Takes the lock of `key` if it is free and this lock keeps no ledger and can be taken without waiting or blocking. Returns
+    /// `None` (the default) otherwise.
     fn try_acquire_now(&self, key: &K) -> Option<Box<dyn SpawnLease>> {
         let _ = key;
         None
     }
 
-    /// Waits until the lock of `key`, which was found held, may be free; for `pause` (the default) if that cannot be told. A
-    /// wait that ends too early costs a try, one that ends too late costs time: the gate looks again every second in any case.
+    /// Waits until the lock of `key`, which was found held, may be free; for `pause` (the default) if the lock cannot tell. A
+    /// wait that ends too early costs one try; one that ends too late delays the caller by a second at most, since the gate then
+    /// looks again.
     ///
     /// # Cancel safety
     ///
@@ -58,8 +59,8 @@ pub trait SpawnLock<K>: fmt::Debug + Send + Sync + 'static {
         tokio::time::sleep(pause).await;
     }
 
-    /// Returns whether this lock keeps a [`Ledger`] for each key. If it does, the budget is counted there, for all processes
-    /// that share the lock; if not, by each gate for itself. Asked once, when a gate is built.
+    /// Returns whether this lock keeps a [`Ledger`] for each key. If so, all processes that share the lock share the budget;
+    /// if not (the default), each gate counts its own. Called once, when a gate is built.
     fn keeps_ledger(&self) -> bool {
         false
     }
@@ -68,7 +69,7 @@ pub trait SpawnLock<K>: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// An error means that it cannot be told what the ledger says; the gate then decides when it holds the lock.
+    /// If the ledger cannot be read; the gate then decides once it holds the lock.
     ///
     /// # Cancel safety
     ///
@@ -78,8 +79,8 @@ pub trait SpawnLock<K>: fmt::Debug + Send + Sync + 'static {
         Ok(LedgerReading::NotKept)
     }
 
-    /// Reports beside the ledger that a backend has ended, without taking the lock or waiting for its holder: the ledger is read
-    /// with [`Ledger::note_backend_end`] applied from then on. Does nothing by default.
+    /// Stores beside the ledger that a backend has ended, without taking the lock or waiting for its holder. From then on, the
+    /// lock applies [`Ledger::note_backend_end`] to each ledger that it reads. Does nothing by default.
     ///
     /// # Errors
     ///
@@ -130,11 +131,11 @@ impl<K: Sync, L: SpawnLock<K> + ?Sized> SpawnLock<K> for Arc<L> {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct LockRequest {
-    /// What becomes of the ledger once the lock is held.
+    /// The update to apply to the ledger once the lock is held.
     pub update: LedgerUpdate,
-    /// When the caller's wait for the lock is over. A try should not outlast it by much.
+    /// The end of the caller's wait for the lock. A try should not outlast it by more than a second.
     pub deadline: Instant,
-    /// The caller has found the lock held before, and waits. Such a try must not wake others who wait.
+    /// Whether the caller has found the lock held before and is waiting. Such a try must not wake other waiters.
     pub is_waiting: bool,
 }
 
@@ -149,22 +150,22 @@ impl LockRequest {
     }
 }
 
-/// A change of the ledger, made by whoever has just taken the lock. A decision that travels to where the lock is taken, so that
-/// taking, reading and writing are one step there.
+/// The gate's decision on a ledger, as a function that the lock calls once it is held, so that taking the lock, reading and
+/// writing the ledger are one step.
 pub struct LedgerUpdate(Box<dyn FnOnce(LedgerReading, u64) -> Option<Ledger> + Send>);
 
 impl LedgerUpdate {
-    /// Wraps a function from what the ledger says, and the fencing token of the new holder, to the ledger to write.
+    /// Wraps a function from the ledger's reading and the new holder's fencing token to the ledger to write.
     pub fn new(update: impl FnOnce(LedgerReading, u64) -> Option<Ledger> + Send + 'static) -> Self {
         Self(Box::new(update))
     }
 
-    /// Changes nothing.
+    /// Creates an update that changes nothing.
     pub fn none() -> Self {
         Self::new(|_, _| None)
     }
 
-    /// Returns the ledger to write; `None` if nothing is to be written.
+    /// Returns the ledger to write; `None` to write nothing.
     pub fn apply(self, reading: LedgerReading, fencing_token: u64) -> Option<Ledger> {
         (self.0)(reading, fencing_token)
     }
@@ -176,16 +177,16 @@ impl fmt::Debug for LedgerUpdate {
     }
 }
 
-/// What came of a try.
+/// The result of a try.
 #[derive(Debug)]
 pub enum TryAcquire {
-    /// The lock is held by the caller now.
+    /// The caller now holds the lock.
     Acquired(Box<dyn SpawnLease>),
     /// Somebody else holds it.
     Held {
         /// The lock's path, or its name if it has no path.
         lock: PathBuf,
-        /// What the ledger said right before the try, as far as it could be read.
+        /// The ledger right before the try, as far as it could be read.
         ledger: LedgerReading,
     },
 }
@@ -193,72 +194,71 @@ pub enum TryAcquire {
 /// Resolves when a lease is lost.
 pub type LeaseLost<'a> = Pin<Box<dyn Future<Output = SpawnLockError> + Send + 'a>>;
 
-/// A held spawn lock. Dropping it releases the lock, at once and without waiting where that is possible.
+/// A held spawn lock. Dropping it releases the lock, at once and without waiting where possible.
 #[async_trait]
 pub trait SpawnLease: fmt::Debug + Send + Sync + 'static {
-    /// Returns the fencing token: a number that only grows from holder to holder of the same lock. A backend that is told
-    /// it can refuse the elder of two launchers.
+    /// Returns the fencing token: a number that grows from holder to holder of the same lock. A backend that gets it can refuse
+    /// the older of two launchers.
     fn fencing_token(&self) -> u64;
 
     /// Checks that the lock is still held.
     ///
     /// # Errors
     ///
-    /// An error for which [`SpawnLockError::is_lost`] if the lock was lost; any other if that cannot be told.
+    /// An error for which [`SpawnLockError::is_lost`] is true if the lock was lost; another error if that is unknown.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future changes nothing.
     async fn verify(&self) -> Result<(), SpawnLockError>;
 
-    /// Checks as [`verify`](Self::verify) does. Returns `None` (the default) if this lease cannot do so without waiting or
-    /// blocking.
+    /// Does the check of [`verify`](Self::verify) synchronously. Returns `None` (the default) if this lease cannot do so without
+    /// waiting or blocking.
     fn verify_now(&self) -> Option<Result<(), SpawnLockError>> {
         None
     }
 
-    /// Returns a future that resolves as soon as the lock is known to be lost. `None` (the default) means that a loss shows only
-    /// when the lease is verified.
+    /// Returns a future that resolves as soon as the lock is known to be lost. `None` (the default) means that only a check
+    /// notices a loss.
     fn lost(&self) -> Option<LeaseLost<'_>> {
         None
     }
 
-    /// Returns for how long the lock holds without being renewed, and so for how long a call of this lease may take. `None` (the
-    /// default) means until it is released.
+    /// Returns how long the lock holds without a renewal. A call of this lease may take as long. `None` (the default) means that
+    /// the lock does not expire; a call may then take five seconds.
     fn expires_in(&self) -> Option<Duration> {
         None
     }
 
-    /// Writes the ledger. Either all of it is written, or what was there before stays readable, also if this process is
-    /// killed meanwhile.
+    /// Writes the ledger, atomically: if the write fails or this process is killed, the ledger before it stays readable.
     ///
     /// # Errors
     ///
-    /// An error for which [`SpawnLockError::is_lost`] if the lock was lost, in which case nothing was written; else what went
-    /// wrong with the write.
+    /// An error for which [`SpawnLockError::is_lost`] is true if the lock was lost and nothing was written; otherwise the error
+    /// of the write.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the ledger may be written later, but not after the lock was released.
+    /// If the future is dropped, the ledger may be written later, but not after the release of the lock.
     async fn write_ledger(&mut self, ledger: &Ledger) -> Result<(), SpawnLockError> {
         let _ = ledger;
         Ok(())
     }
 
-    /// Ends the holding of the lock: verifies it, writes the last record, and releases it, before anybody hears of the outcome.
+    /// Verifies the lock, writes the last record, and releases the lock, in one call. The gate then publishes the outcome.
     ///
-    /// By default it verifies, and writes; dropping the lease then releases the lock. Implement it if a release needs to wait,
-    /// or if one step is cheaper than three.
+    /// The default verifies and writes; the gate then drops the lease, which releases the lock. Implement it if a release has to
+    /// wait, or if one step is cheaper than three.
     ///
     /// # Errors
     ///
-    /// An error for which [`SpawnLockError::is_lost`] if the lock was lost: nothing was written, and the flight ends as
+    /// An error for which [`SpawnLockError::is_lost`] is true if the lock was lost and nothing was written: the flight ends with
     /// [`LaunchError::LockLost`](crate::LaunchError::LockLost). After any other error the gate verifies the lease once more
-    /// before it tells a success, and drops it.
+    /// before it reports a success, and drops the lease.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the lock is released with the lease.
+    /// If the future is dropped, dropping the lease must still release the lock.
     async fn settle(&mut self, ledger: Option<&Ledger>) -> Result<(), SpawnLockError> {
         self.verify().await?;
         match ledger {
@@ -267,8 +267,8 @@ pub trait SpawnLease: fmt::Debug + Send + Sync + 'static {
         }
     }
 
-    /// Verifies a lease whose lock keeps no ledger and is released by dropping it. Returns `None` (the default) if this lease
-    /// has more to do to settle.
+    /// Settles synchronously, for a lease without a ledger that is released by dropping it: verifies only. Returns `None` (the
+    /// default) if [`settle`](Self::settle) has to do more.
     fn settle_now(&self) -> Option<Result<(), SpawnLockError>> {
         None
     }

@@ -1,4 +1,4 @@
-//! Turning a panic of the user's code into its message.
+//! Converts a panic of user code into its message.
 
 use std::any::Any;
 use std::future::Future;
@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// Resolves to `Err(message)` if the inner future panics. Do not poll it again then.
+    /// Resolves to `Err(message)` if the inner future panics.
     pub(crate) struct CatchPanic<F> {
         #[pin]
         inner: F,
@@ -27,7 +27,7 @@ impl<F: Future> Future for CatchPanic<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let inner = self.project().inner;
-        // Unwind safe: what the panic may have left half-done is the future's own, and it is not polled again.
+        // Unwind safe: a panic can leave only the future's own state inconsistent, and it is not polled again.
         match catch_unwind(AssertUnwindSafe(|| inner.poll(cx))) {
             Ok(poll) => poll.map(Ok),
             Err(payload) => Poll::Ready(Err(message(payload))),
@@ -35,7 +35,7 @@ impl<F: Future> Future for CatchPanic<F> {
     }
 }
 
-/// Runs code of the user's where a panic must not get out. Returns its message then.
+/// Runs user code where a panic must not propagate. Returns the panic's message as the error.
 pub(crate) fn caught<V>(run: impl FnOnce() -> V) -> Result<V, String> {
     catch_unwind(AssertUnwindSafe(run)).map_err(message)
 }
@@ -46,7 +46,7 @@ fn message(payload: Box<dyn Any + Send>) -> String {
         Err(payload) => match payload.downcast::<&'static str>() {
             Ok(text) => (*text).to_owned(),
             Err(payload) => {
-                // A payload of any type can panic again when it is dropped, so it is not.
+                // Not dropped: the `Drop` of an unknown payload can panic again.
                 std::mem::forget(payload);
                 "no message".to_owned()
             }

@@ -1,4 +1,4 @@
-//! An error with all its sources, in words.
+//! An error and its sources as text.
 
 use std::error::Error;
 use std::fmt;
@@ -8,8 +8,7 @@ use super::caught;
 /// Bounds a chain of sources, which could be cyclic.
 const MAX_ERRORS: usize = 16;
 
-/// Writes an error's message and, if `{:#}` asks for it, the messages of its sources. For the `Display` of an error whose plain
-/// message `message` writes.
+/// Implements `Display` for an error: writes `message` and, for `{:#}`, the messages of the sources.
 pub(crate) fn with_sources(
     f: &mut fmt::Formatter<'_>,
     error: &dyn Error,
@@ -22,13 +21,13 @@ pub(crate) fn with_sources(
     }
 }
 
-/// Returns the messages of an error and its sources. These may be a user's code, which must not keep a flight from ending.
+/// Returns the messages of an error and its sources. They may be user code, whose panics must not keep a flight from ending.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let errors = std::iter::successors(Some(error), |&error| {
         caught(|| error.source()).ok().flatten()
     });
     let messages = errors.take(MAX_ERRORS).map(|error| {
-        caught(|| error.to_string()).unwrap_or_else(|_| "an error without words".into())
+        caught(|| error.to_string()).unwrap_or_else(|_| "an error whose message panicked".into())
     });
     messages.collect::<Vec<_>>().join(": ")
 }

@@ -1,4 +1,4 @@
-//! A deadline that costs nothing for what is ready at once.
+//! A timeout that costs nothing for a future that is ready at once.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-/// Awaits `future` for as long as `limit`, then gives up: `None`. As tokio's `timeout`, but a timer is made only if the
-/// future is not ready at once.
+/// Like tokio's `timeout` (`None` means that the limit is over), but creates a timer only if the future is not ready at once.
 pub(crate) async fn lazy_timeout<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     let at_once = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx)));
     match at_once.await {
         Poll::Ready(output) => Some(output),
-        // Boxed, so that those who need no timer do not keep room for one.
+        // Boxed, so that the caller's future has no room for a timer.
         Poll::Pending => Box::pin(timeout(limit, future)).await.ok(),
     }
 }

@@ -1,4 +1,4 @@
-//! Small helpers that know nothing of gates.
+//! Helpers that know nothing about gates.
 
 mod catch_panic;
 mod error_chain;

@@ -1,6 +1,6 @@
-//! Splitting what is kept by key, so that those who ask for different keys seldom meet.
+//! Sharding by key, so that requests for different keys rarely contend.
 
-/// Picks one of `count` for a hash, by other bits than a hash table looks at.
+/// Picks one of `count` shards for a hash, by bits that a hash table does not use.
 pub(crate) fn shard(hash: u64, count: usize) -> usize {
     (hash >> 32) as usize % count
 }

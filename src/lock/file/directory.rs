@@ -1,4 +1,4 @@
-//! The spawn lock over a directory of lock files: where blocking calls leave the runtime's threads.
+//! The spawn lock over a directory of lock files. Blocking calls run off the runtime's threads.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,18 +18,23 @@ use crate::lock::error::SpawnLockError;
 use crate::lock::traits::{LockRequest, SpawnLock, TryAcquire};
 
 /// Spawn locks that are OS file locks in one directory, one file for each key. All processes of the machine that use the
-/// same directory exclude each other, and a process that dies lets go of its locks.
+/// same directory exclude each other. The locks of a process that dies are released.
 ///
-/// The files are named by [`LockName`] and stay when a lock is released. Each holds the key's [`Ledger`]: the budget that all
-/// the processes share, who launches, and how the last launch ended; `cat` shows it. Do not delete the files while they may
-/// be in use: a gate notices it, but only the launch number tells two backends apart then, and the key's count is lost. There
-/// is one file more, `probe.lock`, which is taken only to see whether the directory serves.
+/// The files are named by [`LockName`] and stay when a lock is released. Each holds the key's [`Ledger`](crate::admin::Ledger):
+/// the budget that all processes share, the holder, and the last outcome; `cat` shows it. Do not delete a file that may be in
+/// use: a gate notices it, but two backends can then run, told apart only by their fencing tokens, and the key's count is lost.
+/// One more file, `probe.lock`, is locked only to check that the directory works.
 ///
-/// A file that holds something else than a ledger counts as a budget that was just used up. A ledger that a newer version of
-/// this crate wrote is an error, [`SpawnLockError::LedgerVersion`].
+/// A file with other content counts as a budget that was just used up. A ledger that a newer version of this crate wrote is an
+/// error, [`SpawnLockError::LedgerVersion`].
 ///
-/// All processes must see the directory through the same mount: through two overlay mounts over one lower directory, both
-/// would get the lock.
+/// All gates on one directory should keep a ledger. A gate that keeps none ([`without_ledger`](Self::without_ledger)) and a
+/// holder of [`acquire_spawn_lock`](crate::lock::acquire_spawn_lock) leave no trace in it. A gate that keeps one may find the
+/// lock free and the ledger unchanged since its look, and then launches without a second look, although another holder has
+/// launched in between.
+///
+/// All processes must see the directory through the same mount: two overlay mounts over one lower directory have separate
+/// locks.
 ///
 /// # Examples
 ///
@@ -50,33 +55,36 @@ pub struct FileSpawnLock {
 }
 
 impl FileSpawnLock {
-    /// Uses `directory`, making it (mode 0700, with its parents) if there is none; links in its path are resolved now. Takes a
-    /// lock in it once, so that a directory which cannot serve is found now and not by the first request.
+    /// Uses `directory`, and creates it (mode 0700, with its parents) if it does not exist. Links in its path are resolved now.
+    /// Takes a lock in it once, so a directory that does not work is reported now and not by the first request.
     ///
-    /// It makes a few short blocking calls.
+    /// Makes a few short blocking calls.
     ///
     /// # Errors
     ///
-    /// As [`acquire_spawn_lock`](crate::acquire_spawn_lock). A directory that group or others can write to is refused.
+    /// The errors of [`acquire_spawn_lock`](crate::lock::acquire_spawn_lock), and [`SpawnLockError::NotADirectory`]. A directory
+    /// that group or others can write to is [`SpawnLockError::Unsafe`].
     pub fn new(directory: impl Into<PathBuf>) -> Result<Self, SpawnLockError> {
         Self::with_filesystem(directory.into(), Filesystem::Local)
     }
 
-    /// As [`new`](Self::new), but accepts a network file system too.
+    /// Like [`new`](Self::new), but also accepts a network file system.
     ///
-    /// Whether its locks hold between machines, or at all, is then yours to know: client and server may keep them apart,
-    /// and even a try can hang while the server is away.
+    /// You must then know whether its locks hold between machines, or at all: each machine may lock for itself, and even a
+    /// try can hang while the server is unreachable.
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new), without [`SpawnLockError::UnsafeFilesystem`].
+    /// Those of [`new`](Self::new), without [`SpawnLockError::UnsafeFilesystem`].
     pub fn on_any_filesystem(directory: impl Into<PathBuf>) -> Result<Self, SpawnLockError> {
         Self::with_filesystem(directory.into(), Filesystem::Any)
     }
 
     /// Keeps no ledger: nothing is written to the lock files. Each process then counts its own budget and forgets it when
-    /// it ends, waiting processes do not hear why a launch failed, and a holder is not named. The fencing token comes from
-    /// the wall clock alone.
+    /// it ends, waiting processes do not share a failure, and errors do not name the holder. The fencing token comes from the
+    /// wall clock alone.
+    ///
+    /// Do not use the directory with gates that keep a ledger: see [`FileSpawnLock`].
     #[must_use]
     pub fn without_ledger(mut self) -> Self {
         self.keeps_ledger = false;
@@ -94,12 +102,12 @@ impl FileSpawnLock {
             }
             made => made.and_then(|()| directory.canonicalize()),
         };
-        // Resolved once: neither a link that is changed nor a change of the working directory moves the locks later.
+        // Resolved once, so neither a changed link nor a change of the working directory moves the locks later.
         let directory = made.map_err(|source| sys::open_error(&directory, source))?;
         let probe = directory.join(PROBE_NAME);
         match acquire_with(&probe, filesystem, Try::First, |_| {}) {
             Ok(_) => {}
-            // Another process probes in this moment, so the directory serves.
+            // Another process is probing at this moment, so the directory works.
             Err(error) if error.retry_helps() => {}
             Err(error) => return Err(error),
         }
@@ -110,18 +118,18 @@ impl FileSpawnLock {
         })
     }
 
-    /// Returns the directory, as it was resolved.
+    /// Returns the resolved directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Returns the path of a key's lock file, whether or not there is one yet.
+    /// Returns the path of a key's lock file, whether or not it exists.
     pub fn path_of<K: GateKey>(&self, key: &K) -> PathBuf {
         self.directory.join(LockName::new(key).as_str())
     }
 }
 
-/// The lock file that is only ever taken to see whether the directory serves. No key has this name: theirs hold a hash.
+/// The lock file that is locked only to check that the directory works. No key has this name: theirs contain a hash.
 const PROBE_NAME: &str = "probe.lock";
 
 #[async_trait]
@@ -142,7 +150,7 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
     async fn released(&self, key: &K, pause: Duration) {
         match self.filesystem {
             Filesystem::Local => released(&self.path_of(key), pause).await,
-            // Other machines' releases are not told here, and a probe could hang.
+            // The kernel does not report releases by other machines, and a probe could hang.
             Filesystem::Any => sleep(pause).await,
         }
     }
@@ -170,7 +178,7 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
     }
 }
 
-/// Names what stands in the way of a directory: it, or what was to hold it.
+/// Names the path that is not a directory: this one or an ancestor.
 fn not_a_directory(directory: &Path) -> SpawnLockError {
     let stands = |path: &&Path| path.symlink_metadata().is_ok();
     let path = directory.ancestors().find(stands).unwrap_or(directory);

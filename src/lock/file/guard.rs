@@ -10,22 +10,23 @@ use crate::lock::identity::SpawnLockFileIdentity;
 
 /// Takes the spawn lock at `path`, once, without waiting.
 ///
-/// The file is made (mode 0600) if there is none; one that others may read is set to 0600, since whoever can open it can lock
-/// it. It is never truncated, never deleted, and nothing is written to it. After locking, the handle's identity is compared
-/// with the path's, so a file that was deleted or replaced meanwhile is noticed. The lock is advisory, belongs to this
-/// handle, and ends with the guard, or with the process however that dies. A program that is started meanwhile does not
-/// inherit it: the handle is closed on exec. A child that is forked and does not exec (as classic daemons are) shares the
-/// handle, and if this process dies while it holds the lock, keeps it until it ends.
+/// Creates the file (mode 0600) if it does not exist. A file that others may read is set to 0600, since a process that can open
+/// it can lock it. The file is never truncated or deleted, and nothing is written to it. After locking, the identities of handle
+/// and path are compared, so a file that was deleted or replaced meanwhile is noticed.
 ///
-/// Links are not followed, except in the path's directories: whoever can change those must be trusted.
+/// The lock is advisory and belongs to the handle. It ends with the guard or with the process, however that dies. The handle
+/// is closed on exec, so a started program does not inherit it. A child that is forked and does not exec (a classic daemon)
+/// shares the handle; if this process dies while it holds the lock, the child keeps it until it ends.
 ///
-/// It blocks for a few short system calls; in async code use [`FileSpawnLock`](crate::FileSpawnLock), or `spawn_blocking`.
+/// The last component of the path may not be a link. Links in its directories are followed, so trust those who can change them.
+///
+/// Blocks for a few short system calls; in async code use [`FileSpawnLock`](crate::FileSpawnLock) or `spawn_blocking`.
 ///
 /// # Errors
 ///
-/// [`SpawnLockError::AlreadyLocked`] if somebody holds it, [`SpawnLockError::DeletedOrRecreated`] if the file was swapped
-/// in between: a retry helps with both. Everything else names something to mend: not a regular file, a directory or file
-/// that others can write to, a network file system, a read-only one, a name too long, a missing directory.
+/// [`SpawnLockError::AlreadyLocked`] if the lock is held, [`SpawnLockError::DeletedOrRecreated`] if the file was replaced
+/// meanwhile: a retry helps with both. Every other error names something to fix: not a regular file, a directory or file
+/// that others can write to, a network or read-only file system, a name that is too long, a missing directory.
 ///
 /// # Examples
 ///
@@ -45,24 +46,24 @@ pub fn acquire_spawn_lock(path: impl AsRef<Path>) -> Result<SpawnLockGuard, Spaw
     acquire_with(path.as_ref(), Filesystem::Local, Try::First, |_| {})
 }
 
-/// Which file systems are good enough.
+/// Which file systems are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Filesystem {
     Local,
     Any,
 }
 
-/// Whether somebody may be waiting for the same lock.
+/// Whether other waiters may be woken by this try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Try {
     /// One descriptor both locks and writes.
     First,
-    /// The descriptor that locks cannot write: those who wait are woken when one that can write is closed, and a try that fails
-    /// must not wake them. The one that writes is opened once the lock is held.
+    /// The descriptor that locks is read-only: waiters wake when a writable one is closed, and a failed try must not wake them.
+    /// A writable one is opened once the lock is held.
     WhileWaiting,
 }
 
-/// `before_lock` runs between open and lock: to read the record there, and for tests, to swap the file.
+/// Takes the lock once. `before_lock` runs between open and lock: it reads the record, and tests replace the file in it.
 pub(super) fn acquire_with(
     path: &Path,
     filesystem: Filesystem,
@@ -73,7 +74,7 @@ pub(super) fn acquire_with(
     let absolute = std::path::absolute(path).map_err(|source| sys::open_error(path, source))?;
     check_directory(path)?;
     let opened = match kind {
-        // A network file system locks exclusively only what can be written.
+        // A network file system may need a writable descriptor for an exclusive lock.
         Try::WhileWaiting if filesystem == Filesystem::Local => match sys::open_for_reading(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 sys::open(path).map(|file| (file, true))
@@ -108,7 +109,7 @@ pub(super) fn acquire_with(
 pub struct SpawnLockGuard {
     /// The handle that holds the lock.
     file: File,
-    /// The handle that writes, if it is another one.
+    /// The handle that writes, if it is not `file`.
     writer: Option<File>,
     path: PathBuf,
     absolute: PathBuf,
@@ -118,24 +119,24 @@ pub struct SpawnLockGuard {
 }
 
 impl SpawnLockGuard {
-    /// Returns the lock file's path, as it was given.
+    /// Returns the lock file's path, as given.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Returns the identity of the locked file: what the open handle is, whatever the path names by now.
+    /// Returns the identity of the locked file, that is of the open handle; the path may name another file by now.
     pub fn file_identity(&self) -> Option<SpawnLockFileIdentity> {
         Some(self.identity)
     }
 
-    /// Checks that the path still names the locked file. If not, another process can hold "the same" lock by now.
+    /// Checks that the path still names the locked file. If not, another process may hold a lock at the same path now.
     ///
-    /// It makes one short system call.
+    /// Makes one short system call.
     ///
     /// # Errors
     ///
-    /// [`SpawnLockError::DeletedOrRecreated`] if the path names another file or none, [`SpawnLockError::Identity`] if that
-    /// cannot be told. A retry of this call does not help: let go of the guard and take the lock anew.
+    /// [`SpawnLockError::DeletedOrRecreated`] if the path names another file or none, [`SpawnLockError::Identity`] if that is
+    /// unknown. A retry of this call does not help: drop the guard and take the lock again.
     pub fn verify(&self) -> Result<(), SpawnLockError> {
         let current_identity = match sys::path_identity(&self.absolute) {
             Ok(identity) => Some(identity),
@@ -166,8 +167,7 @@ impl SpawnLockGuard {
         self.writer.as_ref().unwrap_or(&self.file)
     }
 
-    /// Lets go of the lock before the handles are closed. In a forked child, which shares the lock with its parent, it does
-    /// nothing.
+    /// Releases the lock before the handles are closed. Does nothing in a forked child, which shares the lock with its parent.
     pub(super) fn unlock(&self) {
         if self.is_of_this_process() {
             sys::unlock(&self.file);
@@ -188,7 +188,7 @@ impl SpawnLockGuard {
         Ok(())
     }
 
-    /// False in a forked child: it shares the lock with its parent, so it must not free it.
+    /// False in a forked child: it shares the lock with its parent, so it must not release it.
     pub(super) fn is_of_this_process(&self) -> bool {
         self.pid == std::process::id()
     }
@@ -203,11 +203,11 @@ impl Drop for SpawnLockGuard {
 /// Locks the file for this handle alone.
 fn lock(path: &Path, file: &File) -> Result<(), SpawnLockError> {
     let mut lock = fd_lock::RwLock::new(file);
-    // The lock belongs to the open file, not to this borrow of it: forgetting the borrow keeps it.
+    // The lock belongs to the open file, so forgetting this borrow keeps it.
     tried(path, || lock.try_write().map(std::mem::forget))
 }
 
-/// Whether somebody holds the lock of this file. If nobody does, it is shared for a moment with others who look.
+/// Whether the lock of this file is held. If not, this takes a shared lock for a moment.
 pub(super) fn is_locked(path: &Path, file: &File) -> Result<bool, SpawnLockError> {
     let lock = fd_lock::RwLock::new(file);
     match tried(path, || lock.try_read().map(drop)) {
@@ -249,7 +249,7 @@ fn check_directory(path: &Path) -> Result<(), SpawnLockError> {
     }
 }
 
-/// Checks the open file, not the path: that cannot change any more.
+/// Checks the open file, not the path, since an open file cannot be replaced.
 fn check_file(
     path: &Path,
     file: &File,
@@ -281,7 +281,7 @@ fn check_file(
     sys::identity(file, &metadata).map_err(identity_error)
 }
 
-/// Which file the handle is.
+/// The identity of the handle's file.
 pub(super) fn identity_of(
     path: &Path,
     file: &File,
@@ -295,7 +295,7 @@ pub(super) fn identity_of(
     })
 }
 
-/// Names why the open failed: what stands at the path says more than the error number.
+/// Names why the open failed: the kind of file at the path says more than the error number.
 pub(super) fn open_error(path: &Path, source: io::Error) -> SpawnLockError {
     match path
         .symlink_metadata()

@@ -1,7 +1,7 @@
-//! Hearing from the kernel that a lock file was closed, deleted or replaced. Linux only.
+//! Notification by the kernel that a lock file was closed, deleted or replaced. Linux only.
 //!
-//! One thread serves all files that this process waits for. It is there only while somebody waits, and it sleeps until the
-//! kernel has something to tell. The set of files stands behind a mutex that is held for single steps.
+//! One thread serves all files that this process waits for. It exists only while somebody waits, and sleeps until the kernel
+//! reports an event. The set of files is behind a mutex that is held for single steps.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,7 +15,7 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use tokio::sync::watch::{Receiver, Sender};
 
-/// A holder has its lock file open for writing, so the end of that is told, also when the process dies.
+/// A holder has its lock file open for writing, so closing it is an event, also when the process dies.
 pub(super) const EVENTS: WatchFlags = WatchFlags::CLOSE_WRITE
     .union(WatchFlags::ATTRIB)
     .union(WatchFlags::DELETE_SELF)
@@ -26,11 +26,11 @@ static WATCHER: Mutex<Option<Watcher>> = Mutex::new(None);
 
 struct Watcher {
     inotify: Arc<OwnedFd>,
-    /// By the kernel's number for the file. Whoever waits for a file has a receiver.
+    /// By the kernel's number for the file. Each waiter of a file has a receiver.
     files: HashMap<i32, Sender<()>>,
 }
 
-/// One file that somebody waits for.
+/// A watch on one file.
 pub(super) struct FileWatch {
     inotify: Arc<OwnedFd>,
     number: i32,
@@ -38,13 +38,13 @@ pub(super) struct FileWatch {
 }
 
 fn watcher() -> MutexGuard<'static, Option<Watcher>> {
-    // Whole after each single step, whoever panicked.
+    // Poisoning is ignored: each step leaves the set consistent.
     WATCHER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl FileWatch {
-    /// Watches the file at `path` from now on. `None` if the kernel refuses (it has a limit for each user), or there is no
-    /// thread to be had.
+    /// Watches the file at `path` from now on. Returns `None` if the kernel refuses (it has a limit per user) or no thread can be
+    /// started.
     pub(super) fn new(path: &Path) -> Option<Self> {
         let mut watcher = watcher();
         let inotify = match &*watcher {
@@ -64,10 +64,10 @@ impl FileWatch {
         })
     }
 
-    /// Returns when something happened to the file since the last call. Dropping the future loses nothing.
+    /// Returns when an event of the file has come since the last call. Dropping the future loses none.
     pub(super) async fn changed(&mut self) {
         if self.changed.changed().await.is_err() {
-            // The file is gone, which was told before, or the thread is.
+            // The file is gone, which was reported before, or the thread is.
             std::future::pending().await
         }
     }
@@ -79,7 +79,7 @@ impl Drop for FileWatch {
         let Some(watcher) = of_instance(&mut watcher, &self.inotify) else {
             return;
         };
-        // The kernel answers with `IGNORED`, which lets the thread see whether this was the last one.
+        // The kernel answers with `IGNORED`, so the thread checks whether this was the last watch.
         if let Entry::Occupied(file) = watcher.files.entry(self.number) {
             if file.get().receiver_count() == 1 {
                 file.remove();
@@ -103,7 +103,7 @@ impl Watcher {
         })
     }
 
-    /// Returns who is to be told, and who is told for the last time, which dropping does.
+    /// Returns the senders to notify. Those of a file that is gone are removed, and dropping them notifies for the last time.
     fn hear(&mut self, number: i32, events: ReadFlags) -> Vec<Sender<()>> {
         if events.contains(ReadFlags::QUEUE_OVERFLOW) {
             self.files.values().cloned().collect()
@@ -115,7 +115,7 @@ impl Watcher {
     }
 }
 
-/// The watcher, unless another one has taken its place.
+/// The watcher, unless another one has replaced it.
 fn of_instance<'a>(
     watcher: &'a mut Option<Watcher>,
     inotify: &Arc<OwnedFd>,
@@ -125,7 +125,7 @@ fn of_instance<'a>(
         .filter(|watcher| Arc::ptr_eq(&watcher.inotify, inotify))
 }
 
-/// Passes on what the kernel tells, until nobody waits any more.
+/// Passes on the kernel's events until nobody waits any more.
 fn serve(inotify: &Arc<OwnedFd>) {
     let mut buffer = [MaybeUninit::uninit(); 4096];
     let mut reader = Reader::new(&**inotify, &mut buffer);
@@ -133,7 +133,7 @@ fn serve(inotify: &Arc<OwnedFd>) {
         let told = match reader.next() {
             Ok(event) => Some((event.wd(), event.events())),
             Err(Errno::INTR) => continue,
-            // It will tell nothing more: those who wait go on by themselves.
+            // No more events will come: the waiters probe by themselves.
             Err(_) => None,
         };
         let mut watcher = watcher();
@@ -143,7 +143,7 @@ fn serve(inotify: &Arc<OwnedFd>) {
         let to_tell = told.map(|(number, events)| current.hear(number, events));
         let is_over = to_tell.is_none() || current.files.is_empty();
         let ended = is_over.then(|| watcher.take());
-        // Telling runs the wakers of those who wait, so whatever a program does in these: not under the mutex.
+        // Notifying runs the waiters' wakers, which may be user code: not under the mutex.
         drop(watcher);
         to_tell
             .iter()
@@ -156,7 +156,7 @@ fn serve(inotify: &Arc<OwnedFd>) {
     }
 }
 
-/// Whether the thread is there.
+/// Whether the thread exists.
 #[cfg(test)]
 pub(super) fn is_running() -> bool {
     watcher().is_some()
@@ -171,7 +171,7 @@ mod tests {
 
     use super::*;
 
-    /// Wakes by dropping what is waited with, which needs the mutex.
+    /// A waker that drops the watch, which needs the mutex.
     struct Drops {
         watch: Mutex<Option<FileWatch>>,
         done: Mutex<mpsc::Sender<()>>,

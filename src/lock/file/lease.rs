@@ -1,4 +1,4 @@
-//! A held lock file with its ledger: taken, written and settled off the runtime's threads, each in one step there.
+//! A held lock file with its ledger. Taking, writing and settling are one step each, off the runtime's threads.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::ledger::{Ledger, LedgerReading};
 use crate::lock::error::SpawnLockError;
 use crate::lock::traits::{LedgerUpdate, LockRequest, SpawnLease, TryAcquire};
 
-/// Which file is locked, and how.
+/// Which file to lock, and how.
 #[derive(Debug)]
 pub(super) struct LockFile {
     pub(super) path: PathBuf,
@@ -32,8 +32,8 @@ pub(super) async fn try_acquire(
         true => Try::WhileWaiting,
         false => Try::First,
     };
-    // If this future is dropped the closure still runs; its lease is then dropped with its task, which takes back what it wrote
-    // and unlocks.
+    // If this future is dropped, the closure still runs. Its lease is dropped with its task, which takes back what it wrote and
+    // unlocks.
     let tried = off_thread(file.path.clone(), move |_| file.take(kind, request.update));
     Ok(match tried.await? {
         Tried::Taken(mut lease) => {
@@ -53,7 +53,7 @@ enum Tried {
 }
 
 impl LockFile {
-    /// Takes the lock, reads its ledger, and writes what becomes of that.
+    /// Takes the lock, reads its ledger, applies the update, and writes the result.
     fn take(self, kind: Try, update: LedgerUpdate) -> Result<Tried, SpawnLockError> {
         let path = &*self.path;
         let mut before = None;
@@ -97,15 +97,15 @@ impl LockFile {
 /// A held file lock.
 #[derive(Debug)]
 struct FileLease {
-    /// What the ledger said before, until the caller has this lease.
+    /// The ledger before the update, until the caller has this lease.
     undo: Option<Box<Ledger>>,
-    /// Shared with a write that is under way: the lock is not released before it is done. `None` once it is settled.
+    /// Shared with a write in progress, so the lock is not released before that is done. `None` once settled.
     guard: Option<Arc<SpawnLockGuard>>,
     path: PathBuf,
-    /// What reached the file. Held while a write is made, so that two do not mix: one that took too long to be waited for can
-    /// still be under way when the next is made.
+    /// What reached the file. Locked during a write, so that two do not mix: a write that timed out may still be in progress when
+    /// the next one begins.
     written: Arc<Mutex<Written>>,
-    /// How many writes were begun.
+    /// The number of writes begun.
     writes: u64,
     launch: u64,
     filesystem: Filesystem,
@@ -116,7 +116,7 @@ struct FileLease {
 struct Written {
     /// The number of the newest record in the file.
     sequence: u64,
-    /// Which write that was.
+    /// The number of the write that wrote it.
     newest: u64,
 }
 
@@ -130,10 +130,10 @@ impl Written {
     ) -> Result<(), SpawnLockError> {
         let mut written = this.lock().unwrap_or_else(PoisonError::into_inner);
         if written.newest > number {
-            // This one comes late: a newer one must not be undone, nor what another holder wrote.
+            // This one is late: it must not overwrite a newer write or another holder's record.
             return Ok(());
         }
-        // A write that fails is made again in the same slot: the other one holds the last good record.
+        // A failed write is repeated in the same slot, since the other slot holds the last good record.
         record::write(guard.path(), guard.file(), written.sequence, ledger)?;
         written.sequence = written.sequence.saturating_add(1);
         written.newest = number;
@@ -171,7 +171,7 @@ impl FileLease {
         })
     }
 
-    /// Writes where it is. For threads that may block.
+    /// Writes on this thread, which must be one that may block.
     fn write_now(&mut self, ledger: &Ledger) -> Result<(), SpawnLockError> {
         let number = self.next_write();
         Written::write(&self.written, number, &*self.guard()?, ledger)
@@ -181,14 +181,14 @@ impl FileLease {
 impl Drop for FileLease {
     fn drop(&mut self) {
         if let Some(before) = self.undo.take() {
-            // Nobody came for this lease, so nothing was launched. If it cannot be undone, the charge stays, which is safe.
+            // The caller never got this lease, so nothing was launched. If the undo fails, the charge stays, which is safe.
             let _ = self.write_now(&before);
         }
         let Some(guard) = &self.guard else {
             return;
         };
-        // A write that was given up may wait for a thread, with a share in the guard: it must neither be made after this, nor
-        // keep the lock. One that is being made lets go of the lock when it is done.
+        // A write that timed out may still wait for a thread and share the guard: it must neither happen after this nor keep the
+        // lock. A write in progress releases the lock when it is done.
         if let Ok(mut written) = self.written.try_lock() {
             written.newest = u64::MAX;
             guard.unlock();
@@ -212,7 +212,7 @@ impl SpawnLease for FileLease {
 
     fn verify_now(&self) -> Option<Result<(), SpawnLockError>> {
         match self.filesystem {
-            // One `lstat`: too short to leave the thread for.
+            // One `lstat`: too short to move to another thread.
             Filesystem::Local => Some(self.guard().and_then(|guard| guard.verify())),
             Filesystem::Any => None,
         }
@@ -270,8 +270,8 @@ pub(super) async fn off_thread<V: Send + 'static>(
     }
 }
 
-/// The number of the launch after `last`: the wall clock's microseconds, so that it grows also when the lock file was deleted
-/// and the count with it; and above the last one, also when the clock was set back.
+/// The fencing token after `last`: the wall clock's microseconds, so that it grows also if the lock file was deleted; but at
+/// least `last + 1`, so that it grows also if the clock was set back.
 fn launch_after(last: u64) -> u64 {
     let micros = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -279,7 +279,7 @@ fn launch_after(last: u64) -> u64 {
     last.saturating_add(1).max(micros)
 }
 
-/// The number of a launch that is not recorded: it grows within this process, and with the wall clock beyond.
+/// A fencing token without a ledger: it grows within this process, and from process to process with the wall clock.
 fn unrecorded_launch() -> u64 {
     static NEWEST: AtomicU64 = AtomicU64::new(0);
     let now = launch_after(0);
@@ -321,7 +321,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("indexer.lock");
         let mut lease = take(&path, LedgerUpdate::none());
-        // The second one is made first, as if the first one had waited for a thread meanwhile.
+        // The second write comes first, as if the first had waited for a thread.
         lease.writes = 1;
         lease.write_ledger(&ledger(2)).await.unwrap();
         lease.writes = 0;

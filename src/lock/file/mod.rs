@@ -4,9 +4,9 @@
 //!
 //! - `unix` or `windows`: the system calls.
 //! - `guard`: one lock on one path.
-//! - `slots`: how a lock file holds its ledger, as bytes; `record`: reading and writing that.
+//! - `slots`: the bytes of a lock file; `record`: reading and writing them.
 //! - `report`: what a lock file says, for people.
-//! - `inotify`, on Linux: hearing that a file was closed; `release`: waiting for a holder to let go.
+//! - `inotify`, on Linux: notification that a file was closed; `release`: waiting for a holder to release the lock.
 //! - `lease`: a held lock with its ledger; `directory`: the lock over a directory of such files.
 
 mod directory;

@@ -9,7 +9,7 @@ use super::sys;
 use crate::ledger::{BackendEnd, Ledger, LedgerReading};
 use crate::lock::error::SpawnLockError;
 
-/// Reads the ledger at `path` without touching the lock. A file that is not there says that nobody ever launched.
+/// Reads the ledger at `path` without touching the lock. A missing file reads as the default ledger.
 pub(super) fn peek(path: &Path) -> Result<LedgerReading, SpawnLockError> {
     match open_to_read(path) {
         Ok(file) => Ok(read(path, &file)?.0),
@@ -20,7 +20,7 @@ pub(super) fn peek(path: &Path) -> Result<LedgerReading, SpawnLockError> {
     }
 }
 
-/// Opens a lock file that is there, to look at it.
+/// Opens an existing lock file for reading.
 pub(super) fn open_to_read(path: &Path) -> Result<File, SpawnLockError> {
     let open_error = |source| super::guard::open_error(path, source);
     let file = sys::open_for_reading(path).map_err(open_error)?;
@@ -34,7 +34,7 @@ pub(super) fn open_to_read(path: &Path) -> Result<File, SpawnLockError> {
     }
 }
 
-/// What is read of a lock file.
+/// The bytes read from a lock file.
 pub(super) struct Bytes {
     slots: [u8; RECORD_LEN],
     len: usize,
@@ -62,7 +62,7 @@ impl Bytes {
         Reading::of(&self.slots[..self.len])
     }
 
-    /// What they say, for those who do not hold the lock.
+    /// Parses them, for a reader that does not hold the lock.
     pub(super) fn ledger(&self) -> LedgerReading {
         match self.reading() {
             Reading::Empty => LedgerReading::Found(Box::default()),
@@ -72,7 +72,7 @@ impl Bytes {
     }
 }
 
-/// Returns what the file says and the sequence number of the newest record, zero if there is none.
+/// Reads the ledger and the sequence number of the newest record; zero if there is none.
 pub(super) fn read(path: &Path, file: &File) -> Result<(LedgerReading, u64), SpawnLockError> {
     let bytes = Bytes::read(file).map_err(|source| ledger_error(path, source))?;
     match bytes.reading() {
@@ -95,8 +95,8 @@ fn is_new(path: &Path, file: &File) -> Result<bool, SpawnLockError> {
     Ok(metadata.len() == 0)
 }
 
-/// Writes the note beside the records, which needs no lock. Does nothing unless it is about the newest launch: the note before
-/// may be.
+/// Writes the note beside the records, which needs no lock. Does nothing unless it is about the newest launch, so that it does
+/// not replace a note about that.
 pub(super) fn write_note(path: &Path, end: &BackendEnd) -> Result<(), SpawnLockError> {
     if let LedgerReading::Found(ledger) = peek(path)? {
         let newest = ledger.last_outcome().map(|last| last.launch);
@@ -110,7 +110,7 @@ pub(super) fn write_note(path: &Path, end: &BackendEnd) -> Result<(), SpawnLockE
     Ok(())
 }
 
-/// Writes the record that follows the one with the number `newest`. On an error, that one stays readable.
+/// Writes the record after the one with the number `newest`, which stays readable on an error.
 pub(super) fn write(
     path: &Path,
     file: &File,

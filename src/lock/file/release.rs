@@ -1,7 +1,7 @@
-//! Waiting for the holder of a lock file to let go, without trying to take the lock all the time.
+//! Waits for the release of a lock file, without trying to take the lock all the time.
 //!
-//! A probe looks whether the lock is free, through a descriptor that stays open and cannot write. So a probe costs one system
-//! call and wakes nobody: what wakes those who wait is the closing of a descriptor that can write.
+//! A probe checks whether the lock is free, through a read-only descriptor that stays open. So it costs one system call and
+//! wakes nobody: waiters wake when a writable descriptor is closed.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,22 +12,21 @@ use tokio::time::{sleep, timeout};
 use super::inotify::FileWatch;
 use super::{guard, record, sys};
 
-/// The pause between two probes where the kernel tells of a release: only in case that it does not, since a forked child still
-/// has a copy of the descriptor, say.
+/// The pause between two probes where the kernel reports a release. It may miss one: if a forked child has a copy of the
+/// descriptor, say.
 const PROBE_ANYWAY: Duration = Duration::from_millis(50);
 
-/// The pause between two probes where it does not tell.
+/// The pause between two probes where the kernel does not report a release.
 const PROBE_EVERY: Duration = Duration::from_millis(20);
 
-/// The kernel closes a dead process's files before it frees their locks, but right before.
+/// The kernel closes a dead process's files right before it releases their locks.
 const AFTER_A_CLOSE: Duration = Duration::from_millis(1);
 
-/// Returns when the lock file at `path`, which was found locked, is free, or is not the same file any more. If that cannot be
-/// told, it returns after `pause`.
+/// Waits until the lock file at `path`, which was found locked, is free or replaced; for `pause` if that cannot be observed.
 ///
-/// The system calls that it makes on the way are short and never wait, so it makes them where it is.
+/// Its system calls are short and never wait, so it makes them on this thread.
 pub(super) async fn released(path: &Path, pause: Duration) {
-    // Before the first probe, so that nothing can happen unheard in between.
+    // Before the first probe, so that no event in between is missed.
     let mut watch = FileWatch::new(path);
     let opened = record::open_to_read(path).and_then(|file| {
         let identity = guard::identity_of(path, &file)?;
@@ -48,7 +47,7 @@ pub(super) async fn released(path: &Path, pause: Duration) {
             Err(_) => return sleep(pause).await,
         }
         if heard {
-            // A file that is touched all the time must not keep this busy.
+            // A file with constant events must not keep this busy.
             sleep(AFTER_A_CLOSE).await;
             heard = false;
             continue;
@@ -60,7 +59,7 @@ pub(super) async fn released(path: &Path, pause: Duration) {
     }
 }
 
-/// Waits for news of the file. Returns whether there was any.
+/// Waits for an event of the file. Returns whether one came.
 async fn heard_within(limit: Duration, watch: &mut Option<FileWatch>) -> bool {
     let heard = async {
         match watch {
@@ -71,7 +70,7 @@ async fn heard_within(limit: Duration, watch: &mut Option<FileWatch>) -> bool {
     timeout(limit, heard).await.is_ok()
 }
 
-/// Elsewhere the kernel is not asked.
+/// On other platforms there is no notification.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 struct FileWatch;
 
@@ -103,9 +102,9 @@ mod tests {
 
     const PAUSE: Duration = Duration::from_secs(1);
 
-    /// Runs `test` while even paused time stands still, so that no probe is ever due.
+    /// Runs `test` while even paused time does not advance, so that no probe is ever due.
     async fn with_time_stopped(test: impl AsyncFnOnce()) {
-        // Paused time does not run ahead while a blocking call is running.
+        // Paused time does not advance while a blocking call is running.
         let (end, ended) = mpsc::channel::<()>();
         let running = spawn_blocking(move || ended.recv());
         let began = Instant::now();
@@ -175,7 +174,7 @@ mod tests {
     async fn a_release_that_the_kernel_does_not_tell_of_is_noticed_by_a_probe() {
         let (_directory, path) = lock_file();
         let guard = acquire_spawn_lock(&path).unwrap();
-        // The descriptor stays open, as in a child that was forked and has yet to exec.
+        // The descriptor stays open, as in a child between fork and exec.
         let copy = guard.file().try_clone().unwrap();
         let mut wait = tokio_test::task::spawn(released(&path, PAUSE));
         tokio_test::assert_pending!(wait.poll());
@@ -198,7 +197,7 @@ mod tests {
         };
         drop(try_again().unwrap_err());
         assert_eq!(told.next().unwrap_err(), Errno::AGAIN);
-        // One that succeeds can write, and is told of when it lets go.
+        // A try that succeeds has a writable descriptor, so its release is reported.
         drop(guard);
         while told.next().is_ok() {}
         let taken = try_again().unwrap();

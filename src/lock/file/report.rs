@@ -1,4 +1,4 @@
-//! What a lock file says, for admin pages and for people.
+//! A report of a lock file, for admin pages and for people.
 
 use std::path::{Path, PathBuf};
 
@@ -8,21 +8,21 @@ use crate::ledger::LedgerReading;
 use crate::lock::error::SpawnLockError;
 use crate::lock::holder::LockHolder;
 
-/// What a lock file says, and whether the lock is held, at one moment. For people: by the time it is read it may be over.
+/// The ledger of a lock file and whether the lock is held, at one moment. For people: it may be outdated when it is read.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct LockReport {
     /// The lock file.
     pub path: PathBuf,
-    /// Whether somebody holds the lock.
+    /// Whether the lock is held.
     pub is_held: bool,
-    /// What is written in the file.
+    /// The ledger in the file.
     pub ledger: LedgerReading,
 }
 
 impl LockReport {
-    /// Returns who holds the lock, if somebody does and is written there.
+    /// Returns the holder, if the lock is held and the ledger names the holder.
     pub fn holder(&self) -> Option<LockHolder> {
         match &self.ledger {
             LedgerReading::Found(ledger) if self.is_held => {
@@ -34,14 +34,15 @@ impl LockReport {
     }
 }
 
-/// Looks at the spawn lock at `path`, for an admin page or a person: is it held, by whom, how did the last launch end?
+/// Reports on the spawn lock at `path`, for an admin page or a person: whether it is held, by whom, and how the last launch
+/// ended.
 ///
-/// A holder is not disturbed. A lock that nobody holds is taken for a moment, so a launch that begins just then tries once
-/// more, a millisecond later. It makes a few short blocking calls.
+/// Does not disturb a holder. Takes a free lock for a moment; a launch that begins at that moment tries again a millisecond
+/// later. Makes a few short blocking calls.
 ///
 /// # Errors
 ///
-/// [`SpawnLockError::Open`] if there is no such file or it cannot be opened, [`SpawnLockError::NotARegularFile`],
+/// [`SpawnLockError::Open`] if the file does not exist or cannot be opened, [`SpawnLockError::NotARegularFile`],
 /// [`SpawnLockError::Ledger`] if it cannot be read, [`SpawnLockError::LedgerVersion`] if a newer version of this crate wrote
 /// it.
 ///

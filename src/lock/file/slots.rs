@@ -1,15 +1,15 @@
-//! How a lock file holds the ledger's text, so that a write which is cut short loses nothing. Bytes only, no I/O.
+//! The layout of a lock file: an interrupted write loses no earlier record. Bytes only, no I/O.
 //!
 //! One line for people, two slots of fixed size and a note, all within one 4 KiB page. A writer overwrites the slot that does
-//! not hold the newest record, so the record before it stays. A slot begins with
+//! not hold the newest record, so the newest record stays until the write is complete. A slot begins with
 //!
 //! ```text
 //! record 42 version 1 checksum 3f2a…
 //! ```
 //!
-//! and goes on with the ledger and a line `end`. The checksum covers the two numbers and all that follows. The first line's
-//! form and what the checksum covers are the same in all versions to come, so a newer record is told from a broken one.
-//! Reading takes any bytes and never panics.
+//! and continues with the ledger and a line `end`. The checksum covers the two numbers and all that follows. The form of the
+//! first line and the coverage of the checksum are the same in all versions, so a newer record is told from a broken one.
+//! Reading accepts any bytes and never panics.
 //!
 //! The note reports the end of a backend. It is written without the lock, so it has a checksum of its own:
 //!
@@ -18,8 +18,6 @@
 //! checksum 3f2a…
 //! ```
 
-use std::fmt::Write as _;
-
 use hmac_sha256::Hash as Sha256;
 
 use crate::ledger::{BackendEnd, Ledger};
@@ -27,41 +25,41 @@ use crate::ledger::{BackendEnd, Ledger};
 /// The version that this crate writes, and the newest that it reads.
 pub(super) const VERSION: u32 = 1;
 
-/// Where the first slot begins. The bytes before hold the line for people; on Windows the lock covers the first of them,
-/// and locked bytes cannot be read there.
+/// Start of the first slot. The bytes before hold the line for people. On Windows, the lock covers the first of them, and
+/// locked bytes cannot be read.
 pub(super) const FIRST_SLOT: u64 = 128;
 
 const SLOT_LEN: usize = 1920;
 
 const SLOTS_LEN: usize = 2 * SLOT_LEN;
 
-/// Where the note stands.
+/// Start of the note.
 pub(super) const NOTE: u64 = FIRST_SLOT + SLOTS_LEN as u64;
 
 const NOTE_LEN: usize = 4096 - NOTE as usize;
 
-/// What a reader reads, from [`FIRST_SLOT`] on.
+/// The number of bytes that a reader reads, from [`FIRST_SLOT`] on.
 pub(super) const RECORD_LEN: usize = SLOTS_LEN + NOTE_LEN;
 
-/// Terminals show nothing for it, so the file reads well with `cat`.
+/// Terminals do not show it, so `cat` prints the file well.
 const PADDING: u8 = 0;
 
-/// How much of the checksum is written: 128 bits, against accidents only.
+/// Digits of a record's checksum: 128 bits, against accidents only.
 const SUM_DIGITS: usize = 32;
 
-/// As much has room behind a note.
+/// Digits of a note's checksum: all that there is room for.
 const NOTE_SUM_DIGITS: usize = 16;
 
 const LAST_LINE: &str = "end\n";
 
-/// What the two slots hold.
+/// The content of the two slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Reading {
     /// There are no bytes.
     Empty,
     /// The newest good record, and its sequence number.
     Found { ledger: Box<Ledger>, sequence: u64 },
-    /// Something stands there, but no record.
+    /// There are bytes, but no record.
     Unreadable,
     /// A good record of a newer version.
     Newer { version: u32 },
@@ -73,12 +71,14 @@ impl Reading {
         if slots.is_empty() {
             return Self::Empty;
         }
-        let newest = slots
+        let mut records: Vec<_> = slots
             .chunks(SLOT_LEN)
             .take(2)
             .filter_map(Record::parse)
-            .max_by_key(|record| record.sequence);
-        let Some(record) = newest else {
+            .collect();
+        records.sort_by_key(|record| std::cmp::Reverse(record.sequence));
+        // The newer one is whole, but for a write that was cut short: then the elder one counts.
+        let Some(record) = records.iter().find(|record| record.is_whole()) else {
             return Self::Unreadable;
         };
         if record.version > VERSION {
@@ -104,7 +104,7 @@ pub(super) fn encode_note(end: &BackendEnd) -> Vec<u8> {
     let line = format!("ended {end}");
     let sum = checksum(VERSION, 0, line.as_bytes());
     let mut note = format!("{line}\nchecksum {}\n", &sum[..NOTE_SUM_DIGITS]).into_bytes();
-    // Never too long, for a reason is cut.
+    // It always fits, since a reason is cut.
     note.resize(NOTE_LEN, PADDING);
     note
 }
@@ -139,7 +139,7 @@ impl SlotWrite {
                 offset,
             };
         }
-        // The first write makes the whole file, so that no later one needs room on the disk.
+        // The first write creates the whole file, so that no later one needs disk space.
         let mut bytes = header();
         bytes.resize(FIRST_SLOT as usize + RECORD_LEN, PADDING);
         let start = offset as usize;
@@ -158,7 +158,7 @@ fn header() -> Vec<u8> {
 fn encode_slot(ledger: &Ledger, sequence: u64) -> Vec<u8> {
     let mut slot = encode_record(ledger, sequence);
     if slot.len() > SLOT_LEN {
-        // Only with clocks that read absurdly long times. The rest fits without the failure's message.
+        // It is too long only with absurd clock readings. Without the failure's message it fits.
         slot = encode_record(&ledger.without_message(), sequence);
     }
     slot.resize(SLOT_LEN, PADDING);
@@ -171,31 +171,36 @@ fn encode_record(ledger: &Ledger, sequence: u64) -> Vec<u8> {
     format!("record {sequence} version {VERSION} checksum {sum}\n{body}").into_bytes()
 }
 
-/// A slot whose checksum is right.
+/// What stands in a slot, with a checksum that is yet to be compared.
 struct Record<'a> {
     version: u32,
     sequence: u64,
+    sum: &'a str,
+    /// The ledger and the last line.
+    body: &'a str,
     ledger: &'a str,
 }
 
 impl<'a> Record<'a> {
     fn parse(slot: &'a [u8]) -> Option<Self> {
-        let text = std::str::from_utf8(slot).ok()?;
-        let (first, rest) = text.split_once('\n')?;
+        let text = slot.split(|&byte| byte == PADDING).next()?;
+        let text = std::str::from_utf8(text).ok()?;
+        let (first, body) = text.split_once('\n')?;
         let mut words = first.split(' ');
         let mut word_after = |name| (words.next()? == name).then(|| words.next()).flatten();
         let sequence = word_after("record")?.parse().ok();
-        // The next record needs a number above this one.
-        let sequence = sequence.filter(|&it| it < u64::MAX)?;
-        let version = word_after("version")?.parse().ok()?;
-        let sum = word_after("checksum")?;
-        let ledger = &rest[..rest.rfind(LAST_LINE)?];
-        let body = &rest[..ledger.len() + LAST_LINE.len()];
-        (sum == checksum(version, sequence, body.as_bytes())).then_some(Self {
-            version,
-            sequence,
-            ledger,
+        Some(Self {
+            // The next record needs a number above this one.
+            sequence: sequence.filter(|&it| it < u64::MAX)?,
+            version: word_after("version")?.parse().ok()?,
+            sum: word_after("checksum")?,
+            body,
+            ledger: body.strip_suffix(LAST_LINE)?,
         })
+    }
+
+    fn is_whole(&self) -> bool {
+        self.sum == checksum(self.version, self.sequence, self.body.as_bytes())
     }
 }
 
@@ -206,8 +211,9 @@ fn checksum(version: u32, sequence: u64, body: &[u8]) -> String {
     hash.update(body);
     let mut sum = String::with_capacity(SUM_DIGITS);
     for byte in &hash.finalize()[..SUM_DIGITS / 2] {
-        // Writing to a string cannot fail.
-        let _ = write!(sum, "{byte:02x}");
+        for nibble in [byte >> 4, byte & 15] {
+            sum.push(char::from(b"0123456789abcdef"[usize::from(nibble)]));
+        }
     }
     sum
 }
@@ -222,7 +228,7 @@ mod tests {
     use crate::budget::{BootReading, Charges, ClockReading, KeyBudget};
     use crate::ledger::{LastOutcome, LedgerHolder, MAX_SLIDING_ATTEMPTS, ProcessHost};
 
-    /// A lock file after these ledgers were written to it, one after the other.
+    /// A lock file after these ledgers were written to it in turn.
     fn file_of(ledgers: &[Ledger]) -> Vec<u8> {
         let mut file = Vec::new();
         for (newest, ledger) in ledgers.iter().enumerate() {

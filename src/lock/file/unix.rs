@@ -13,12 +13,12 @@ use rustix::io::Errno;
 use crate::lock::error::{FileKind, SpawnLockError, Unsafety};
 use crate::lock::identity::SpawnLockFileIdentity;
 
-/// No link is followed; a FIFO or device does not make the open hang; a terminal does not become this process's own.
+/// Follows no link, does not hang on a FIFO or device, and takes no controlling terminal.
 const SAFE_OPEN: OFlags = OFlags::NOFOLLOW
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY);
 
-/// Opens the lock file, making it if there is none. The standard library adds close-on-exec.
+/// Opens the lock file, and creates it if it does not exist. The standard library adds close-on-exec.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -30,7 +30,7 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Opens a lock file that is there, to write to it.
+/// Opens an existing lock file for writing.
 pub(super) fn open_existing(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -39,7 +39,7 @@ pub(super) fn open_existing(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Opens a lock file for its record alone: nothing is made, nothing can be changed.
+/// Opens an existing lock file read-only.
 pub(super) fn open_for_reading(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -47,10 +47,10 @@ pub(super) fn open_for_reading(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Unlocks before the file is closed: a duplicate of the descriptor, which a child has between fork and exec, would keep the
-/// lock alive past the closing.
+/// Unlocks before the file is closed: a duplicate of the descriptor (in a child between fork and exec) would keep the lock
+/// after the close.
 pub(super) fn unlock(file: &File) {
-    // If that fails, closing is what is left to do.
+    // If that fails, only the close can release it.
     let _ = rustix::fs::flock(file, FlockOperation::Unlock);
 }
 
@@ -83,7 +83,7 @@ pub(super) fn unsafety(metadata: &Metadata) -> Option<Unsafety> {
     writable_by_others(metadata)
 }
 
-/// Takes the right to read from others: a file that they can open, they can lock.
+/// Removes the read permission of others: a file that they can open, they can lock.
 pub(super) fn keep_private(file: &File, metadata: &Metadata) -> io::Result<()> {
     if metadata.mode() & 0o077 == 0 {
         return Ok(());
@@ -91,7 +91,7 @@ pub(super) fn keep_private(file: &File, metadata: &Metadata) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(0o600))
 }
 
-/// Checks that nobody but this user (or root, who can do anything) can swap files in the directory.
+/// Checks that nobody but this user (or root) can replace files in the directory.
 pub(super) fn directory_unsafety(metadata: &Metadata) -> Option<Unsafety> {
     let (owner, user) = (metadata.uid(), rustix::process::geteuid().as_raw());
     if owner != user && owner != 0 {
@@ -114,7 +114,7 @@ pub(super) fn identity(_file: &File, metadata: &Metadata) -> io::Result<SpawnLoc
     Ok(identity_of(metadata))
 }
 
-/// The identity of whatever stands at the path, a link included.
+/// The identity of the file, or the link, at the path.
 pub(super) fn path_identity(path: &Path) -> io::Result<SpawnLockFileIdentity> {
     Ok(identity_of(&path.symlink_metadata()?))
 }
@@ -126,7 +126,7 @@ fn identity_of(metadata: &Metadata) -> SpawnLockFileIdentity {
     }
 }
 
-/// Names what the operating system said about opening the path.
+/// Converts the operating system's error of opening the path.
 pub(super) fn open_error(path: &Path, source: io::Error) -> SpawnLockError {
     let path = path.to_path_buf();
     match Errno::from_io_error(&source) {
@@ -177,7 +177,7 @@ fn unsafe_filesystem_name(magic: u32) -> Option<&'static str> {
         0x1983_0326 => "fhgfs",
         0x786f_4256 => "vboxsf",
         0xbacb_acbc => "vmhgfs",
-        // What is behind it is not known: a local disk, or another machine.
+        // Unknown what is behind it: a local disk or another machine.
         0x6573_5546 => "fuse",
         _ => return None,
     })

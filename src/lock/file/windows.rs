@@ -19,7 +19,7 @@ const ERROR_ACCESS_DENIED: i32 = 5;
 const TRIES_AT_DELETE_PENDING: u32 = 5;
 const PAUSE_AT_DELETE_PENDING: Duration = Duration::from_millis(2);
 
-/// Opens the lock file, making it if there is none. The standard library makes handles that children do not inherit.
+/// Opens the lock file, and creates it if it does not exist. The standard library creates handles that children do not inherit.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     let mut tries = 1;
     loop {
@@ -37,7 +37,7 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
                     && tries < TRIES_AT_DELETE_PENDING =>
             {
                 tries += 1;
-                // On a thread of the blocking pool, and for a few milliseconds in all.
+                // This is a thread of the blocking pool, and it takes a few milliseconds in all.
                 std::thread::sleep(PAUSE_AT_DELETE_PENDING);
             }
             other => return other,
@@ -45,7 +45,7 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Opens a lock file that is there, to write to it.
+/// Opens an existing lock file for writing.
 pub(super) fn open_existing(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -55,7 +55,7 @@ pub(super) fn open_existing(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Opens a lock file for its record alone: nothing is made, nothing can be changed.
+/// Opens an existing lock file read-only.
 pub(super) fn open_for_reading(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -80,7 +80,7 @@ pub(super) fn kind(metadata: &Metadata) -> Option<FileKind> {
     }
 }
 
-/// Owner and rights stand in access control lists here; the directory's list is the user's to set.
+/// Owner and rights are in access control lists here; the user sets the directory's list.
 pub(super) fn unsafety(_metadata: &Metadata) -> Option<Unsafety> {
     None
 }
@@ -112,7 +112,7 @@ fn handle_identity(file: &File) -> io::Result<SpawnLockFileIdentity> {
     })
 }
 
-/// The identity of whatever stands at the path, a link included.
+/// The identity of the file, or the link, at the path.
 pub(super) fn path_identity(path: &Path) -> io::Result<SpawnLockFileIdentity> {
     let file = OpenOptions::new()
         .access_mode(0)
@@ -127,7 +127,7 @@ pub(super) fn path_identity(path: &Path) -> io::Result<SpawnLockFileIdentity> {
     handle_identity(&file)
 }
 
-/// Names what the operating system said about opening the path.
+/// Converts the operating system's error of opening the path.
 pub(super) fn open_error(path: &Path, source: io::Error) -> SpawnLockError {
     const ERROR_WRITE_PROTECT: i32 = 19;
     const ERROR_FILENAME_EXCED_RANGE: i32 = 206;
@@ -135,7 +135,7 @@ pub(super) fn open_error(path: &Path, source: io::Error) -> SpawnLockError {
     match source.raw_os_error() {
         Some(ERROR_WRITE_PROTECT) => SpawnLockError::ReadOnlyFilesystem { path, source },
         Some(ERROR_FILENAME_EXCED_RANGE) => SpawnLockError::NameTooLong { path, source },
-        // The number is that of an invalid name then, or of a file that is not there.
+        // For a long name, the error number is that of an invalid name or of a missing file.
         Some(_) if has_too_long_name(&path) => SpawnLockError::NameTooLong { path, source },
         _ => SpawnLockError::Open { path, source },
     }
@@ -158,7 +158,7 @@ pub(super) fn is_unsupported(error: &io::Error) -> bool {
     )
 }
 
-/// Not told apart here: a share that has locks keeps them on its server.
+/// Not checked here: a share that has locks keeps them on its server.
 pub(super) fn unsafe_filesystem(_file: &File) -> io::Result<Option<&'static str>> {
     Ok(None)
 }
