@@ -1,5 +1,5 @@
-//! Prints every spawn lock of a directory: is it held, by whom, since when, and how the last launch ended. It disturbs nobody
-//! who holds one.
+//! Prints every spawn lock of a directory: whether it is held, by whom, since when, and how the last launch ended. It does not
+//! disturb holders.
 //!
 //! ```console
 //! $ cargo run --example spawn_locks -- DIRECTORY

@@ -371,7 +371,7 @@ pub type BoxError = Box<dyn Error + Send + Sync>;
 /// An error that several callers share. It prints as the launcher's error and dereferences to it.
 ///
 /// ```
-/// use spawn_gate::SharedError;
+/// use spawn_gate::error::SharedError;
 ///
 /// let shared = SharedError::new(std::io::Error::other("no such program"));
 /// assert_eq!(shared.to_string(), "no such program");

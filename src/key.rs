@@ -17,7 +17,8 @@ use hmac_sha256::Hash as Sha256;
 /// # Examples
 ///
 /// ```
-/// use spawn_gate::{GateKey, LockName};
+/// use spawn_gate::lock::LockName;
+/// use spawn_gate::GateKey;
 ///
 /// #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 /// struct Database {
@@ -177,7 +178,7 @@ impl GateKey for BackendKey {
 /// directory.
 ///
 /// ```
-/// use spawn_gate::LockName;
+/// use spawn_gate::lock::LockName;
 ///
 /// let upper = LockName::new(&"Cache/1.0");
 /// let lower = LockName::new(&"cache/1.0");

@@ -28,8 +28,8 @@
 //! | for | see |
 //! | --- | --- |
 //! | requests | [`SpawnGate::launch`] with [`launcher_fn`] or a [`BackendLauncher`]; [`SpawnGate::acquire`] for the bare [`LaunchPermit`] |
-//! | refusals and failures | [`GateError`], with one type for each stage |
-//! | keys | [`GateKey`]: strings, integers, [`BackendKey`], or a type of your own; [`LockName`] names a key's lock file |
+//! | refusals and failures | [`GateError`]; the module [`error`]: one type for each stage |
+//! | keys | [`GateKey`]: strings, integers, [`BackendKey`], or a type of your own; [`lock::LockName`] names a key's lock file |
 //! | locks | [`FileSpawnLock`], [`InMemorySpawnLock`]; the module [`lock`] for a lock of your own and for one lock file |
 //! | budgets | the module [`budget`]: limits, windows, reasons of a refusal, and the coordinator for code without async |
 //! | operators | the module [`admin`]: snapshots, reset, abort, reports of a backend's end, what a lock file says |
@@ -50,7 +50,7 @@
 
 // docs/design.md, "Rooms", says which room may import which. Each `mod.rs` says what its room is for.
 pub mod budget;
-mod error;
+pub mod error;
 mod flight;
 mod gate;
 mod key;
@@ -60,15 +60,12 @@ mod util;
 
 pub mod admin;
 
-pub use crate::error::{
-    AttemptsLeft, BoxError, BudgetExhausted, GateError, LaunchError, LockError, SharedError, Stage,
-    TimeoutError,
-};
+pub use crate::error::{BoxError, GateError};
 pub use crate::flight::{
     BackendLauncher, How, Launch, LaunchPermit, Launched, LauncherFn, launcher_fn,
 };
 pub use crate::gate::{Acquired, SpawnGate, SpawnGateBuilder};
-pub use crate::key::{BackendKey, BrokerInstanceKey, GateKey, LockName};
+pub use crate::key::{BackendKey, BrokerInstanceKey, GateKey};
 pub use crate::lock::{FileSpawnLock, InMemorySpawnLock};
 
 /// Put it on implementations of this crate's async traits.

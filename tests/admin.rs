@@ -1,4 +1,4 @@
-//! What an operator sees and does (promises 9, 10, 12, 13): snapshots, refusals, reset, and how a budget forgets.
+//! The view and the means of an operator (promises 9, 10, 12, 13, 29): snapshots, refusals, reset, and how a budget forgets.
 
 mod support;
 
@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use spawn_gate::admin::{LedgerReading, inspect_spawn_lock};
 use spawn_gate::budget::WindowKind;
+use spawn_gate::error::{BudgetExhausted, Stage};
 use spawn_gate::{
-    Acquired, BudgetExhausted, FileSpawnLock, GateError, GateKey, How, InMemorySpawnLock,
-    SpawnBudgetConfig, SpawnGate, Stage,
+    Acquired, FileSpawnLock, GateError, GateKey, How, InMemorySpawnLock, SpawnBudgetConfig,
+    SpawnGate,
 };
 use tokio::time::{advance, sleep, timeout};
 use tokio_test::{assert_pending, assert_ready, task};

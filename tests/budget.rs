@@ -1,4 +1,4 @@
-//! The budget (promises 1, 5, 8-13 of the core), by example and against a model that keeps every event and counts anew.
+//! The budget (promises 1, 5, 8-13, for the synchronous core), by example and against a model that keeps every event.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! The cancellation matrix (promises 1, 3, 4, 7, 11, 25): whoever is dropped at whichever stage, whatever that stage then
-//! does, the survivors hear how it ended, the charge is right, and nothing is left in flight or locked.
+//! The cancellation matrix (promises 1, 3, 4, 7, 11, 25): each party is dropped at each stage, with each result of that stage.
+//! The others get the outcome, the charge is right, and nothing stays in flight or locked.
 
 mod support;
 
@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use spawn_gate::error::{LaunchError, Stage};
 use spawn_gate::{
-    Acquired, BackendLauncher, GateError, GateKey, InMemorySpawnLock, LaunchError,
-    SpawnBudgetConfig, SpawnGate, SpawnLockError, Stage,
+    Acquired, BackendLauncher, GateError, GateKey, InMemorySpawnLock, SpawnBudgetConfig, SpawnGate,
+    SpawnLockError,
 };
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};

@@ -1,4 +1,4 @@
-//! Spawn locks of a user's own, and what one of them may do wrong: neither the budget nor the permit's word suffers.
+//! Spawn locks of a user's own and their faults (promises 11, 16, 28, 34, 35): budget and permit stay right.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! What a newcomer meets: launchers from functions, keys as they come, and errors that say why and what is left.
+//! What a newcomer meets: launchers from functions, keys by `Into`, errors that say why and what is left (promises 9, 40, 41).
 
 mod support;
 
@@ -6,10 +6,12 @@ use std::error::Error;
 use std::time::Duration;
 
 use spawn_gate::budget::ExhaustionReason;
+use spawn_gate::error::LaunchError;
+use spawn_gate::lock::LockName;
 use spawn_gate::lock::SpawnLockError;
 use spawn_gate::{
     BackendKey, BoxError, BrokerInstanceKey, GateError, GateKey, How, InMemorySpawnLock, Launch,
-    LaunchError, LockName, SpawnBudgetConfig, SpawnGate, launcher_fn,
+    SpawnBudgetConfig, SpawnGate, launcher_fn,
 };
 use tokio::time::{advance, sleep};
 

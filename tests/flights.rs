@@ -1,4 +1,5 @@
-//! Flights that follow one another, take long, or are swept past: each caller keeps its deadline and hears its own outcome.
+//! Flights that follow one another, take long, or outlive a sweep (promises 3, 6, 27): each caller keeps its deadline and gets
+//! the outcome of its own flight.
 
 mod support;
 

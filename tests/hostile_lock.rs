@@ -1,13 +1,13 @@
-//! Spawn locks that panic or hang, and a runtime that shuts down: every caller hears it, once, and nothing spins or is stuck.
+//! Spawn locks that panic or hang, and runtimes that shut down (promises 3, 28, 38): every caller gets one error, and nothing
+//! spins or hangs.
 
 mod support;
 
 use std::future::pending;
 use std::time::Duration;
 
-use spawn_gate::{
-    Acquired, GateError, How, InMemorySpawnLock, LaunchError, SpawnGate, SpawnLockError,
-};
+use spawn_gate::error::LaunchError;
+use spawn_gate::{Acquired, GateError, How, InMemorySpawnLock, SpawnGate, SpawnLockError};
 
 use crate::support::hooked_lock::At;
 use crate::support::script::Script;

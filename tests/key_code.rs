@@ -1,4 +1,4 @@
-//! Code of the user's that a key brings along: whatever it does, and wherever the gate runs it, nobody else is kept waiting.
+//! User code in keys (promises 3 and 28): whatever it does, and wherever the gate runs it, no other caller is kept waiting.
 
 mod support;
 
@@ -11,9 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
-use spawn_gate::{
-    Acquired, BackendKey, BrokerInstanceKey, GateError, GateKey, LaunchError, SpawnGate,
-};
+use spawn_gate::error::LaunchError;
+use spawn_gate::{Acquired, BackendKey, BrokerInstanceKey, GateError, GateKey, SpawnGate};
 use tokio::task::yield_now;
 use tokio::time::{sleep, timeout};
 use tokio_test::{assert_pending, assert_ready, task};

@@ -1,4 +1,4 @@
-//! Keys: every key has a lock file name that is safe on every platform, its own, and always the same.
+//! Keys: the lock file name of a key is safe on every platform, unique, and always the same.
 
 mod support;
 
@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use spawn_gate::lock::LockName;
 use spawn_gate::{
     Acquired, BackendKey, BrokerInstanceKey, FileSpawnLock, GateError, GateKey, InMemorySpawnLock,
-    LockName, SpawnBeginError, SpawnBudgetConfig, SpawnCoordinator, SpawnGate, SpawnOutcome,
+    SpawnBeginError, SpawnBudgetConfig, SpawnCoordinator, SpawnGate, SpawnOutcome,
 };
 
 /// The shortest limit met in practice: an encrypted home directory.

@@ -1,4 +1,5 @@
-//! Bad files, directories and file systems at the lock's path (promises 15 and 18): each a typed error that names the path.
+//! Bad files, directories and file systems at the lock's path (promises 15 and 18): each is a typed error that names the path.
+//! And the bytes of a lock file (promises 22 and 33).
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! What an operator, or whoever watches the backends, may do to a gate: abort a flight, report a backend's end.
+//! Interventions of operators and of programs that watch backends (promises 42-44): abort, close, report of a backend's end.
 
 mod support;
 
@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use spawn_gate::admin::BackendEnd;
 use spawn_gate::budget::{ExhaustionReason, WindowKind};
+use spawn_gate::error::LaunchError;
 use spawn_gate::lock::acquire_spawn_lock;
 use spawn_gate::{
-    Acquired, FileSpawnLock, GateError, GateKey, InMemorySpawnLock, LaunchError, SpawnBudgetConfig,
-    SpawnGate, SpawnGateBuilder,
+    Acquired, FileSpawnLock, GateError, GateKey, InMemorySpawnLock, SpawnBudgetConfig, SpawnGate,
+    SpawnGateBuilder,
 };
 use tokio::time::{Instant, advance, timeout};
 use tokio_test::{assert_pending, assert_ready, task};

@@ -1,8 +1,8 @@
-//! Real processes: one spawn lock between them, and what becomes of it when one of them is stopped or killed.
+//! One spawn lock between real processes, some of which are stopped or killed (promises 1, 14, 17, 19, 20, 22).
 //!
-//! The other processes are this test program again, told to run only the ignored test `other_process`, which plays the role
-//! named in its environment. It says what it has reached in marked lines on its standard output and is told on its standard
-//! input when to go on, so no test waits for a time. It ends when that input ends, which it does when its test ends, however.
+//! The other processes are this test program again. They run only the ignored test `other_process`, which plays the role named in
+//! its environment. It reports its progress in marked lines on its standard output and continues on a line of its standard input,
+//! so no test waits for a time. It ends when that input ends, so when its test ends in any way.
 
 mod support;
 
@@ -63,7 +63,7 @@ fn told() -> Option<String> {
     (len > 0).then(|| line.trim_end().to_owned())
 }
 
-/// Holds the lock of [`KEY`] and says its launch number.
+/// Holds the lock of [`KEY`] and says its fencing token.
 fn hold(directory: &Path) {
     let locks = FileSpawnLock::new(directory).unwrap();
     let mut held = Some(block_on(take(&locks, KEY)).unwrap());
@@ -259,7 +259,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
         .block_on(future)
 }
 
-/// Takes the lock as a gate does and returns the launch number; the lock must be free.
+/// Takes the lock as a gate does and returns the fencing token; the lock must be free.
 fn fencing_token(locks: &FileSpawnLock) -> u64 {
     block_on(try_acquire(locks, &KEY)).unwrap().fencing_token()
 }
@@ -340,7 +340,8 @@ fn a_child_does_not_keep_a_lock_that_its_parent_released() {
 #[cfg(unix)]
 mod stopped {
     use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
-    use spawn_gate::{GateError, Stage};
+    use spawn_gate::GateError;
+    use spawn_gate::error::Stage;
 
     use super::*;
 

@@ -1,5 +1,5 @@
-//! The reference surface, that of running-process 4.4.0: what users of the reference system have in their code compiles and
-//! behaves here as it did there.
+//! The public surface of the reference system, running-process 4.4.0: code of its users compiles here and behaves as it did
+//! there.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! The gate and its runtime (promises 25-28): deadlines, closing, shutdown, what errors tell, and what may cross threads.
+//! The gate and its runtime (promises 25-28 and 44): deadlines, close, shutdown, the content of errors, `Send` and `Sync`.
 
 mod support;
 
@@ -11,13 +11,16 @@ use async_trait::async_trait;
 use spawn_gate::admin::{FlightSnapshot, KeySnapshot, LockHolder};
 use spawn_gate::budget::ExhaustionReason;
 use spawn_gate::budget::{AttemptId, WindowKind};
+use spawn_gate::error::{
+    BudgetExhausted, LaunchError, LockError, SharedError, Stage, TimeoutError,
+};
+use spawn_gate::lock::LockName;
 use spawn_gate::lock::{FileKind, SpawnLease, SpawnLock, Unsafety};
 use spawn_gate::{
-    Acquired, BackendKey, BackendLauncher, BoxError, BrokerInstanceKey, BudgetExhausted,
-    FileSpawnLock, GateError, How, InMemorySpawnLock, LaunchError, LaunchPermit, Launched,
-    LockError, LockName, SharedError, SpawnBeginError, SpawnBudgetConfig, SpawnBudgetSnapshot,
-    SpawnCoordinator, SpawnGate, SpawnGateBuilder, SpawnLockError, SpawnLockFileIdentity,
-    SpawnLockGuard, SpawnOutcome, SpawnPermit, Stage, TimeoutError, acquire_spawn_lock,
+    Acquired, BackendKey, BackendLauncher, BoxError, BrokerInstanceKey, FileSpawnLock, GateError,
+    How, InMemorySpawnLock, LaunchPermit, Launched, SpawnBeginError, SpawnBudgetConfig,
+    SpawnBudgetSnapshot, SpawnCoordinator, SpawnGate, SpawnGateBuilder, SpawnLockError,
+    SpawnLockFileIdentity, SpawnLockGuard, SpawnOutcome, SpawnPermit, acquire_spawn_lock,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;

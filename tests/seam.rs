@@ -1,4 +1,5 @@
-//! What a lock service may do to a gate: leases that are lost, announced or refused, errors that pass, ledgers that tell their age.
+//! The lock seam with a lock service (promises 23, 35-39): lost leases, errors that pass, calls that take long, ledgers with an
+//! age.
 
 mod support;
 
@@ -9,10 +10,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use spawn_gate::admin::{Ledger, LedgerReading};
+use spawn_gate::error::{LaunchError, Stage};
 use spawn_gate::lock::{LeaseLost, LockRequest, SpawnLease, SpawnLock, SpawnLockError, TryAcquire};
 use spawn_gate::{
-    BackendLauncher, BoxError, GateError, LaunchError, LaunchPermit, SpawnBudgetConfig, SpawnGate,
-    Stage,
+    BackendLauncher, BoxError, GateError, LaunchPermit, SpawnBudgetConfig, SpawnGate,
 };
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};

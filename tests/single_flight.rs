@@ -1,13 +1,14 @@
-//! Single flight (promises 1-7 and 11), and what becomes of a flight whose lock is lost (16): through the gate.
+//! Single flight through the gate (promises 1-7 and 11), and flights whose lock is lost (promises 16 and 37).
 
 mod support;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use spawn_gate::error::{LaunchError, Stage};
 use spawn_gate::{
     Acquired, BackendLauncher, BoxError, FileSpawnLock, GateError, How, InMemorySpawnLock,
-    LaunchError, LaunchPermit, Launched, SpawnBudgetConfig, SpawnGate, SpawnLockError, Stage,
+    LaunchPermit, Launched, SpawnBudgetConfig, SpawnGate, SpawnLockError,
 };
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
@@ -821,7 +822,11 @@ async fn an_error_that_cannot_be_put_in_words_is_shared_all_the_same() {
             }
         }
         let refused = gate.acquire("key").await.unwrap_err();
-        assert!(refused.to_string().contains("an error whose message panicked"));
+        assert!(
+            refused
+                .to_string()
+                .contains("an error whose message panicked")
+        );
     }
 }
 

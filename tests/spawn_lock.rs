@@ -1,4 +1,4 @@
-//! The spawn lock (promises 14, 16, 17, 19, 24): taken, kept, lost, waited for; alone and behind a gate.
+//! The spawn lock (promises 14, 16, 17, 19, 24, 31): taken, kept, lost, waited for; alone and behind a gate.
 
 mod support;
 
@@ -13,9 +13,10 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use spawn_gate::error::{LaunchError, Stage, TimeoutError};
 use spawn_gate::{
-    BackendLauncher, FileSpawnLock, GateError, How, InMemorySpawnLock, LaunchError, LaunchPermit,
-    SpawnGate, SpawnLockError, Stage, TimeoutError, acquire_spawn_lock,
+    BackendLauncher, FileSpawnLock, GateError, How, InMemorySpawnLock, LaunchPermit, SpawnGate,
+    SpawnLockError, acquire_spawn_lock,
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -40,7 +41,7 @@ fn one_path() -> (TempDir, PathBuf) {
     (directory, path)
 }
 
-/// Takes and leaves the lock of [`KEY`]; returns the launch number.
+/// Takes and leaves the lock of [`KEY`]; returns the fencing token.
 async fn fencing_token(locks: &FileSpawnLock) -> u64 {
     try_acquire(locks, &KEY).await.unwrap().fencing_token()
 }
@@ -333,7 +334,7 @@ fn the_holder_of_a_lock_file_that_is_not_there_is_an_error_naming_it() {
     assert!(!path.exists());
 }
 
-async fn launch_numbers_only_grow(make_gate: impl Fn() -> Gate) {
+async fn fencing_tokens_only_grow(make_gate: impl Fn() -> Gate) {
     let mut last = 0;
     for _ in 0..5 {
         let gate = make_gate();
@@ -347,15 +348,15 @@ async fn launch_numbers_only_grow(make_gate: impl Fn() -> Gate) {
 }
 
 #[tokio::test]
-async fn launch_numbers_only_grow_from_gate_to_gate() {
+async fn fencing_tokens_only_grow_from_gate_to_gate() {
     let (_directory, locks) = locks();
-    launch_numbers_only_grow(|| SpawnGate::builder(locks.clone()).build()).await;
+    fencing_tokens_only_grow(|| SpawnGate::builder(locks.clone()).build()).await;
     let locks = InMemorySpawnLock::new();
-    launch_numbers_only_grow(|| SpawnGate::builder(locks.clone()).build()).await;
+    fencing_tokens_only_grow(|| SpawnGate::builder(locks.clone()).build()).await;
 }
 
 #[tokio::test]
-async fn launch_numbers_grow_also_when_the_lock_file_was_deleted() {
+async fn fencing_tokens_grow_also_when_the_lock_file_was_deleted() {
     let (_directory, locks) = locks();
     let mut last = 0;
     for _ in 0..3 {

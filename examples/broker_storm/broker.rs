@@ -4,9 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use spawn_gate::error::LaunchError;
 use spawn_gate::{
     BackendKey, BoxError, BrokerInstanceKey, DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW, FileSpawnLock,
-    GateError, LaunchError, SpawnBudgetConfig, SpawnGate, SpawnLockError,
+    GateError, SpawnBudgetConfig, SpawnGate, SpawnLockError,
 };
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -44,7 +45,7 @@ pub(crate) async fn run(
             ))
             // Longer than the slowest start: what is given up as too slow may still come up.
             .launch_timeout(Duration::from_secs(20))
-            // How long to wait for another broker's launch. Whoever is to outlast it waits longer than a launch may take.
+            // How long to wait for another broker's launch. To outlast it, wait longer than a launch may take.
             .lock_timeout(lock_timeout)
             .drain_timeout(Duration::from_secs(1))
             .build(),

@@ -1,4 +1,4 @@
-//! Who plays in a scenario: its broker and client processes, and what is known of them.
+//! The broker and client processes of a scenario.
 
 use std::net::SocketAddr;
 use std::time::Duration;

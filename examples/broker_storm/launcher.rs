@@ -8,7 +8,8 @@ use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use spawn_gate::{BackendKey, BackendLauncher, BoxError, LaunchPermit, LockName, async_trait};
+use spawn_gate::lock::LockName;
+use spawn_gate::{BackendKey, BackendLauncher, BoxError, LaunchPermit, async_trait};
 use tokio::fs;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};

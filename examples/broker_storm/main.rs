@@ -1,5 +1,5 @@
-//! The library's main job, with real processes and sockets: brokers that share their backends, clients by the hundred, and
-//! backends that are slow, broken or gone; brokers that are killed or stopped in the middle of a launch. Run it with
+//! The library's main job, with real processes and sockets: brokers that share their backends, hundreds of clients, backends
+//! that are slow, broken or gone, and brokers that are killed or stopped in the middle of a launch. Run it with
 //! `cargo run --release --example broker_storm`.
 //!
 //! This program plays all the parts: it starts itself again as `broker`, `clients`, `backend` and `stopper`. The part to copy

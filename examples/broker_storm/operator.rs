@@ -1,4 +1,4 @@
-//! The operator: asks a broker how a backend stands, and lets it try again after it was mended.
+//! The operator: asks a broker for the state of a backend, and resets its budget once the cause is fixed.
 
 use std::net::SocketAddr;
 

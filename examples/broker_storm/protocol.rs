@@ -5,7 +5,7 @@
 //! | client to broker | `hello <service> <version>` | `negotiated <endpoint>` or `refused <code> retry after <ms>: <reason>` |
 //! | operator to broker | `status <service> <version>` | `status used <attempts> waiting <clients> for <pid of another broker, or nobody>` |
 //! | operator to broker | `reset <service> <version>` | `done`, or `refused` as above |
-//! | client to backend | `ping` | `pong <service> <pid> <launch number>` |
+//! | client to backend | `ping` | `pong <service> <pid> <fencing token>` |
 //! | anybody to backend | `crash` | nothing: it has crashed |
 
 use std::fmt::{self, Display};
@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 /// Longer lines are cut off, so that nobody can fill the memory of who listens.
 const LONGEST_LINE: u64 = 8 * 1024;
 
-/// How many clients may queue to be accepted. The usual 128 is too short for a storm: whoever finds the queue full is not
+/// How many clients may queue to be accepted. The usual 128 is too short for a storm: a client that finds the queue full is not
 /// refused, but tries again a second later.
 const BACKLOG: u32 = 1024;
 

@@ -1,4 +1,4 @@
-//! What a scenario works with: its directory, the levers of its backends, and the journal of those that were started.
+//! The scene of a scenario: its directory, the controls of its backends, and the journal of started backends.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};

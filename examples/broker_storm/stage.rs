@@ -1,4 +1,4 @@
-//! Where the play takes place: its directory, and the processes that the director starts. None outlives its lifeline.
+//! The stage: a directory, and the processes that the director starts. None outlives its lifeline.
 
 use std::ffi::OsStr;
 use std::io;

@@ -7,7 +7,7 @@
 //!
 //! | tool | daemon |
 //! | --- | --- |
-//! | `cli_daemon/1 <secret>` | `cli_daemon/1 <port> <pid> <launch number> <secret> <second secret>` |
+//! | `cli_daemon/1 <secret>` | `cli_daemon/1 <port> <pid> <fencing token> <secret> <second secret>` |
 //! | `ready` | `ready`, once it is |
 //! | `ask <text>` | the answer |
 //! | `stop` | nothing: it ends |
@@ -84,7 +84,7 @@ impl Address {
         }
     }
 
-    /// Writes the file. Whoever reads it meanwhile sees the old one or the new one, never half of it.
+    /// Writes the file. A reader sees the old one or the new one, never half of it.
     pub(crate) fn publish(&self, state: &Path) -> io::Result<()> {
         let unfinished = state.join("address.new");
         let mut options = for_this_user();
@@ -146,7 +146,7 @@ pub(crate) fn is_taken(state: &Path) -> Result<bool, SpawnLockError> {
 /// Connects to the daemon of a state directory, ready or not.
 pub(crate) async fn connect(state: &Path) -> Result<Option<Connection>, BoxError> {
     match Address::read(state)? {
-        // If nobody has the seat, whoever is at that port is not asked: a stranger might keep silent.
+        // If nobody has the seat, the process at that port is not asked: a stranger might keep silent.
         Some(address) if is_taken(state)? => Ok(address.connect().await?),
         _ => Ok(None),
     }

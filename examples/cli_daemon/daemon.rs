@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::contact::{Address, Connection, POLL, SEAT};
 
-/// The environment variable with the launch number.
+/// The environment variable with the fencing token.
 pub(crate) const LAUNCH: &str = "CLI_DAEMON_LAUNCH";
 
 /// What it says when `CLI_DAEMON_FAIL` is set.

@@ -1,4 +1,4 @@
-//! A command-line tool with a daemon behind it, to copy from: whoever needs the daemon first starts it, and it stays.
+//! A template for a command-line tool with a daemon: the first invocation that needs the daemon starts it, and it stays.
 //!
 //! ```console
 //! $ cargo run --example cli_daemon -- --state DIR ask TEXT   # answered by the daemon, which is started if need be
@@ -31,7 +31,7 @@ use crate::launcher::Launcher;
 /// Names the daemon in messages and, hashed, its lock file.
 const KEY: &str = "cli_daemon";
 
-/// Longer than the slowest start: a daemon that takes longer is ended by whoever launched it.
+/// Longer than the slowest start: a daemon that takes longer is ended by its launcher.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A daemon that dies earlier than this has not proved that it works, so its launch stays charged.
@@ -74,8 +74,8 @@ async fn run(args: &[OsString]) -> Result<(), BoxError> {
 }
 
 async fn ask(state: &Path, text: &str) -> Result<(), BoxError> {
-    // First without the gate. That looks for a daemon with the spawn lock held, and only one process at a time can hold it:
-    // right before a launch, but all who want a daemon that is up would queue, one behind the other.
+    // First without the gate: usually the daemon is up, and this connection then carries the question. The gate would find the
+    // daemon too, without the lock, but returns its address only.
     let found = within(START_LIMIT, "find the daemon", contact::find(state)).await?;
     let (mut daemon, how) = match found {
         Some(daemon) => (daemon, "already running".to_owned()),

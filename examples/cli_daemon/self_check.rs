@@ -68,7 +68,7 @@ async fn crowd(mut scene: Scene) -> Result<usize, BoxError> {
     let printed = scene.ask_at_once(CROWD).await?;
     let next = scene.daemon()?;
     scene.judge("20 after kill -9", &printed, &next, "Led", 1);
-    scene.check("launch number grows", true, next.launch > first.launch);
+    scene.check("fencing token grows", true, next.launch > first.launch);
     scene.check_started(2)?;
     scene.stop().await
 }

@@ -404,3 +404,38 @@ impl fmt::Display for ExhaustionReason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_of_the_ledger_that_was_doubted_while_it_was_taken_refuses_nobody() {
+        let policy = &BudgetPolicy {
+            is_in_ledger: true,
+            ..BudgetPolicy::default()
+        };
+        let now = Instant::now();
+        let flight = NonZeroU64::MIN;
+        let enter = |state: &mut KeyState| state.enter(policy, flight, false, now);
+        let picture = || {
+            let mut budget = KeyBudget::default();
+            budget.use_up(policy, now);
+            BudgetUpdate::Picture(Box::new(Picture {
+                budget,
+                reason: None,
+                at: now,
+            }))
+        };
+        let mut state = KeyState::default();
+        assert!(matches!(enter(&mut state), Admission::Lead));
+        state.end(policy, flight, false, picture());
+        assert!(matches!(enter(&mut state), Admission::Refuse(_)));
+
+        let mut state = KeyState::default();
+        assert!(matches!(enter(&mut state), Admission::Lead));
+        state.doubt();
+        state.end(policy, flight, false, picture());
+        assert!(matches!(enter(&mut state), Admission::Look(_)));
+    }
+}

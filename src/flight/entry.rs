@@ -1,8 +1,8 @@
-//! A key's entry: what is known of the key, and its flight if one is in progress.
+//! A key's entry: its state in this process, and its flight if one is in progress.
 //!
-//! All of it is changed under the entry's own mutex, which is held for single steps and never while a future waits or code of
-//! the user's runs. The first ending of a flight wins: whoever comes late changes neither an outcome nor a budget, and a flight
-//! can be ended in `Drop`. A flight is known by its number, never by its key alone.
+//! Each entry has its own mutex, which is held for single steps and never across an await or while user code runs. So a flight can
+//! be ended in `Drop`. Only the first ending of a flight counts: a later one changes neither outcome nor budget. A flight is
+//! identified by its number, never by its key alone.
 
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -22,7 +22,7 @@ use crate::lock::LockHolder;
 pub(crate) struct Entry<K, T> {
     pub(crate) key: K,
     pub(crate) hash: u64,
-    /// The key as it is named in refusals, of which there can be many; once there was one.
+    /// The key as text, for refusals, of which there can be many. Set by the first.
     label: OnceLock<Arc<str>>,
     state: Mutex<State<T>>,
 }
@@ -33,7 +33,7 @@ struct State<T> {
     flight: Option<Box<InProgress<T>>>,
 }
 
-/// A flight in progress.
+/// A flight in progress, with its stages:
 ///
 /// ```text
 /// Discover ⇄ Lock ──→ Launch        each may end: launched, discovered, failed, leader gone
@@ -42,17 +42,17 @@ struct State<T> {
 struct InProgress<T> {
     stage: Stage,
     began: Instant,
-    /// What is shown of the attempt: in a ledger it has another place than in this process's count.
+    /// The attempt's number for snapshots. In a ledger it differs from that in this process's count.
     attempt_number: Option<u32>,
     waiting_for: Option<Arc<LockHolder>>,
-    /// Whether the caller that asked for a launch waits for the leader's task.
+    /// Whether the leader's caller is waiting for the leader's task.
     has_asker: bool,
-    /// The permit is in the hands of a caller, which no task can take it from.
+    /// A caller holds the permit, so no task can end the flight.
     is_with_caller: bool,
-    /// Why the flight is to end now, and the task to wake for that.
+    /// The error to end the flight with, and the task to wake for it.
     interrupt: Option<GateError>,
     leader: Option<Waker>,
-    /// There once somebody follows.
+    /// Created for the first follower.
     followers: Option<OutcomeSender<T>>,
 }
 
@@ -61,20 +61,20 @@ struct InProgress<T> {
 pub(crate) enum Role<K, T, L = Begun<K, T>> {
     /// Wait for this flight's outcome.
     Follow(Flight<K, T>, OutcomeReceiver<T>),
-    /// Lead a flight that was just begun.
+    /// Lead this new flight.
     Lead(L),
 }
 
-/// A flight that was just begun.
+/// A new flight.
 #[derive(Debug)]
 pub(crate) struct Begun<K, T> {
     pub(crate) flight: Flight<K, T>,
     pub(crate) at: Instant,
-    /// The refusal that it is to check first.
+    /// The refusal that it must check first.
     pub(crate) refusal: Option<Refusal>,
 }
 
-/// A request has no role: no attempt is free.
+/// A request without a role: no attempt is free.
 #[derive(Debug)]
 pub(crate) struct Refused<K, T> {
     entry: Arc<Entry<K, T>>,
@@ -100,12 +100,12 @@ impl<K, T> Entry<K, T> {
         }
     }
 
-    /// Forgets what was used; a flight in progress goes on.
+    /// Resets the budget; a flight in progress continues.
     pub(crate) fn reset(&self, now: Instant) {
         self.state().known.reset(now.into_std());
     }
 
-    /// Takes note of the end of a backend.
+    /// Records the end of a backend.
     pub(crate) fn backend_ended(&self, policy: &BudgetPolicy, end: &BackendEnd, now: Instant) {
         let known = &mut self.state().known;
         if policy.is_in_ledger {
@@ -115,7 +115,7 @@ impl<K, T> Entry<K, T> {
         }
     }
 
-    /// What was used, and the flight in progress.
+    /// The usage and the flight in progress.
     pub(crate) fn snapshot(
         &self,
         policy: &BudgetPolicy,
@@ -132,7 +132,7 @@ impl<K, T> Entry<K, T> {
         (state.known.usage(policy, now.into_std()), flight)
     }
 
-    /// Whether something would be lost by forgetting this key.
+    /// Whether the key is in use: something is charged or in progress.
     pub(crate) fn is_live(&self, policy: &BudgetPolicy, now: Instant) -> bool {
         !self.state().known.is_idle(policy, now.into_std())
     }
@@ -143,8 +143,8 @@ impl<K, T> Entry<K, T> {
 }
 
 impl<K: GateKey, T> Entry<K, T> {
-    /// The one transition: follow the flight in progress, or lead one, or be refused. `can_look`: if this request leads, it can
-    /// look for a running backend.
+    /// The only way into a flight: follow the one in progress, lead a new one, or be refused. `can_look`: as a leader, this request
+    /// can look for a running backend.
     #[inline]
     pub(crate) fn enter(
         self: &Arc<Self>,
@@ -176,7 +176,7 @@ impl<K: GateKey, T> Entry<K, T> {
         }))
     }
 
-    /// The key as it is named in refusals.
+    /// The key as text, cached for refusals.
     fn label(&self) -> Arc<str> {
         Arc::clone(self.label.get_or_init(|| key_label(&self.key).into()))
     }
@@ -262,7 +262,7 @@ impl<K, T> Flight<K, T> {
         self.step(InProgress::follow)
     }
 
-    /// Moves it to a stage.
+    /// Advances it to a stage.
     pub(crate) fn advance(&self, to: Stage) {
         self.step(|flight| {
             flight.stage = to;
@@ -270,17 +270,17 @@ impl<K, T> Flight<K, T> {
         });
     }
 
-    /// Notes whom the leader waits for.
+    /// Records the holder that the leader waits for.
     pub(crate) fn note_holder(&self, holder: Arc<LockHolder>) {
         self.step(|flight| flight.waiting_for = Some(holder));
     }
 
-    /// Whom the leader waits for, if it waits for the lock.
+    /// The holder that the leader waits for, if it waits for the lock.
     pub(crate) fn waiting_for(&self) -> Option<Arc<LockHolder>> {
         self.step(|flight| flight.waiting_for.clone())?
     }
 
-    /// Notes that the ledger was charged, and the attempt's place in its window.
+    /// Records that the ledger was charged, and the attempt's number.
     pub(crate) fn note_charged(&self, number: u32) {
         if self
             .step(|flight| flight.attempt_number = Some(number))
@@ -290,13 +290,13 @@ impl<K, T> Flight<K, T> {
         }
     }
 
-    /// Moves it to its launch. Returns the error instead if an operator has ended it. `with_caller`: a caller gets the permit.
+    /// Advances it to the launch. Returns the error if an operator has ended it. `with_caller`: a caller gets the permit.
     pub(crate) fn begin_launch(&self, with_caller: bool) -> Option<GateError> {
         self.step(|flight| flight.begin_launch(with_caller))?
     }
 
-    /// Charges the attempt to this process's own count and moves the flight to its launch, for a caller who gets the permit.
-    /// `None`, with nothing changed, if that cannot be.
+    /// Charges the attempt to this process's own count and advances the flight to the launch, for a caller that gets the permit.
+    /// Returns `None` and changes nothing if no attempt is free or the flight has ended.
     pub(crate) fn charge_and_begin_launch(
         &self,
         policy: &BudgetPolicy,
@@ -323,7 +323,7 @@ impl<K, T> Flight<K, T> {
         }
     }
 
-    /// Charges the attempt to this process's own count. `has_looked`: no backend runs.
+    /// Charges the attempt to this process's own count. `has_looked`: a look found no backend.
     pub(crate) fn charge(
         &self,
         policy: &BudgetPolicy,
@@ -338,17 +338,17 @@ impl<K, T> Flight<K, T> {
         Ok(attempt)
     }
 
-    /// Takes back what [`charge`](Self::charge) charged.
+    /// Refunds the charge of [`charge`](Self::charge).
     pub(crate) fn refund(&self) {
         self.entry.state().known.refund();
     }
 
-    /// What of this process's own count is used.
+    /// The usage by this process's own count.
     pub(crate) fn usage(&self, policy: &BudgetPolicy, now: Instant) -> Usage {
         self.entry.state().known.usage(policy, now.into_std())
     }
 
-    /// Checks a refusal by this process's own count once more. `has_looked`: no backend runs.
+    /// Checks a refusal against this process's own count. `has_looked`: a look found no backend.
     pub(crate) fn confirm(
         &self,
         policy: &BudgetPolicy,
@@ -379,8 +379,7 @@ impl<K, T> Flight<K, T> {
         true
     }
 
-    /// Asks the leader to end the flight with `error`. Returns the error if there is no task that could: the permit is with its
-    /// caller.
+    /// Asks the leader's task to end the flight with `error`. Returns the error if no task can, since a caller holds the permit.
     pub(crate) fn interrupt(&self, error: GateError) -> Option<GateError> {
         let mut state = self.entry.state();
         let flight = state
@@ -393,7 +392,7 @@ impl<K, T> Flight<K, T> {
         }
         flight.interrupt.get_or_insert(error);
         let leader = flight.leader.take();
-        // A waker is the runtime's code, or a user's.
+        // Unlocked first: a waker may be user code.
         drop(state);
         if let Some(leader) = leader {
             leader.wake();
@@ -416,18 +415,18 @@ impl<K, T> Flight<K, T> {
         interrupted.unwrap_or(Poll::Pending)
     }
 
-    /// Counts the caller that asked for the launch among those who wait, until the guard is dropped.
+    /// Counts the leader's caller among the waiting callers until the guard is dropped.
     pub(crate) fn count_asker(&self) -> Asker<'_, K, T> {
         self.step(|flight| flight.has_asker = true);
         Asker(self)
     }
 
-    /// Whether the caller that asks is the first to hear a refusal since an attempt was free.
+    /// Whether this refusal is the first since an attempt was last free. Called once per refused caller.
     pub(crate) fn is_first_refusal(&self) -> bool {
         self.entry.state().known.take_first_refusal()
     }
 
-    /// Does a step while the flight is in progress.
+    /// Runs a step if the flight is in progress.
     fn step<V>(&self, step: impl FnOnce(&mut InProgress<T>) -> V) -> Option<V> {
         let mut state = self.entry.state();
         if !state.known.is_in_flight(self.number) {
@@ -438,13 +437,13 @@ impl<K, T> Flight<K, T> {
 }
 
 impl<K: GateKey, T> Flight<K, T> {
-    /// The key as it is named in messages.
+    /// The key as text.
     pub(crate) fn label(&self) -> Arc<str> {
         key_label(self.key()).into()
     }
 }
 
-/// The caller that asked for a launch, while it waits.
+/// The leader's caller, while it waits.
 #[derive(Debug)]
 pub(crate) struct Asker<'a, K, T>(&'a Flight<K, T>);
 

@@ -8,7 +8,7 @@ use crate::ledger::LedgerSession;
 use crate::lock::{SpawnLease, SpawnLockError};
 use crate::util::{CatchPanic, lazy_timeout};
 
-/// Dropping it releases the lock.
+/// A lease with the leader's session at its ledger. Dropping it releases the lock.
 #[derive(Debug)]
 pub(crate) struct HeldLock {
     lease: Box<dyn SpawnLease>,
@@ -33,12 +33,12 @@ impl HeldLock {
         }
     }
 
-    /// As [`verify`](Self::verify), if that takes no waiting.
+    /// Like [`verify`](Self::verify); `None` if that needs waiting.
     pub(crate) fn verify_now(&self) -> Option<Result<(), SpawnLockError>> {
         self.lease.verify_now()
     }
 
-    /// Resolves when the lock is known to be lost; never, if such a loss is not told.
+    /// Resolves when the lock is known to be lost; never, if the lease does not announce a loss.
     pub(crate) async fn lost(&self) -> SpawnLockError {
         match self.lease.lost() {
             Some(lost) => lost.await,
@@ -46,7 +46,7 @@ impl HeldLock {
         }
     }
 
-    /// Writes the ledger, if there is one, as it is now.
+    /// Writes the current ledger, if the lock keeps one.
     pub(crate) async fn write_ledger(&mut self) -> Result<(), SpawnLockError> {
         let Some(session) = &self.session else {
             return Ok(());
@@ -55,7 +55,7 @@ impl HeldLock {
         answered(limit, self.lease.write_ledger(session.to_write())).await
     }
 
-    /// Settles, if that takes no waiting.
+    /// Settles; `None` if that needs waiting.
     pub(crate) fn settle_now(&self) -> Option<Result<(), SpawnLockError>> {
         match self.session {
             Some(_) => None,
@@ -63,7 +63,7 @@ impl HeldLock {
         }
     }
 
-    /// Verifies the lock, writes the last record, and releases the lock, which dropping this completes.
+    /// Verifies the lock, writes the last record, and releases the lock; dropping this completes the release.
     pub(crate) async fn settle(
         &mut self,
         settlement: Settlement,
@@ -75,7 +75,7 @@ impl HeldLock {
         }
         let limit = call_limit(&*self.lease);
         let record = self.session.as_ref().map(|session| session.to_write());
-        // A lock's panic must not take a launch that succeeded with it.
+        // A panic of the lock must not turn a success into a failure.
         let settled = CatchPanic::new(self.lease.settle(record));
         match lazy_timeout(limit, settled).await {
             Some(Ok(settled)) => settled,
@@ -96,14 +96,14 @@ impl HeldLock {
     }
 }
 
-/// How long a single call of a lease may take that does not expire. A file's takes microseconds, unless its file system hangs.
+/// The limit of a call of a lease that does not expire. A lock file's call takes microseconds, unless its file system hangs.
 pub(crate) const LONGEST_CALL: Duration = Duration::from_secs(5);
 
 fn call_limit(lease: &dyn SpawnLease) -> Duration {
     lease.expires_in().unwrap_or(LONGEST_CALL)
 }
 
-/// Waits for a call of the lock, which must not keep a flight from ending.
+/// Awaits a call of the lock with a limit, so that a lock that hangs does not keep a flight from ending.
 pub(crate) async fn answered<V>(
     limit: Duration,
     call: impl Future<Output = Result<V, SpawnLockError>>,

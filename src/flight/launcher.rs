@@ -75,7 +75,7 @@ pub trait BackendLauncher<K: GateKey, T>: Send + Sync + 'static {
     /// # Errors
     ///
     /// Return an error if it is unknown whether a backend runs. It ends the flight with
-    /// [`LaunchError::Discover`](crate::LaunchError::Discover), since a launch could start a second backend.
+    /// [`LaunchError::Discover`](crate::error::LaunchError::Discover), since a launch could start a second backend.
     ///
     /// # Cancel safety
     ///
@@ -83,7 +83,7 @@ pub trait BackendLauncher<K: GateKey, T>: Send + Sync + 'static {
     ///
     /// # Panics
     ///
-    /// A panic is caught and shared as [`LaunchError::Panicked`](crate::LaunchError::Panicked).
+    /// A panic is caught and shared as [`LaunchError::Panicked`](crate::error::LaunchError::Panicked).
     async fn discover(&self, key: &K) -> Result<Option<T>, BoxError>;
 
     /// Starts the backend and returns once it is ready to serve.
@@ -93,7 +93,7 @@ pub trait BackendLauncher<K: GateKey, T>: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// An error ends the flight with [`LaunchError::Failed`](crate::LaunchError::Failed); all callers share it.
+    /// An error ends the flight with [`LaunchError::Failed`](crate::error::LaunchError::Failed); all callers share it.
     ///
     /// # Cancel safety
     ///
@@ -102,7 +102,7 @@ pub trait BackendLauncher<K: GateKey, T>: Send + Sync + 'static {
     ///
     /// # Panics
     ///
-    /// A panic is caught and shared as [`LaunchError::Panicked`](crate::LaunchError::Panicked).
+    /// A panic is caught and shared as [`LaunchError::Panicked`](crate::error::LaunchError::Panicked).
     async fn launch(&self, permit: &LaunchPermit<K, T>) -> Result<T, BoxError>;
 
     /// Disposes of a launched backend that no caller receives: the spawn lock was lost during the launch, so another process may

@@ -1,4 +1,4 @@
-//! The leader: the one owner of its flight, its attempt, and its held lock.
+//! The leader: the only owner of its flight, its attempt and its held lock.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use crate::ledger::{Known, picture};
 use crate::lock::SpawnLockError;
 use crate::util::caught;
 
-/// Who leads a flight. It is handed on from step to step, and becomes a [`LaunchPermit`](super::permit::LaunchPermit) once it
-/// may launch. Dropping it ends the flight: as abandoned if it may launch, and otherwise for a follower to take over.
-// A box, since it is moved often.
+/// The leader of a flight. It is passed from step to step and becomes a [`LaunchPermit`](super::permit::LaunchPermit) once it
+/// may launch. Dropping it ends the flight: as abandoned if it may launch; otherwise a follower takes over.
+// Boxed, since it is moved often.
 pub(crate) struct Leader<K: GateKey, T>(Box<Parts<K, T>>);
 
 pub(crate) struct Parts<K: GateKey, T> {
@@ -27,15 +27,15 @@ pub(crate) struct Parts<K: GateKey, T> {
     pub(crate) flight: Flight<K, T>,
     /// When the flight began.
     pub(crate) began: Instant,
-    /// What this flight is to check before it goes on.
+    /// The refusal that this flight must check first.
     pub(crate) refusal: Option<Refusal>,
-    /// The newest look into the ledger without the lock.
+    /// The newest read of the ledger without the lock.
     pub(crate) read: Option<LedgerRead>,
     pub(crate) known: Known,
     pub(crate) held: Option<HeldLock>,
     /// The charged attempt.
     pub(crate) attempt: Option<Attempt>,
-    /// From here on something may be started.
+    /// From now on, something may have been started.
     pub(super) is_launching: bool,
     has_ended: bool,
 }
@@ -56,7 +56,7 @@ impl<K: GateKey, T> Leader<K, T> {
         }))
     }
 
-    /// The flight may launch from now on, unless an operator has ended it. `with_caller`: a caller gets the permit.
+    /// Begins the launch, unless an operator has ended the flight. `with_caller`: a caller gets the permit.
     pub(crate) fn begin_launch(&mut self, with_caller: bool) -> Step<T> {
         match self.flight.begin_launch(with_caller) {
             Some(error) => Err(Outcome::Failed(error)),
@@ -67,19 +67,19 @@ impl<K: GateKey, T> Leader<K, T> {
         }
     }
 
-    /// Nothing was launched after all, whatever happens from here on.
+    /// Takes [`begin_launch`](Self::begin_launch) back: nothing was launched.
     pub(crate) fn call_off_launch(&mut self) {
         self.is_launching = false;
         self.flight.advance(Stage::Lock);
     }
 
-    /// Drops a lock that was lost before the launch. What was charged is taken back: here, or once the ledger is read again.
+    /// Drops a lock that was lost before the launch. The charge is taken back: here, or once the ledger is read again.
     pub(crate) fn let_go(&mut self) {
         let this = &mut **self;
         let Some(held) = this.held.take() else {
             return;
         };
-        // Somebody else can have had it meanwhile, perhaps with another ledger.
+        // Another holder may have had the lock since, perhaps with another ledger.
         this.known.looked_at = None;
         if this.attempt.take().is_some() {
             match held.session {
@@ -89,7 +89,7 @@ impl<K: GateKey, T> Leader<K, T> {
         }
     }
 
-    /// The error of a launcher that failed.
+    /// The error for a failed launch.
     pub(crate) fn launch_failed(&self, error: impl Into<BoxError>) -> GateError {
         LaunchError::Failed {
             key: self.flight.label(),
@@ -100,7 +100,7 @@ impl<K: GateKey, T> Leader<K, T> {
         .into()
     }
 
-    /// What is left of the budget, for an error.
+    /// The attempts left, for an error.
     pub(crate) fn attempts_left(&self) -> AttemptsLeft {
         let session = self.held.as_ref().and_then(|held| held.session.as_ref());
         let usage = match session {
@@ -110,8 +110,8 @@ impl<K: GateKey, T> Leader<K, T> {
         AttemptsLeft::new(usage.remaining, usage.retry_after)
     }
 
-    /// Settles attempt and ledger, releases the lock, and lets everybody know, in this order: a caller that hears of the end
-    /// finds the lock free and the ledger settled. Returns the outcome as all callers hear it.
+    /// Settles attempt and ledger, releases the lock, and publishes the outcome, in this order: a caller that gets the outcome
+    /// finds the lock free and the ledger settled. Returns the outcome that all callers get.
     pub(crate) async fn end(mut self, outcome: Outcome<T>) -> Outcome<T>
     where
         T: Clone,
@@ -122,17 +122,17 @@ impl<K: GateKey, T> Leader<K, T> {
                 let outcome = self.lost(outcome, error);
                 self.publish(outcome)
             }
-            // Boxed, so that those who need not wait do not keep room for it.
+            // Boxed, to keep this future small.
             None => Box::pin(self.settle_and_publish(outcome)).await,
         }
     }
 
-    /// Gives the permit back where nothing can be awaited. What a ledger was charged stays.
+    /// Gives the permit back in a `Drop`, where nothing can be awaited. A charge in a ledger stays.
     pub(crate) fn end_in_drop(mut self)
     where
         T: Clone,
     {
-        // If the lease panics, this leader's own drop finds that nothing was launched.
+        // First, so that this leader's own drop refunds if the lease panics.
         self.call_off_launch();
         drop(self.held.take());
         self.publish(Outcome::LeaderGone);
@@ -169,8 +169,8 @@ impl<K: GateKey, T> Leader<K, T> {
             None => Ok(()),
         };
         let lost = match (settled, &self.held) {
-            // What was written before stands: a charge without an outcome, which counts as failed. It must not take a launch
-            // with it that succeeded.
+            // The last write failed, so the ledger has a charge without an outcome, which counts as failed. If the lock is still
+            // held, the launch is a success all the same.
             (Err(error), Some(held)) if !error.is_lost() => held.verify().await,
             (settled, _) => settled,
         };
@@ -181,7 +181,7 @@ impl<K: GateKey, T> Leader<K, T> {
         self.publish(outcome)
     }
 
-    /// A success is none if the lock was lost meanwhile.
+    /// Turns a success into a failure, since the lock was lost.
     fn lost(&mut self, outcome: Outcome<T>, error: SpawnLockError) -> Outcome<T> {
         let Outcome::Launched(_) = outcome else {
             return outcome;
@@ -194,7 +194,7 @@ impl<K: GateKey, T> Leader<K, T> {
         Outcome::Failed(error)
     }
 
-    /// The error of a launch whose lock was lost, or cannot be verified.
+    /// The error for a launch whose lock was lost or cannot be verified.
     pub(crate) fn lock_lost(&self, error: SpawnLockError) -> GateError {
         LaunchError::LockLost {
             key: self.flight.label(),
@@ -204,21 +204,21 @@ impl<K: GateKey, T> Leader<K, T> {
         .into()
     }
 
-    /// Releases the lock, ends the flight, and returns the outcome as all callers hear it.
+    /// Releases the lock, ends the flight, and returns the outcome that all callers get.
     fn publish(mut self, outcome: Outcome<T>) -> Outcome<T>
     where
         T: Clone,
     {
         let update = self.budget_update(&outcome);
-        // A value's code is the user's, and so is a lease's: while this leader still has its flight.
+        // Cloning the value and dropping the lease are user code: if they panic, this leader's drop still ends the flight.
         let shared = outcome.clone();
-        // Free before anybody is woken to ask for it again.
+        // Released before the followers wake.
         drop(self.held.take());
         self.has_ended = true;
         if self.flight.end(&self.shared.policy, shared, update) {
             return outcome;
         }
-        // Only an operator ends a flight before its leader does.
+        // Only an operator can have ended the flight before its leader.
         Outcome::Failed(GateError::from(LaunchError::Aborted {
             key: self.flight.label(),
         }))
@@ -232,7 +232,7 @@ impl<K: GateKey, T> Leader<K, T> {
         }
     }
 
-    /// What becomes of the budget that this process counts.
+    /// Returns the update for the local budget.
     fn budget_update(&self, outcome: &Outcome<T>) -> BudgetUpdate {
         let Shared { policy, clock, .. } = &*self.shared;
         let now = Instant::now;
@@ -257,7 +257,7 @@ impl<K: GateKey, T> Leader<K, T> {
             }
             _ => None,
         };
-        // The time is asked for only where it counts.
+        // Read the clock only if the time matters.
         let at = match policy.stable_after {
             Some(_) => now(),
             None => self.began,
@@ -291,11 +291,11 @@ impl<K: GateKey, T> Drop for Parts<K, T> {
             return;
         }
         let is_panicking = std::thread::panicking();
-        // All of this is guarded: leases, keys and wakers are the user's code.
+        // All of this catches panics: leases, keys and wakers are user code.
         let launch = caught(|| self.held.take().map(|held| held.fencing_token()));
         let key = caught(|| self.flight.label()).unwrap_or_else(|_| "?".into());
         let error = if is_panicking {
-            // For all, so that they do not run into the same panic in turn.
+            // All callers share the panic, so that followers do not run into it in turn.
             Some(LaunchError::task_panicked(key))
         } else if self.is_launching {
             Some(LaunchError::Abandoned { key })

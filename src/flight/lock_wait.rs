@@ -1,5 +1,5 @@
-//! Taking the spawn lock: try, wait until it may be free, see what became of it, try again, until a deadline. No thread is
-//! blocked meanwhile.
+//! Taking the spawn lock: try, wait until it may be free, read the ledger, try again, until a deadline. No thread is blocked
+//! meanwhile.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,29 +19,29 @@ use crate::lock::{LedgerUpdate, LockHolder, LockRequest, SpawnLease, SpawnLockEr
 
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
-/// The longest pause between two tries at a lock that cannot tell when it is free.
+/// The longest pause between two tries at a lock that cannot report its release.
 const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 
-/// A waiter looks again within this time whatever the lock tells.
+/// A waiter tries again after this time, whatever the lock reports.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// How many times in one flight the lock is taken anew after it was lost: its file was deleted, say. Whoever does that once may
-/// be a cleaner; whoever does it all the time is not waited out.
+/// How often one flight retries after a loss of the lock. A cleanup job may delete the file once; the gate does not fight with
+/// one that always does.
 const MAX_LOSSES: u32 = 5;
 
-/// How long a single try may overrun the deadline. One takes microseconds, unless the file system hangs.
+/// How long a try may overrun the deadline. A try takes microseconds, unless the file system hangs.
 const LONGEST_TRY: Duration = Duration::from_secs(1);
 
-/// What the ledger made of a lock that was just taken.
+/// Carries the session and the verdict back from where the lock is taken.
 type Opened = Arc<Mutex<Option<(LedgerSession, Verdict)>>>;
 
 impl<K: GateKey, T: 'static> Leader<K, T> {
     /// Takes the lock, and charges the attempt in the same step if the ledger allows that.
     ///
-    /// A launch by another process that ends meanwhile is joined, or its failure shared, as soon as the ledger shows it: then
-    /// nobody needs the lock, and all who wait for it go on at once.
+    /// If a launch by another process ends meanwhile, this joins it or shares its failure as soon as the ledger shows it. So
+    /// waiters continue without taking the lock one after the other.
     ///
-    /// If the future is dropped, a try that is under way finishes by itself, takes its charge back and releases the lock.
+    /// If the future is dropped, a try in progress finishes by itself, takes its charge back and releases the lock.
     pub(crate) async fn take_lock(
         &mut self,
         wait: &mut LockWait,
@@ -59,7 +59,7 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
                 Tried::Taken(lease) => return self.took(lease, &opened),
                 Tried::Failed => {}
                 Tried::Held(ledger) => {
-                    // Not every holder leaves a trace in the ledger.
+                    // A holder may leave no trace in the ledger.
                     self.known.looked_at = None;
                     self.join_newest(&ledger, launcher).await?;
                 }
@@ -79,7 +79,7 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
         }
     }
 
-    /// The decision on the ledger, which travels to where the lock is taken.
+    /// The decision on the ledger, as an update for the lock to apply.
     fn update(&self) -> (LedgerUpdate, Opened) {
         let opened = Opened::default();
         if !self.shared.policy.is_in_ledger {
@@ -90,9 +90,9 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
         let clock = Arc::clone(&self.shared.clock);
         let update = LedgerUpdate::new(move |reading, fencing_token| {
             let now = clock.now();
-            let (mut session, verdict) =
+            let (session, verdict) =
                 LedgerSession::open(reading, fencing_token, known, &policy, now)?;
-            let record = session.record_for(&verdict, now);
+            let record = session.record_for(&verdict);
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some((session, verdict));
             record
         });
@@ -133,7 +133,7 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
             Since::Nothing => Ok(()),
             Since::Failed { launch, message } => Err(self.failed_elsewhere(launch, &message)),
             Since::Launched => {
-                // If it is gone already, this one is no news the next time.
+                // The backend is gone already: do not look for the same launch again.
                 self.known.ended = Some(newest);
                 self.look(launcher).await
             }
@@ -150,25 +150,25 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
     }
 }
 
-/// What came of one try.
+/// The result of one try.
 pub(crate) enum Tried {
     Taken(Box<dyn SpawnLease>),
-    /// Somebody holds it. The ledger is as it was right before.
+    /// It is held. The ledger is from right before the try.
     Held(LedgerReading),
-    /// It can be tried again.
+    /// The try failed, and a retry helps.
     Failed,
 }
 
-/// The wait for a lock, with one deadline also when the lock has to be taken again.
+/// The wait for a lock. One deadline covers all waits of a flight, also if the lock is lost and taken again.
 #[derive(Debug, Default)]
 pub(crate) struct LockWait {
     deadline: Option<Instant>,
     losses: u32,
     holder: Option<Arc<LockHolder>>,
-    /// The lock was found held.
+    /// The lock was found held before.
     is_waiting: bool,
     pause: Duration,
-    /// What went wrong with the last try, if it did.
+    /// The error of the last try.
     error: Option<SpawnLockError>,
 }
 
@@ -213,7 +213,7 @@ impl LockWait {
         Ok(tried)
     }
 
-    /// Notes an error of the lock. `Err` if it ends the wait.
+    /// Records an error of the lock. `Err` if it ends the wait.
     pub(crate) fn note_error<K: GateKey>(
         &mut self,
         error: SpawnLockError,
@@ -230,12 +230,12 @@ impl LockWait {
         Ok(())
     }
 
-    /// Lets the wait have begun at `began`, unless it has a deadline.
+    /// Counts the deadline from `began`, unless it is set.
     pub(crate) fn began_at<K, T>(&mut self, began: Instant, shared: &Shared<K, T>) {
         self.deadline.get_or_insert(began + shared.timeouts.lock);
     }
 
-    /// Waits until the lock may be free, or it is time to look again.
+    /// Waits until the lock may be free or the next try is due.
     pub(crate) async fn until_released<K: GateKey, T>(&mut self, shared: &Shared<K, T>, key: &K) {
         let deadline = self.deadline(shared);
         let is_again = !self.pause.is_zero();
@@ -243,10 +243,10 @@ impl LockWait {
         let least = Instant::now() + self.pause / 2;
         let until = (Instant::now() + LONGEST_WAIT).min(deadline);
         match &self.error {
-            // It is there to be taken at once.
+            // A lost lock can be taken again at once.
             Some(error) if error.is_lost() && !is_again => return,
             Some(_) => {}
-            // Over in any case: then it is time for another look.
+            // After the limit, the next try is due.
             None => {
                 let released = shared.lock.released(key, jittered(self.pause));
                 let _ = timeout_at(until, released).await;
@@ -255,18 +255,18 @@ impl LockWait {
                 }
             }
         }
-        // What fails at once, or is free for moments only, must not keep this busy.
+        // A lock that fails at once, or is free only for moments, must not keep this busy.
         sleep_until(least.min(deadline)).await;
     }
 
-    /// Set when it is first needed: most locks are free.
+    /// The deadline, set when it is first needed, since most locks are free.
     fn deadline<K, T>(&mut self, shared: &Shared<K, T>) -> Instant {
         let limit = shared.timeouts.lock;
         *self.deadline.get_or_insert_with(|| Instant::now() + limit)
     }
 
     fn timed_out<K: GateKey, T>(&mut self, shared: &Shared<K, T>, key: &K) -> GateError {
-        // What stood in the way says more than that it took too long.
+        // The last error says more than a timeout.
         if let Some(error) = self.error.take() {
             return LockError::new(key_label(key), error).into();
         }
@@ -281,9 +281,9 @@ impl LockWait {
     }
 }
 
-/// Returns between half of `pause` and all of it, so that waiters do not try in step.
+/// Returns a random time from half of `pause` to all of it, so that waiters do not try in step.
 fn jittered(pause: Duration) -> Duration {
-    // The standard library seeds each of these hashers differently; that is all the chance a pause needs.
+    // The standard library seeds each of these hashers differently, which is random enough for a pause.
     let chance = RandomState::new().hash_one(()) % 1024;
     pause.mul_f64(0.5 + chance as f64 / 2048.0)
 }

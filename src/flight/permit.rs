@@ -17,9 +17,9 @@ use crate::lock::SpawnLockError;
 ///
 /// # Cancel safety
 ///
-/// Dropping an unsettled permit ends the flight with [`LaunchError::Abandoned`]: the followers get that error at once, the lock
-/// is released, and the attempt stays charged, since something may have been started. The same happens if the future of a
-/// settling method is dropped before it has published the outcome; it publishes before it returns.
+/// Dropping an unsettled permit ends the flight with [`LaunchError::Abandoned`](crate::error::LaunchError::Abandoned): the followers get
+/// that error at once, the lock is released, and the attempt stays charged, since something may have been started. The same
+/// happens if the future of a settling method is dropped before it has published the outcome; it publishes before it returns.
 ///
 /// # Panics
 ///
@@ -106,12 +106,12 @@ impl<K: GateKey, T: Clone> LaunchPermit<K, T> {
     ///
     /// # Errors
     ///
-    /// The followers get the same error. `value` is dropped, so keep a clone of a handle that you need to stop the backend.
+    /// `value` is dropped, so keep a clone of a handle that you need to stop the backend.
     ///
-    /// - [`LaunchError::LockLost`]: the lock was lost while launching, or cannot be verified. The backend may be one of two: stop
-    ///   it, or let it compare fencing tokens.
-    /// - [`LaunchError::Aborted`]: an operator aborted the flight, or closed the gate and the drain timeout was over. Stop the
-    ///   backend if nobody shall use it.
+    /// - [`LaunchError::LockLost`](crate::error::LaunchError::LockLost): the lock was lost while launching, or cannot be verified; the
+    ///   followers get the same error. The backend may be one of two: stop it, or let it compare fencing tokens.
+    /// - [`LaunchError::Aborted`](crate::error::LaunchError::Aborted): an operator aborted the flight, or the gate was closed and its
+    ///   drain timeout was over; the followers got the error then. Stop the backend if nobody shall use it.
     ///
     /// # Cancel safety
     ///

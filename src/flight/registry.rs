@@ -1,4 +1,4 @@
-//! The registry of keys: an entry for each key that is in use, in shards.
+//! The registry: all entries of a gate, in shards.
 
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, RandomState};
@@ -21,15 +21,15 @@ use crate::util::shard;
 
 #[derive(Debug)]
 pub(crate) struct Registry<K, T> {
-    /// Each key has its place in one of these shards, by its hash, so that requests for different keys seldom meet.
+    /// Sharded by the key's hash, so requests for different keys rarely contend.
     pub(crate) shards: [Mutex<Shard<K, T>>; SHARDS],
-    /// Set first of all by a close, so that one which is dropped half-way closes all shards.
+    /// Set first by `close`, so that the gate is closed even if that call is dropped.
     is_closed: AtomicBool,
     /// Randomly seeded, so keys cannot be chosen to collide.
     hasher: RandomState,
 }
 
-/// As many as it takes for a few dozen threads to be seldom in each other's way.
+/// Enough for a few dozen threads to rarely contend.
 const SHARDS: usize = 16;
 
 impl<K: GateKey, T> Registry<K, T> {
@@ -46,17 +46,17 @@ impl<K: GateKey, T> Registry<K, T> {
         self.is_closed.store(true, Ordering::SeqCst);
     }
 
-    /// The hash of a key, which is computed once for each request: it picks the table and the place there.
+    /// The hash of a key, computed once per request. It picks the shard and the place in its table.
     pub(crate) fn hash(&self, key: &K) -> u64 {
         self.hasher.hash_one(key)
     }
 
-    /// The shard of the keys with such a hash.
+    /// Locks the shard of the keys with this hash.
     pub(crate) async fn shard(&self, hash: u64) -> MutexGuard<'_, Shard<K, T>> {
         lock_shard(&self.shards[shard(hash, SHARDS)]).await
     }
 
-    /// Enters the gate by the shard of `hash`, which is that of `key`: the caller gets its role, or is refused.
+    /// Gives a request for `key`, whose hash is `hash`, its role in the locked shard, or refuses it.
     #[inline]
     pub(crate) fn enter(
         &self,
@@ -67,7 +67,7 @@ impl<K: GateKey, T> Registry<K, T> {
         can_look: bool,
         leftovers: &mut Leftovers<K, T>,
     ) -> Result<Role<K, T>, GateError> {
-        // Dropped before the key, whatever happens.
+        // A local, so that it is unlocked before the key is dropped, also on a panic.
         let mut shard = shard;
         // Read under the mutex: a close that comes later finds the flight.
         if self.is_closed.load(Ordering::SeqCst) {
@@ -94,7 +94,7 @@ impl<K: GateKey, T> Registry<K, T> {
         role.map_err(GateError::from)
     }
 
-    /// Forgets the idle keys of all shards where nobody is and that is due: no request may ever come for some of them.
+    /// Sweeps all shards that are due and not locked, since no request may ever come for their keys.
     fn forget_idle(&self, policy: &BudgetPolicy, idle: &mut Vec<Arc<Entry<K, T>>>) {
         for shard in &self.shards {
             if let Ok(mut shard) = shard.try_lock() {
@@ -107,7 +107,7 @@ impl<K: GateKey, T> Registry<K, T> {
 /// Values to drop after the leader owns its flight and the shard is unlocked: a key's `Drop` may panic.
 #[derive(Debug)]
 pub(crate) struct Leftovers<K, T> {
-    /// The request's key, if there was an entry with that key.
+    /// The request's key, if the entry already existed with its own.
     key: Option<K>,
     idle: Vec<Arc<Entry<K, T>>>,
 }
@@ -121,13 +121,13 @@ impl<K, T> Default for Leftovers<K, T> {
     }
 }
 
-/// Locks a shard. Polls `try_lock`: a queued waiter that is never polled would block everyone. A shard is never held while a
-/// future waits, so a request that finds it held wakes itself and tries again when it is polled next. (Tokio's `yield_now`, and
-/// a used-up budget of operations, leave the waking to the thread's scheduler, which may be held up itself.)
+/// Locks a shard. Polls `try_lock`: a queued waiter that is never polled would block everyone. A shard is never locked across an
+/// await, so a request that finds it locked wakes itself and tries again. (Tokio's `yield_now`
+/// and cooperative budget would leave the wake-up to the thread's scheduler, which may be blocked.)
 pub(crate) async fn lock_shard<K, T>(shard: &Mutex<Shard<K, T>>) -> MutexGuard<'_, Shard<K, T>> {
     let mut may_give_way = true;
     poll_fn(|context| {
-        // What is ready at once must give way to the runtime's other tasks now and then. `try_lock` never does.
+        // A future that is always ready must yield to other tasks now and then, which `try_lock` never does.
         let gives_way =
             mem::take(&mut may_give_way) && pin!(consume_budget()).poll(context).is_pending();
         let locked = if gives_way {

@@ -1,4 +1,4 @@
-//! A part of the registry: an entry for each key that is in use. It stands behind a mutex of the registry's.
+//! A shard of the registry: an entry for each key in use. The registry keeps it behind a mutex.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -36,27 +36,27 @@ impl<K: GateKey, T> Shard<K, T> {
             .find(hash, |entry| entry.hash == hash && entry.key == *key)
     }
 
-    /// Gives an entry to a key that has none.
+    /// Adds an entry for a key that has none.
     pub(crate) fn add(&mut self, key: K, hash: u64) -> &Arc<Entry<K, T>> {
         let entry = Arc::new(Entry::new(key, hash));
         let added = self.entries.insert_unique(hash, entry, |entry| entry.hash);
         added.into_mut()
     }
 
-    /// Returns a number that no flight of this table has yet.
+    /// Returns a number that no flight of this shard has had.
     pub(crate) fn number_flight(&mut self) -> NonZeroU64 {
         self.last_flight = self.last_flight.saturating_add(1);
         self.last_flight
     }
 
-    /// Forgets what `key` has used; a flight in progress goes on.
+    /// Resets the budget of `key`; a flight in progress continues.
     pub(crate) fn reset(&self, key: &K, hash: u64) {
         if let Some(entry) = self.entry(key, hash) {
             entry.reset(Instant::now());
         }
     }
 
-    /// Takes note of the end of a backend.
+    /// Records the end of a backend.
     pub(crate) fn backend_ended(
         &self,
         key: &K,
@@ -74,7 +74,7 @@ impl<K: GateKey, T> Shard<K, T> {
         self.entry(key, hash)?.current_flight()
     }
 
-    /// What `key` has used, and its flight in progress.
+    /// The usage of `key` and its flight in progress.
     pub(crate) fn snapshot(
         &self,
         key: &K,
@@ -107,7 +107,7 @@ impl<K: GateKey, T> Shard<K, T> {
         entries.filter_map(Entry::current_flight).collect()
     }
 
-    /// Forgets the keys that are idle, if that is due, and adds their entries to `idle`. Returns whether it was due by time.
+    /// Removes idle keys if a sweep is due, and moves their entries to `idle`. Returns whether the sweep was due by time.
     pub(crate) fn forget_idle(
         &mut self,
         policy: &BudgetPolicy,

@@ -1,4 +1,4 @@
-//! The steps of a launch, each with its deadline. A step that ends the flight returns the outcome as its error.
+//! The steps of a flight, each with its deadline. A step that ends the flight returns the outcome as its error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +21,8 @@ use crate::lock::SpawnLockError;
 use crate::util::{CatchPanic, lazy_timeout};
 
 impl<K: GateKey, T> Leader<K, T> {
-    /// Gets a permit, if that takes no waiting: the lock is free, and there is neither a ledger to write nor a backend to look
-    /// for. Otherwise nothing has changed.
+    /// Takes all steps up to the permit if none needs waiting: the lock is free, and there is neither a ledger to write nor a
+    /// launcher to look with. Returns false and changes nothing otherwise.
     pub(crate) fn prepare_now(&mut self) -> bool {
         if self.refusal.is_some() || !self.take_lock_now() {
             return false;
@@ -43,7 +43,7 @@ impl<K: GateKey, T> Leader<K, T> {
         this.is_launching
     }
 
-    /// Takes the lock, if it can be had without waiting.
+    /// Takes the lock if it keeps no ledger and needs no waiting.
     pub(crate) fn take_lock_now(&mut self) -> bool {
         let this = &mut **self;
         if this.refusal.is_some() || this.shared.policy.is_in_ledger {
@@ -54,7 +54,7 @@ impl<K: GateKey, T> Leader<K, T> {
         this.held.is_some()
     }
 
-    /// Reads the ledger without the lock, for what others do meanwhile to show.
+    /// Reads the ledger without the lock. Launches by other processes from now on count as news.
     pub(crate) async fn read_ledger(&mut self) {
         let this = &mut **self;
         let Some(read) = this.shared.read_ledger(this.flight.key()).await else {
@@ -79,7 +79,7 @@ impl<K: GateKey, T> Leader<K, T> {
         let key = this.flight.key();
         let error = match call(limit, async || launcher.discover(key).await).await {
             Ok(Ok(None)) => {
-                // If somebody was launching meanwhile, it says nothing.
+                // If a launch was in progress during the look, the look does not count.
                 let read = this.read.as_ref().map(|read| &read.ledger);
                 this.known.looked_at = read
                     .filter(|ledger| ledger.holder().is_none())
@@ -97,8 +97,8 @@ impl<K: GateKey, T> Leader<K, T> {
         Err(Outcome::Failed(error))
     }
 
-    /// Ends the flight if it is to check a refusal and that still stands. The ledger decides where there is one, but not if
-    /// somebody seems to be launching, since that launch is waited for, nor if there is something to write.
+    /// Ends a flight that checks a refusal if no attempt is left. The ledger decides if there is one; but the flight continues if a
+    /// launch seems to be in progress, since it waits for that launch, or if the ledger must be written.
     pub(crate) async fn confirm_refusal(&mut self) -> Step<T> {
         let this = &mut **self;
         if this.refusal.take().is_none() {
@@ -111,7 +111,7 @@ impl<K: GateKey, T> Leader<K, T> {
             return refusal.map_or(Ok(()), |refusal| Err(self.refused(refusal)));
         }
         if has_looked {
-            // The backend may have ended, and told so, while it was looked for.
+            // The backend's end may have been reported during the look.
             self.read_ledger().await;
         }
         let Some(LedgerRead { ledger, .. }) = &self.read else {
@@ -131,7 +131,7 @@ impl<K: GateKey, T> Leader<K, T> {
         }
     }
 
-    /// Charges the attempt and writes the charge. `Err` if none is left; the inner error if the lock did not take the charge.
+    /// Charges the attempt and writes the charge. `Err` if no attempt is left; the inner `Err` if the write failed.
     pub(crate) async fn charge(&mut self) -> Step<T, Result<(), SpawnLockError>> {
         let has_looked = self.known.can_look;
         let this = &mut **self;
@@ -143,7 +143,7 @@ impl<K: GateKey, T> Leader<K, T> {
         };
         let mut charged = session.charge(has_looked, this.shared.clock.now());
         if charged.is_err() {
-            // The end of a backend may have been reported while it was looked for.
+            // A backend's end may have been reported during the look.
             if let Some(newest) = this.shared.read_ledger(this.flight.key()).await {
                 session.note_backend_end(&newest.ledger);
                 charged = session.charge(has_looked, this.shared.clock.now());
@@ -168,7 +168,7 @@ impl<K: GateKey, T> Leader<K, T> {
         Ok(())
     }
 
-    /// Checks that the lock is still held, as the last step before the launch. Returns why it is not.
+    /// Checks that the lock is still held, as the last step before the launch.
     pub(crate) async fn verify(&mut self) -> Result<(), SpawnLockError> {
         match &self.held {
             Some(held) => held.verify().await,
@@ -181,7 +181,7 @@ impl<K: GateKey, T> Leader<K, T> {
     }
 }
 
-/// Runs a call of the launcher, for as long as it may take.
+/// Runs a call of the launcher with a limit, and catches its panic.
 pub(crate) async fn call<V>(
     limit: Duration,
     call: impl AsyncFnOnce() -> Result<V, BoxError>,
@@ -201,7 +201,7 @@ pub(crate) enum NoAnswer {
 }
 
 impl NoAnswer {
-    /// `left`: what is left of the budget, if the call was charged.
+    /// `left`: the attempts left, if the call was charged.
     pub(crate) fn into_error<K: GateKey, T>(
         self,
         flight: &Flight<K, T>,

@@ -115,7 +115,7 @@ where
     }
 
     /// Ends the flight of `key`: drops its launcher's future, releases the lock, and gives all callers
-    /// [`LaunchError::Aborted`](crate::LaunchError::Aborted). Returns false if no flight was in progress.
+    /// [`LaunchError::Aborted`](crate::error::LaunchError::Aborted). Returns false if no flight was in progress.
     ///
     /// A launch that had begun stays charged, since something may have been started; the launcher must end what it started (with
     /// `kill_on_drop`, say). A permit that a caller of [`acquire`](Self::acquire) holds keeps the spawn lock until it is settled

@@ -143,7 +143,8 @@ where
         }
         let launch = self.discover_timeout + self.launch_timeout + MARGIN;
         let lock = self.lock_timeout.unwrap_or(launch);
-        let stages = lock + launch;
+        // The first look is made before the wait for the lock.
+        let stages = self.discover_timeout + lock + launch;
         let follow = self.follow_timeout.unwrap_or(stages);
         let timeouts = Timeouts {
             lock,

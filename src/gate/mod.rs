@@ -194,7 +194,7 @@ where
     /// # Panics
     ///
     /// Like [`acquire`](Self::acquire). A panic of the launcher is caught and shared as
-    /// [`LaunchError::Panicked`](crate::LaunchError::Panicked).
+    /// [`LaunchError::Panicked`](crate::error::LaunchError::Panicked).
     ///
     /// # Examples
     ///

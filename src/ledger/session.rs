@@ -45,8 +45,6 @@ pub(crate) struct LedgerSession {
     is_charged: bool,
     elder_before: u64,
     before_success: Option<KeyBudget<ClockReading>>,
-    /// The ledger was corrected when it was taken over, so it must be written in any case.
-    is_mended: bool,
     policy: BudgetPolicy,
 }
 
@@ -82,14 +80,12 @@ impl LedgerSession {
         Some((session, verdict))
     }
 
-    /// The record to write in the step that takes the lock, if the verdict needs one.
-    pub(crate) fn record_for(&mut self, verdict: &Verdict, now: ClockReading) -> Option<Ledger> {
+    /// The record to write before anything else is done, if that verdict needs one. After any other, the flight ends, and settles.
+    pub(crate) fn record_for(&self, verdict: &Verdict) -> Option<Ledger> {
         match verdict {
-            Verdict::Charged(_) | Verdict::Look => {}
-            Verdict::Refused(_) if self.is_mended => self.settle(Settlement::Refund, None, now),
-            Verdict::Refused(_) | Verdict::FailedSince { .. } => return None,
+            Verdict::Charged(_) | Verdict::Look => Some((*self.ledger).clone()),
+            Verdict::Refused(_) | Verdict::FailedSince { .. } => None,
         }
-        Some((*self.ledger).clone())
     }
 
     /// Takes over the ledger, with this process as its holder.
@@ -99,7 +95,6 @@ impl LedgerSession {
         policy: &BudgetPolicy,
         now: ClockReading,
     ) -> Option<Self> {
-        let mut is_mended = false;
         let mut ledger = match reading {
             LedgerReading::NotKept => return None,
             LedgerReading::Found(ledger) => ledger,
@@ -108,17 +103,14 @@ impl LedgerSession {
                 let mut ledger = Box::<Ledger>::default();
                 ledger.budget.use_up(policy, now);
                 ledger.is_count_lost = true;
-                is_mended = true;
                 ledger
             }
         };
         ledger.by_clock_of_reader(now);
         if ledger.is_ahead_of(now) {
             ledger.catch_up(now);
-            is_mended = true;
         }
         if ledger.holder.is_some() {
-            is_mended = true;
             // That launch was cut short, so the last success is followed by another launch and never becomes stable.
             ledger.budget.found_down();
         }
@@ -131,7 +123,6 @@ impl LedgerSession {
             ledger,
             is_charged: false,
             before_success: None,
-            is_mended,
             policy: *policy,
         })
     }
@@ -171,7 +162,6 @@ impl LedgerSession {
             let reason = ledger.exhaustion_reason(&self.policy);
             if has_looked && ledger.budget.up_since.is_some() {
                 ledger.budget.found_down();
-                self.is_mended = true;
             }
             return Err(Refusal {
                 retry_after,

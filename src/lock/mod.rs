@@ -23,3 +23,4 @@ pub use self::holder::LockHolder;
 pub use self::identity::SpawnLockFileIdentity;
 pub use self::memory::InMemorySpawnLock;
 pub use self::traits::{LeaseLost, LedgerUpdate, LockRequest, SpawnLease, SpawnLock, TryAcquire};
+pub use crate::key::LockName;

@@ -253,7 +253,7 @@ pub trait SpawnLease: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     ///
     /// An error for which [`SpawnLockError::is_lost`] is true if the lock was lost and nothing was written: the flight ends with
-    /// [`LaunchError::LockLost`](crate::LaunchError::LockLost). After any other error the gate verifies the lease once more
+    /// [`LaunchError::LockLost`](crate::error::LaunchError::LockLost). After any other error the gate verifies the lease once more
     /// before it reports a success, and drops the lease.
     ///
     /// # Cancel safety

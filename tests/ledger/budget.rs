@@ -1,4 +1,4 @@
-//! The budget that all processes share (promise 22), also when a clock steps (promise 23) or the count is lost.
+//! The budget that all processes share (promises 22, 32, 40), also if a clock steps (promise 23) or the count is lost (promise 33).
 
 use std::fs;
 use std::future::pending;
@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use spawn_gate::admin::{Ledger, LedgerReading, inspect_spawn_lock};
 use spawn_gate::budget::{BootReading, ClockReading, WindowKind};
-use spawn_gate::{
-    Acquired, FileSpawnLock, GateError, How, SpawnBudgetConfig, Stage, acquire_spawn_lock,
-};
+use spawn_gate::error::Stage;
+use spawn_gate::{Acquired, FileSpawnLock, GateError, How, SpawnBudgetConfig, acquire_spawn_lock};
 use tokio_test::{assert_pending, task};
 
 use super::{Gate, KEY, WINDOW, builder, finder, gate, lock_path, until_flight};

@@ -1,4 +1,4 @@
-//! What a process that had to wait for another one's lock hears (promises 19 to 21).
+//! The result for a process that waited for another process's lock (promises 19-21).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,9 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use spawn_gate::admin::{LedgerReading, inspect_spawn_lock};
-use spawn_gate::{
-    Acquired, GateError, How, LaunchError, Launched, SpawnLockError, acquire_spawn_lock,
-};
+use spawn_gate::error::LaunchError;
+use spawn_gate::{Acquired, GateError, How, Launched, SpawnLockError, acquire_spawn_lock};
 use tokio::task::JoinHandle;
 
 use super::{KEY, builder, finder, gate, lock_path, until_flight};

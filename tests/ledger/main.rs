@@ -1,5 +1,5 @@
-//! The ledger (promises 20-24) between gates that share nothing but a lock directory, with a clock that the test steps: as a
-//! record, as the budget of all processes, as what waiting ones hear, and when its writes go wrong.
+//! The ledger (promises 20-24 and 30-33) between gates that share only a lock directory, with a clock that the test steps: the
+//! record, the budget of all processes, the results for waiting processes, and writes that fail.
 
 mod budget;
 mod join;

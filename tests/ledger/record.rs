@@ -1,13 +1,12 @@
-//! The ledger as a record in a lock file: its versions, its size, its launch numbers, and what a person reads there.
+//! The ledger as a record in a lock file (promises 24 and 33): versions, size, fencing tokens, and the text for people.
 
 use std::fs;
 use std::time::Duration;
 
 use spawn_gate::admin::{Ledger, LedgerReading, inspect_spawn_lock};
 use spawn_gate::budget::{SharedClock, WindowKind};
-use spawn_gate::{
-    FileSpawnLock, GateError, LockError, SpawnBudgetConfig, SpawnLockError, acquire_spawn_lock,
-};
+use spawn_gate::error::LockError;
+use spawn_gate::{FileSpawnLock, GateError, SpawnBudgetConfig, SpawnLockError, acquire_spawn_lock};
 
 use super::{Gate, KEY, WINDOW, builder, gate, lock_path};
 use crate::support::lock_file::read_held;
@@ -151,7 +150,7 @@ async fn the_lock_file_never_grows_and_no_other_file_appears() {
 }
 
 #[tokio::test]
-async fn the_launch_number_grows_from_process_to_process_also_when_the_file_was_deleted_or_the_clock_set_back()
+async fn the_fencing_token_grows_from_process_to_process_also_when_the_file_was_deleted_or_the_clock_set_back()
  {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();

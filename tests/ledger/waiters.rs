@@ -1,4 +1,4 @@
-//! Those who wait for another process's lock: who leads them when their leader goes, and how one release serves all.
+//! Waiters for another process's lock (promises 4, 20, 29, 30): a new leader takes over at once, and one release serves all.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use spawn_gate::admin::{LedgerReading, inspect_spawn_lock};
 use spawn_gate::budget::ExhaustionReason;
-use spawn_gate::lock::acquire_spawn_lock;
-use spawn_gate::{Acquired, FileSpawnLock, How, SpawnBudgetConfig};
+use spawn_gate::error::LaunchError;
+use spawn_gate::lock::{SpawnLockError, acquire_spawn_lock};
+use spawn_gate::{Acquired, FileSpawnLock, GateError, How, SpawnBudgetConfig};
 use tokio::time::{Instant, sleep};
 use tokio_test::{assert_pending, task};
 
 use super::{KEY, WINDOW, builder, gate, lock_path, until_flight};
+use crate::support::halt::Halt;
 use crate::support::hooked_lock::At;
 use crate::support::script::Script;
 use crate::support::scripted_lock::ScriptedLock;
@@ -275,4 +277,44 @@ async fn a_look_with_the_lock_serves_all_who_wait() {
         panic!("no ledger");
     };
     assert!(ledger.to_string().contains("found "), "{ledger}");
+}
+
+/// A failure is shared also by who only finds it in the ledger with the lock in hand.
+#[tokio::test]
+async fn a_failure_is_shared_although_the_ledger_did_not_answer_while_it_was_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let elsewhere = lead(&gate(directory.path(), &clock), KEY).await;
+    let waits = Halt::new();
+    let lock = ScriptedLock::hooked(directory.path(), {
+        let waits = waits.clone();
+        move |at| {
+            let waits = waits.clone();
+            async move {
+                match at {
+                    At::Look(_) => Err(SpawnLockError::Unresponsive {
+                        after: Duration::ZERO,
+                    }),
+                    At::Wait(_) => {
+                        waits.halt().await;
+                        Ok(())
+                    }
+                    _ => Ok(()),
+                }
+            }
+        }
+    });
+    let waiter = builder(lock, &clock).build();
+    let waiting = tokio::spawn(async move { waiter.acquire(KEY).await });
+    waits.reached().await;
+    elsewhere.fail("no such program").await;
+    waits.let_go();
+    let error = waiting.await.unwrap().unwrap_err();
+    assert!(
+        matches!(
+            error,
+            GateError::Launch(LaunchError::FailedElsewhere { .. })
+        ),
+        "{error:?}"
+    );
 }

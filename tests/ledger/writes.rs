@@ -1,4 +1,4 @@
-//! Writes of the ledger that fail, are cut off or come too late: what was charged, launched and reset is right all the same.
+//! Writes of the ledger that fail, are cut off or come too late (promises 11, 16, 31): charges, launches and resets stay right.
 
 use std::fs;
 use std::io;
@@ -6,9 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use spawn_gate::admin::{LedgerReading, inspect_spawn_lock};
-use spawn_gate::{
-    GateError, How, LaunchError, LockError, SpawnBudgetConfig, SpawnLockError, acquire_spawn_lock,
-};
+use spawn_gate::error::{LaunchError, LockError};
+use spawn_gate::{GateError, How, SpawnBudgetConfig, SpawnLockError, acquire_spawn_lock};
 
 use super::{Gate, KEY, WINDOW, builder, finder, gate, lock_path};
 use crate::support::hooked_lock::At;

@@ -6,10 +6,8 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
-use spawn_gate::{
-    BackendLauncher as _, FileSpawnLock, GateError, LaunchError, SpawnBudgetConfig, SpawnGate,
-    Stage,
-};
+use spawn_gate::error::{LaunchError, Stage};
+use spawn_gate::{BackendLauncher as _, FileSpawnLock, GateError, SpawnBudgetConfig, SpawnGate};
 
 use crate::backend::{Backend, Launcher};
 

@@ -1,4 +1,4 @@
-//! What really happened, told by those who did it and not by the library: one line for each event, appended to one file.
+//! The events as recorded by the processes and not by the library: one line per event, appended to one file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Lines `event pid launch-number`. `launch`: a launcher was called. `start`: a backend process began. `live`: it serves.
+/// Lines `event pid fencing-token`. `launch`: a launcher was called. `start`: a backend process began. `live`: it serves.
 /// `gone`: it gave up before it did.
 #[derive(Clone)]
 pub(crate) struct Journal(PathBuf);
@@ -32,7 +32,7 @@ impl Journal {
         fs::read_to_string(&self.0).unwrap_or_default()
     }
 
-    /// The process and the launch number of each such event.
+    /// The process and the fencing token of each such event.
     pub(crate) fn lines(&self, event: &str) -> Vec<(u32, u64)> {
         self.text()
             .lines()

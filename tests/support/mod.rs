@@ -16,9 +16,8 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use spawn_gate::budget::ExhaustionReason;
-use spawn_gate::{
-    Acquired, BudgetExhausted, GateError, GateKey, InMemorySpawnLock, LaunchPermit, SpawnGate,
-};
+use spawn_gate::error::BudgetExhausted;
+use spawn_gate::{Acquired, GateError, GateKey, InMemorySpawnLock, LaunchPermit, SpawnGate};
 
 pub(crate) fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)

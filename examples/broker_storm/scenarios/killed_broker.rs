@@ -3,7 +3,7 @@
 use spawn_gate::BoxError;
 
 use super::LONG;
-use super::verdict::{all_answered, launch_numbers, processes, refusal};
+use super::verdict::{all_answered, fencing_tokens, processes, refusal};
 use crate::cast::Broker;
 use crate::report::Check;
 use crate::scene::Scene;
@@ -48,7 +48,7 @@ pub(super) async fn killed(scene: &Scene) -> Result<Vec<Check>, BoxError> {
             format_args!("{} more after the kill", processes(started.len() - 1)),
         ),
         all_answered(60, &tally, &started[1..]),
-        Check::that(grow, "launch numbers grow", launch_numbers(&started)),
+        Check::that(grow, "fencing tokens grow", fencing_tokens(&started)),
         Check::same(
             "the killed attempt counts: 2 used",
             format_args!("the killed attempt counts: {used} used"),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use spawn_gate::{BoxError, FileSpawnLock, acquire_spawn_lock};
 
 use super::LONG;
-use super::verdict::{all_answered, from_backend, launch_numbers, processes, refusal, with_code};
+use super::verdict::{all_answered, fencing_tokens, from_backend, processes, refusal, with_code};
 use crate::broker::backend_key;
 use crate::client::VERSION;
 use crate::report::Check;
@@ -110,7 +110,7 @@ pub(super) async fn always_fails(scene: &Scene) -> Result<Vec<Check>, BoxError> 
             ),
         ),
         from_backend("the retry is answered", &answer, started.last()),
-        Check::that(grow, "launch numbers grow", launch_numbers(&started)),
+        Check::that(grow, "fencing tokens grow", fencing_tokens(&started)),
     ])
 }
 

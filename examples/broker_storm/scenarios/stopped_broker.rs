@@ -1,4 +1,4 @@
-//! The scenario in which a broker is stopped in the middle of a launch, and goes on later.
+//! The scenario in which a broker is stopped in the middle of a launch and continues later.
 
 use std::time::Duration;
 

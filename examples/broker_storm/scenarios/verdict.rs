@@ -1,4 +1,4 @@
-//! What the scenarios say of what they saw.
+//! The texts of the scenarios' verdicts.
 
 use std::fmt::Display;
 
@@ -27,7 +27,7 @@ pub(super) fn processes(count: usize) -> String {
     }
 }
 
-pub(super) fn launch_numbers(started: &[BackendId]) -> String {
+pub(super) fn fencing_tokens(started: &[BackendId]) -> String {
     let numbers: Vec<_> = started.iter().map(|it| it.launch.to_string()).collect();
     numbers.join(" < ")
 }

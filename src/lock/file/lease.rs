@@ -351,4 +351,35 @@ mod tests {
         drop(take(&path, LedgerUpdate::none()));
         drop(lease);
     }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    #[tokio::test]
+    async fn a_try_by_one_who_waits_wakes_nobody_else() {
+        use std::mem::MaybeUninit;
+
+        use rustix::fs::inotify::{self, CreateFlags, Reader};
+
+        use super::super::inotify::EVENTS;
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("indexer.lock");
+        let _held = take(&path, LedgerUpdate::none());
+        let told = inotify::init(CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&told, &path, EVENTS).unwrap();
+        let mut buffer = [MaybeUninit::uninit(); 512];
+        let mut told = Reader::new(told, &mut buffer);
+        for is_waiting in [true, false] {
+            let file = LockFile {
+                path: path.clone(),
+                filesystem: Filesystem::Local,
+                keeps_ledger: true,
+            };
+            let now = tokio::time::Instant::now();
+            let mut request = LockRequest::new(LedgerUpdate::none(), now);
+            request.is_waiting = is_waiting;
+            let tried = try_acquire(file, request).await.unwrap();
+            assert!(matches!(tried, TryAcquire::Held { .. }));
+            assert_eq!(told.next().is_err(), is_waiting);
+        }
+    }
 }

@@ -77,7 +77,7 @@ impl Reading {
             .filter_map(Record::parse)
             .collect();
         records.sort_by_key(|record| std::cmp::Reverse(record.sequence));
-        // The newer one is whole, but for a write that was cut short: then the elder one counts.
+        // The newer one counts, unless its write was cut short: then the older one counts.
         let Some(record) = records.iter().find(|record| record.is_whole()) else {
             return Self::Unreadable;
         };
@@ -171,7 +171,7 @@ fn encode_record(ledger: &Ledger, sequence: u64) -> Vec<u8> {
     format!("record {sequence} version {VERSION} checksum {sum}\n{body}").into_bytes()
 }
 
-/// What stands in a slot, with a checksum that is yet to be compared.
+/// The content of a slot; its checksum is not compared yet.
 struct Record<'a> {
     version: u32,
     sequence: u64,
@@ -346,7 +346,7 @@ mod tests {
     /// Times up to the year 2286 and 300 years since boot.
     const USUAL: u64 = 10_000_000_000_000;
 
-    /// What is left of a ledger in its text: a boot is only told if the newest time has one, and messages become one line.
+    /// A ledger as its text keeps it: times of one boot only, and each message as one line.
     fn as_text(ledger: &Ledger) -> Ledger {
         ledger.to_string().parse().unwrap()
     }
