@@ -89,7 +89,7 @@ pub trait BackendLauncher<K: GateKey, T>: Send + Sync + 'static {
     /// Starts the backend and returns once it is ready to serve.
     ///
     /// Runs in the flight's own task. It must not request the same key from the same gate: that request would follow the flight
-    /// that waits for it.
+    /// that waits for it. Nor may two launchers request each other's key. Both wait until the launch timeout.
     ///
     /// # Errors
     ///

@@ -40,6 +40,9 @@ use crate::lock::{FileSpawnLock, SpawnLockError};
 /// Handles are cheap to clone, and all clones are one gate. It needs a tokio runtime with time enabled. All waiting uses
 /// tokio's clock, so tests can pause time.
 ///
+/// A gate belongs to the process that made it. In a child that was forked and does not exec, a flight that was in progress in
+/// the parent never ends: make a gate of its own there.
+///
 /// # Cancel safety
 ///
 /// A method is called cancel safe if dropping its future at any point leaves no other caller waiting for it, no lock held,
@@ -190,6 +193,11 @@ where
     /// Cancel safe. A flight that has begun continues when any caller is dropped, also the one that began it: it is charged at
     /// most once, the followers get its outcome, and a child can be running. So a client that hangs up costs one launch at
     /// most.
+    ///
+    /// The flight needs its runtime to be driven. If a current-thread runtime is left with a flight in progress, as by
+    /// `block_on(timeout(limit, gate.launch(..)))`, neither the launch timeout nor the release of the spawn lock happens until
+    /// the runtime is driven again or dropped. Drop the runtime, or use a multi-thread runtime. The same holds for a launcher
+    /// that blocks its thread: it ends when it returns.
     ///
     /// # Panics
     ///

@@ -157,16 +157,19 @@ impl Ledger {
     /// What has changed since a leader first read this ledger, when `seen` was the newest ended launch; nothing if it has not
     /// read it. Compares fencing tokens, never the clocks of two processes.
     pub(crate) fn since_seen(&self, seen: Option<u64>) -> Since {
+        if seen.is_none_or(|seen| self.newest_news() <= seen) {
+            return Since::Nothing;
+        }
         match &self.last_outcome {
-            Some(last) if seen.is_some_and(|seen| last.launch > seen) => match &last.failure {
+            // A backend that was found after a failure counts.
+            Some(last) if last.launch >= self.found => match &last.failure {
                 None => Since::Launched,
                 Some(message) => Since::Failed {
                     launch: last.launch,
                     message: message.clone(),
                 },
             },
-            _ if seen.is_some_and(|seen| self.found > seen) => Since::Launched,
-            _ => Since::Nothing,
+            _ => Since::Launched,
         }
     }
 

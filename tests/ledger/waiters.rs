@@ -318,3 +318,24 @@ async fn a_failure_is_shared_although_the_ledger_did_not_answer_while_it_was_wai
         "{error:?}"
     );
 }
+
+/// Of a failure and a backend that was found running, the newer one counts.
+#[tokio::test]
+async fn a_backend_that_was_found_after_a_failure_is_joined() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let elsewhere = lead(&gate(directory.path(), &clock), KEY).await;
+    let (lock, waits) = ScriptedLock::halting(directory.path(), |at| matches!(at, At::Wait(_)));
+    let waiter = builder(lock, &clock).build();
+    let joins = Script::launching(|_| async { panic!("one is running") })
+        .discovering(|call| async move { Ok((call > 1).then_some(7)) });
+    let waiting = tokio::spawn(async move { waiter.launch(KEY, joins).await });
+    waits.reached().await;
+    elsewhere.fail("no such program").await;
+    // Somebody started it by other means, and a third process finds it with the lock held.
+    let third = lead(&gate(directory.path(), &clock), KEY).await;
+    third.discovered(7).await;
+    waits.let_go();
+    let joined = waiting.await.unwrap().unwrap();
+    assert_eq!((joined.value, joined.how), (7, How::Discovered));
+}

@@ -33,6 +33,9 @@ use crate::lock::traits::{LockRequest, SpawnLock, TryAcquire};
 /// lock free and the ledger unchanged since its look, and then launches without a second look, although another holder has
 /// launched in between.
 ///
+/// On Linux a process that waits for a lock uses one inotify instance, of which a user has 128 by default, for all its waits
+/// together. If none is left, it looks every 20 ms instead.
+///
 /// All processes must see the directory through the same mount: two overlay mounts over one lower directory have separate
 /// locks.
 ///

@@ -2,13 +2,17 @@
 //!
 //! One thread serves all files that this process waits for. It exists only while somebody waits, and sleeps until the kernel
 //! reports an event. The set of files is behind a mutex that is held for single steps.
+//!
+//! Only that thread closes the inotify instance. Closing one waits for a grace period of the kernel, up to most of a second,
+//! which would stall a runtime. So a waiter holds no handle of it, and a thread is there before an instance is made.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
@@ -22,17 +26,24 @@ pub(super) const EVENTS: WatchFlags = WatchFlags::CLOSE_WRITE
     .union(WatchFlags::MOVE_SELF)
     .union(WatchFlags::DONT_FOLLOW);
 
+const THREAD_NAME: &str = "spawn-gate-wait";
+
 static WATCHER: Mutex<Option<Watcher>> = Mutex::new(None);
 
 struct Watcher {
-    inotify: Arc<OwnedFd>,
+    inotify: Arc<Instance>,
+    /// Differs from that of each watcher before it.
+    generation: u64,
     /// By the kernel's number for the file. Each waiter of a file has a receiver.
     files: HashMap<i32, Sender<()>>,
 }
 
+/// An inotify instance of the kernel.
+struct Instance(OwnedFd);
+
 /// A watch on one file.
 pub(super) struct FileWatch {
-    inotify: Arc<OwnedFd>,
+    generation: u64,
     number: i32,
     changed: Receiver<()>,
 }
@@ -47,21 +58,18 @@ impl FileWatch {
     /// started.
     pub(super) fn new(path: &Path) -> Option<Self> {
         let mut watcher = watcher();
-        let inotify = match &*watcher {
-            Some(watcher) => Arc::clone(&watcher.inotify),
-            None => Arc::new(inotify::init(CreateFlags::CLOEXEC).ok()?),
+        if let Some(watcher) = &mut *watcher {
+            let number = inotify::add_watch(&watcher.inotify.0, path, EVENTS).ok()?;
+            return Some(watcher.subscribe(number));
+        }
+        let thread = WatcherThread::start()?;
+        let inotify = Arc::new(Instance(inotify::init(CreateFlags::CLOEXEC).ok()?));
+        let Ok(number) = inotify::add_watch(&inotify.0, path, EVENTS) else {
+            thread.close(inotify);
+            return None;
         };
-        let number = inotify::add_watch(&inotify, path, EVENTS).ok()?;
-        let files = match &mut *watcher {
-            Some(watcher) => &mut watcher.files,
-            none => &mut none.insert(Watcher::start(&inotify)?).files,
-        };
-        let file = files.entry(number).or_insert_with(|| Sender::new(()));
-        Some(Self {
-            changed: file.subscribe(),
-            inotify,
-            number,
-        })
+        let started = watcher.insert(thread.serve(inotify));
+        Some(started.subscribe(number))
     }
 
     /// Returns when an event of the file has come since the last call. Dropping the future loses none.
@@ -76,31 +84,64 @@ impl FileWatch {
 impl Drop for FileWatch {
     fn drop(&mut self) {
         let mut watcher = watcher();
-        let Some(watcher) = of_instance(&mut watcher, &self.inotify) else {
+        let Some(watcher) = of_generation(&mut watcher, self.generation) else {
             return;
         };
         // The kernel answers with `IGNORED`, so the thread checks whether this was the last watch.
         if let Entry::Occupied(file) = watcher.files.entry(self.number) {
             if file.get().receiver_count() == 1 {
                 file.remove();
-                let _ = inotify::remove_watch(&self.inotify, self.number);
+                let _ = inotify::remove_watch(&watcher.inotify.0, self.number);
             }
         }
     }
 }
 
-impl Watcher {
-    fn start(inotify: &Arc<OwnedFd>) -> Option<Self> {
-        let served = Arc::clone(inotify);
+/// The thread that serves an instance, and closes it. It waits for that at first.
+struct WatcherThread(mpsc::Sender<(Arc<Instance>, Option<u64>)>);
+
+impl WatcherThread {
+    fn start() -> Option<Self> {
+        let (hand_over, handed_over) = mpsc::channel();
         thread::Builder::new()
-            .name("spawn-gate-wait".to_owned())
+            .name(THREAD_NAME.to_owned())
             .stack_size(64 * 1024)
-            .spawn(move || serve(&served))
+            .spawn(move || match handed_over.recv() {
+                Ok((inotify, Some(generation))) => serve(&inotify, generation),
+                Ok((inotify, None)) => drop(inotify),
+                // No instance was made.
+                Err(_) => {}
+            })
             .ok()?;
-        Some(Self {
-            inotify: Arc::clone(inotify),
+        Some(Self(hand_over))
+    }
+
+    fn serve(self, inotify: Arc<Instance>) -> Watcher {
+        static GENERATIONS: AtomicU64 = AtomicU64::new(0);
+
+        let generation = GENERATIONS.fetch_add(1, Ordering::Relaxed);
+        // The thread waits for it.
+        let _ = self.0.send((Arc::clone(&inotify), Some(generation)));
+        Watcher {
+            inotify,
+            generation,
             files: HashMap::new(),
-        })
+        }
+    }
+
+    fn close(self, inotify: Arc<Instance>) {
+        let _ = self.0.send((inotify, None));
+    }
+}
+
+impl Watcher {
+    fn subscribe(&mut self, number: i32) -> FileWatch {
+        let file = self.files.entry(number).or_insert_with(|| Sender::new(()));
+        FileWatch {
+            generation: self.generation,
+            number,
+            changed: file.subscribe(),
+        }
     }
 
     /// Returns the senders to notify. Those of a file that is gone are removed, and dropping them notifies for the last time.
@@ -116,19 +157,16 @@ impl Watcher {
 }
 
 /// The watcher, unless another one has replaced it.
-fn of_instance<'a>(
-    watcher: &'a mut Option<Watcher>,
-    inotify: &Arc<OwnedFd>,
-) -> Option<&'a mut Watcher> {
+fn of_generation(watcher: &mut Option<Watcher>, generation: u64) -> Option<&mut Watcher> {
     watcher
         .as_mut()
-        .filter(|watcher| Arc::ptr_eq(&watcher.inotify, inotify))
+        .filter(|watcher| watcher.generation == generation)
 }
 
 /// Passes on the kernel's events until nobody waits any more.
-fn serve(inotify: &Arc<OwnedFd>) {
+fn serve(inotify: &Arc<Instance>, generation: u64) {
     let mut buffer = [MaybeUninit::uninit(); 4096];
-    let mut reader = Reader::new(&**inotify, &mut buffer);
+    let mut reader = Reader::new(&inotify.0, &mut buffer);
     loop {
         let told = match reader.next() {
             Ok(event) => Some((event.wd(), event.events())),
@@ -137,7 +175,7 @@ fn serve(inotify: &Arc<OwnedFd>) {
             Err(_) => None,
         };
         let mut watcher = watcher();
-        let Some(current) = of_instance(&mut watcher, inotify) else {
+        let Some(current) = of_generation(&mut watcher, generation) else {
             return;
         };
         let to_tell = told.map(|(number, events)| current.hear(number, events));
@@ -160,6 +198,21 @@ fn serve(inotify: &Arc<OwnedFd>) {
 #[cfg(test)]
 pub(super) fn is_running() -> bool {
     watcher().is_some()
+}
+
+/// Where instances were closed.
+#[cfg(test)]
+static CLOSED_BY: Mutex<Vec<Option<String>>> = Mutex::new(Vec::new());
+
+#[cfg(test)]
+impl Drop for Instance {
+    fn drop(&mut self) {
+        let name = thread::current().name().map(str::to_owned);
+        CLOSED_BY
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(name);
+    }
 }
 
 #[cfg(test)]
@@ -209,5 +262,24 @@ mod tests {
         is_done
             .recv_timeout(Duration::from_secs(60))
             .expect("the thread is stuck");
+    }
+
+    #[test]
+    fn waits_that_come_and_go_close_no_instance_on_the_thread_of_a_waiter() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("backend.lock");
+        let closed = || CLOSED_BY.lock().unwrap().clone();
+        // The file is not there yet, so the kernel refuses to watch it.
+        assert!(FileWatch::new(&path).is_none());
+        std::fs::write(&path, "").unwrap();
+        for _ in 0..20 {
+            drop(FileWatch::new(&path).unwrap());
+        }
+        while closed().is_empty() {
+            thread::yield_now();
+        }
+        for name in closed() {
+            assert_eq!(name.as_deref(), Some(THREAD_NAME));
+        }
     }
 }
