@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 use peak_alloc::PeakAlloc;
 use peers::keys::{PeerKey, VERSION, service};
 use running_process::broker::server as reference;
-use spawn_gate::{Acquired, BackendKey, InMemorySpawnLock, SpawnBudgetConfig, SpawnCoordinator, SpawnGate, SpawnOutcome};
+use spawn_gate::{
+    Acquired, BackendKey, InMemorySpawnLock, SpawnBudgetConfig, SpawnCoordinator, SpawnGate,
+    SpawnOutcome,
+};
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;

@@ -3,7 +3,10 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use spawn_gate::{Acquired, BackendKey, BackendLauncher, BoxError, InMemorySpawnLock, LaunchPermit, SpawnGate, async_trait};
+use spawn_gate::{
+    Acquired, BackendKey, BackendLauncher, BoxError, InMemorySpawnLock, LaunchPermit, SpawnGate,
+    async_trait,
+};
 use tokio::runtime::Runtime;
 
 use super::{one_thread, repeated, timed};

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
-use spawn_gate::{BackendKey, BackendLauncher, BoxError, FileSpawnLock, LaunchPermit, SpawnGate, async_trait};
+use spawn_gate::{
+    BackendKey, BackendLauncher, BoxError, FileSpawnLock, LaunchPermit, SpawnGate, async_trait,
+};
 
 use super::threads;
 use crate::clock::{nanos, sleep_until};

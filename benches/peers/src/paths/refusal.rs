@@ -5,7 +5,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use running_process::broker::server as reference;
-use spawn_gate::{Acquired, BackendKey, InMemorySpawnLock, SpawnBeginError, SpawnBudgetConfig, SpawnCoordinator, SpawnGate, SpawnOutcome};
+use spawn_gate::{
+    Acquired, BackendKey, InMemorySpawnLock, SpawnBeginError, SpawnBudgetConfig, SpawnCoordinator,
+    SpawnGate, SpawnOutcome,
+};
 
 use super::{one_thread, repeated};
 use crate::clock::thread_nanos;

@@ -4,7 +4,9 @@ use std::io::ErrorKind::{ConnectionRefused, NotFound};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use spawn_gate::{BackendKey, BackendLauncher, BoxError, FileSpawnLock, How, LaunchPermit, SpawnGate, async_trait};
+use spawn_gate::{
+    BackendKey, BackendLauncher, BoxError, FileSpawnLock, How, LaunchPermit, SpawnGate, async_trait,
+};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
