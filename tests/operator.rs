@@ -453,3 +453,61 @@ async fn a_reset_whose_lock_does_not_answer_has_a_deadline() {
     assert_eq!(began.elapsed(), seconds(5));
     drop(acquire_spawn_lock(&path).unwrap());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_success_after_an_abort_is_a_failure_to_all_processes() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let one_attempt = || {
+        Gate::builder(FileSpawnLock::new(directory.path()).unwrap())
+            .budget(SpawnBudgetConfig::new(1, seconds(60)))
+            .clock(clock.clone())
+            .build()
+    };
+    let gate = one_attempt();
+    let permit = lead(&gate, KEY).await;
+    gate.abort(KEY).await;
+    is_aborted(&permit.succeed(7).await.unwrap_err());
+    for gate in [gate, one_attempt()] {
+        advance(seconds(1)).await;
+        let refused = refusal(gate.acquire(KEY).await);
+        assert_eq!(
+            refused.reason.to_string(),
+            "the last launch failed: the launch of indexer was aborted"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_was_aborted_does_not_count_as_one() {
+    let gate = Gate::builder(InMemorySpawnLock::new())
+        .budget(SpawnBudgetConfig::new(1, seconds(60)))
+        .build();
+    lead(&gate, KEY).await.fail("no such program").await;
+    let hangs =
+        Script::launching(|_| async { panic!("no attempt is left") }).discovering(|_| pending());
+    let looking = tokio::spawn({
+        let gate = gate.clone();
+        async move { gate.launch(KEY, hangs).await }
+    });
+    until_waiting(&gate, KEY, 1).await;
+    assert!(gate.abort(KEY).await);
+    is_aborted(&looking.await.unwrap().unwrap_err());
+    let finds = Script::launching(|_| async { panic!("one is running") })
+        .discovering(|_| async { Ok(Some(7)) });
+    assert_eq!(gate.launch(KEY, finds).await.unwrap().value, 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_that_was_aborted_before_its_caller_collected_it_is_not_given_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let gate = process(directory.path(), &StepClock::new());
+    let mut asking = task::spawn(gate.acquire(KEY));
+    assert_pending!(asking.poll());
+    while !asking.is_woken() {
+        tokio::task::yield_now().await;
+    }
+    assert!(gate.abort(KEY).await);
+    is_aborted(&asking.await.unwrap_err());
+    assert_eq!(attempts_used(&gate, KEY).await, 0);
+}

@@ -352,6 +352,20 @@ async fn a_success_that_cannot_be_settled_is_told_only_if_the_lock_is_still_held
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lost_lock_says_what_is_left_without_the_success_that_was_none() {
+    let service = Service::new();
+    let gate = Gate::builder(service.clone())
+        .budget(SpawnBudgetConfig::new(1, seconds(30)))
+        .build();
+    let permit = lead(&gate, KEY).await;
+    service.revoke();
+    let error = permit.succeed(7).await.unwrap_err();
+    is_lost(&error);
+    assert!(error.retry_after().unwrap() > seconds(29));
+    refusal(gate.acquire(KEY).await);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_launch_whose_lock_is_lost_is_not_waited_for() {
     let service = Service::new();
     let gate = service.gate();

@@ -93,6 +93,26 @@ pub(crate) struct Picture {
     pub(crate) at: Instant,
 }
 
+impl BudgetUpdate {
+    /// Settles an attempt without having read a ledger: if there is one, it is not known what it says.
+    pub(crate) fn without_ledger(
+        policy: &BudgetPolicy,
+        settlement: Settlement,
+        reason: Option<Arc<ExhaustionReason>>,
+    ) -> Self {
+        if policy.is_in_ledger {
+            return Self::Keep;
+        }
+        Self::Settle {
+            settlement,
+            reason,
+            launch: 0,
+            // Counts only for a success.
+            now: Instant::now(),
+        }
+    }
+}
+
 impl KeyState {
     /// Decides on a request. `can_look`: as a leader, it can look for a running backend.
     pub(crate) fn enter(
@@ -122,7 +142,6 @@ impl KeyState {
         self.in_flight = Some(flight);
         self.is_charged = false;
         self.checked_at = Some(now);
-        self.has_looked = can_look;
         admission
     }
 
@@ -164,19 +183,20 @@ impl KeyState {
         }
     }
 
-    /// Ends a flight. `is_up`: a backend runs. Returns false and changes nothing if that flight is not in progress.
+    /// Ends a flight. `has_looked`: it has looked for a running backend, and none was found. Returns false, and changes nothing,
+    /// if it is not the one in progress.
     pub(crate) fn end(
         &mut self,
         policy: &BudgetPolicy,
         flight: NonZeroU64,
-        is_up: bool,
+        has_looked: bool,
         update: BudgetUpdate,
     ) -> bool {
         if !self.is_in_flight(flight) {
             return false;
         }
         self.in_flight = None;
-        self.has_looked &= !is_up;
+        self.has_looked = has_looked;
         let is_doubted = std::mem::take(&mut self.is_doubted);
         match update {
             BudgetUpdate::Keep => {}

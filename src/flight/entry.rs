@@ -364,11 +364,14 @@ impl<K, T> Flight<K, T> {
         &self,
         policy: &BudgetPolicy,
         outcome: Outcome<T>,
+        has_found_none: bool,
         update: BudgetUpdate,
     ) -> bool {
         let is_up = matches!(outcome, Outcome::Launched(_) | Outcome::Discovered(_));
+        let has_found_none = has_found_none && !is_up;
         let mut state = self.entry.state();
-        if !state.known.end(policy, self.number, is_up, update) {
+        let known = &mut state.known;
+        if !known.end(policy, self.number, has_found_none, update) {
             return false;
         }
         let ended = state.flight.take();
@@ -491,10 +494,10 @@ mod tests {
         let policy = &BudgetPolicy::default();
         let entry = Arc::new(Entry::new("key", 7));
         let elder = charged(&entry, 1);
-        assert!(elder.end(policy, Outcome::LeaderGone, failed()));
+        assert!(elder.end(policy, Outcome::LeaderGone, false, failed()));
         let younger = charged(&entry, 2);
 
-        assert!(!elder.end(policy, Outcome::LeaderGone, failed()));
+        assert!(!elder.end(policy, Outcome::LeaderGone, false, failed()));
         assert!(younger.is_in_progress(), "ended by its predecessor");
         assert!(!elder.is_in_progress());
         elder.advance(Stage::Launch);
@@ -523,7 +526,7 @@ mod tests {
             reason: None,
             at: seen_at.into_std(),
         }));
-        flight.end(policy, Outcome::LeaderGone, update);
+        flight.end(policy, Outcome::LeaderGone, false, update);
         assert!(!entry.is_live(policy, Instant::now()));
         lead(&entry, 2);
     }

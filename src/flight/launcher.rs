@@ -44,6 +44,8 @@ use crate::key::GateKey;
 ///         let mut child = Command::new("indexer")
 ///             .arg(format!("--port={}", self.port))
 ///             .env("FENCING_TOKEN", permit.fencing_token().to_string())
+///             // A launch that is given up is dropped, and the child with it.
+///             .kill_on_drop(true)
 ///             .spawn()?;
 ///         // Return once it is ready, not once it is started: the callers want to use it.
 ///         let ready = async {
@@ -52,10 +54,15 @@ use crate::key::GateKey;
 ///             }
 ///         };
 ///         tokio::select! {
-///             () = ready => Ok(self.port),
+///             () = ready => {}
 ///             // Do not wait for a dead one.
-///             status = child.wait() => Err(format!("it ended before it was ready: {}", status?).into()),
+///             status = child.wait() => {
+///                 return Err(format!("it ended before it was ready: {}", status?).into());
+///             }
 ///         }
+///         // From now on it is this task's, which waits for its end. To stop it later, yield a handle of such a task.
+///         tokio::spawn(async move { child.wait().await });
+///         Ok(self.port)
 ///     }
 /// }
 /// ```

@@ -9,11 +9,11 @@ use tokio::time::Instant;
 use super::entry::{Begun, Flight};
 use super::held_lock::HeldLock;
 use super::outcome::{Outcome, Step};
-use super::shared::{LedgerRead, Shared};
+use super::shared::{Shared, UnlockedLedger};
 use crate::budget::{Attempt, BudgetUpdate, ExhaustionReason, Refusal, Settlement};
 use crate::error::{AttemptsLeft, BoxError, GateError, LaunchError, SharedError, Stage};
 use crate::key::GateKey;
-use crate::ledger::{Known, picture};
+use crate::ledger::{Known, LedgerSession, picture};
 use crate::lock::SpawnLockError;
 use crate::util::caught;
 
@@ -30,11 +30,15 @@ pub(crate) struct Parts<K: GateKey, T> {
     /// The refusal that this flight must check first.
     pub(crate) refusal: Option<Refusal>,
     /// The newest read of the ledger without the lock.
-    pub(crate) read: Option<LedgerRead>,
+    pub(crate) read: Option<UnlockedLedger>,
     pub(crate) known: Known,
     pub(crate) held: Option<HeldLock>,
     /// The charged attempt.
     pub(crate) attempt: Option<Attempt>,
+    /// When the ledger was last written, right before the lock was released.
+    settled_at: Option<Instant>,
+    /// The look for a running backend found none.
+    pub(crate) has_found_none: bool,
     /// From now on, something may have been started.
     pub(super) is_launching: bool,
     has_ended: bool,
@@ -51,6 +55,8 @@ impl<K: GateKey, T> Leader<K, T> {
             known: Known::default(),
             held: None,
             attempt: None,
+            settled_at: None,
+            has_found_none: false,
             is_launching: false,
             has_ended: false,
         }))
@@ -80,7 +86,7 @@ impl<K: GateKey, T> Leader<K, T> {
             return;
         };
         // Another holder may have had the lock since, perhaps with another ledger.
-        this.known.looked_at = None;
+        this.known.holder_at_look = None;
         if this.attempt.take().is_some() {
             match held.session {
                 Some(_) => this.known.lost_charge = Some(held.fencing_token()),
@@ -149,20 +155,20 @@ impl<K: GateKey, T> Leader<K, T> {
     where
         T: Clone,
     {
-        let settlement = match self.settlement(&outcome) {
-            // An operator has ended the flight.
-            Settlement::Success if !self.flight.is_in_progress() => Settlement::Failed,
-            settlement => settlement,
-        };
-        let failure = match &outcome {
+        let mut settlement = self.settlement(&outcome);
+        let mut failure = match &outcome {
             Outcome::Failed(error) if self.is_launching => Some(error.message()),
             _ => None,
         };
+        if settlement == Settlement::Success && !self.flight.is_in_progress() {
+            settlement = Settlement::Failed;
+            failure = Some(self.ended_by_operator().message());
+        }
         let now = self.shared.clock.now();
-        if let (Outcome::Discovered(_), Some(held)) = (&outcome, &mut self.held) {
-            held.session
-                .iter_mut()
-                .for_each(|session| session.note_found());
+        // Before the lock is free: a reset that comes from then on knows better.
+        self.settled_at = Some(Instant::now());
+        if let (Outcome::Discovered(_), Some(session)) = (&outcome, self.session_mut()) {
+            session.note_found();
         }
         let settled = match &mut self.held {
             Some(held) => held.settle(settlement, failure.as_deref(), now).await,
@@ -186,10 +192,14 @@ impl<K: GateKey, T> Leader<K, T> {
         let Outcome::Launched(_) = outcome else {
             return outcome;
         };
+        // The success was none, so the budget is that before it.
+        if let Some(session) = self.session_mut() {
+            session.unsettle();
+        }
         let error = self.lock_lost(error);
-        let this = &mut **self;
-        if let Some(session) = this.held.as_mut().and_then(|held| held.session.as_mut()) {
-            session.settle_as_lost(&error.message(), this.shared.clock.now());
+        let now = self.shared.clock.now();
+        if let Some(session) = self.session_mut() {
+            session.settle(Settlement::Failed, Some(&error.message()), now);
         }
         Outcome::Failed(error)
     }
@@ -215,13 +225,27 @@ impl<K: GateKey, T> Leader<K, T> {
         // Released before the followers wake.
         drop(self.held.take());
         self.has_ended = true;
-        if self.flight.end(&self.shared.policy, shared, update) {
+        let has_found_none = self.has_found_none;
+        if self
+            .flight
+            .end(&self.shared.policy, shared, has_found_none, update)
+        {
             return outcome;
         }
-        // Only an operator can have ended the flight before its leader.
-        Outcome::Failed(GateError::from(LaunchError::Aborted {
-            key: self.flight.label(),
-        }))
+        Outcome::Failed(self.ended_by_operator())
+    }
+
+    /// The error of a flight that ended before its leader ended it, which only an operator can do.
+    fn ended_by_operator(&self) -> GateError {
+        if self.shared.registry.is_closed() {
+            return GateError::Closed;
+        }
+        let key = self.flight.label();
+        LaunchError::Aborted { key }.into()
+    }
+
+    fn session_mut(&mut self) -> Option<&mut LedgerSession> {
+        self.held.as_mut()?.session.as_deref_mut()
     }
 
     fn settlement(&self, outcome: &Outcome<T>) -> Settlement {
@@ -238,7 +262,10 @@ impl<K: GateKey, T> Leader<K, T> {
         let now = Instant::now;
         let session = self.held.as_ref().and_then(|held| held.session.as_ref());
         if let Some(session) = session {
-            let picture = session.picture(clock.now(), now().into_std());
+            let mut picture = session.picture(clock.now(), now().into_std());
+            if let Some(settled_at) = self.settled_at {
+                picture.at = settled_at.into_std();
+            }
             return BudgetUpdate::Picture(Box::new(picture));
         }
         if policy.is_in_ledger {
@@ -308,20 +335,13 @@ impl<K: GateKey, T> Drop for Parts<K, T> {
                 at: Some(SystemTime::now()),
             })
         });
-        let update = match self.shared.policy.is_in_ledger {
-            true => BudgetUpdate::Keep,
-            false => BudgetUpdate::Settle {
-                settlement: match self.is_launching {
-                    true => Settlement::Failed,
-                    false => Settlement::Refund,
-                },
-                reason,
-                launch: 0,
-                now: Instant::now().into_std(),
-            },
+        let settlement = match self.is_launching {
+            true => Settlement::Failed,
+            false => Settlement::Refund,
         };
+        let update = BudgetUpdate::without_ledger(&self.shared.policy, settlement, reason);
         let outcome = error.map_or(Outcome::LeaderGone, |error| Outcome::Failed(error.into()));
-        let _ = caught(|| self.flight.end(&self.shared.policy, outcome, update));
+        let _ = caught(|| self.flight.end(&self.shared.policy, outcome, false, update));
     }
 }
 

@@ -60,7 +60,7 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
                 Tried::Failed => {}
                 Tried::Held(ledger) => {
                     // A holder may leave no trace in the ledger.
-                    self.known.looked_at = None;
+                    self.known.holder_at_look = None;
                     self.join_newest(&ledger, launcher).await?;
                 }
             }
@@ -128,13 +128,13 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
             return Ok(());
         };
         let newest = ledger.newest_news();
-        self.known.ended.get_or_insert(newest);
-        match ledger.since_seen(self.known.ended) {
+        self.known.news_seen.get_or_insert(newest);
+        match ledger.since_seen(self.known.news_seen) {
             Since::Nothing => Ok(()),
             Since::Failed { launch, message } => Err(self.failed_elsewhere(launch, &message)),
             Since::Launched => {
                 // The backend is gone already: do not look for the same launch again.
-                self.known.ended = Some(newest);
+                self.known.news_seen = Some(newest);
                 self.look(launcher).await
             }
         }

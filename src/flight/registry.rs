@@ -17,7 +17,7 @@ use super::shard::Shard;
 use crate::budget::BudgetPolicy;
 use crate::error::GateError;
 use crate::key::GateKey;
-use crate::util::shard;
+use crate::util::shard_index;
 
 #[derive(Debug)]
 pub(crate) struct Registry<K, T> {
@@ -41,6 +41,10 @@ impl<K: GateKey, T> Registry<K, T> {
         }
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::SeqCst)
+    }
+
     /// Refuses all requests from now on.
     pub(crate) fn close(&self) {
         self.is_closed.store(true, Ordering::SeqCst);
@@ -53,7 +57,7 @@ impl<K: GateKey, T> Registry<K, T> {
 
     /// Locks the shard of the keys with this hash.
     pub(crate) async fn shard(&self, hash: u64) -> MutexGuard<'_, Shard<K, T>> {
-        lock_shard(&self.shards[shard(hash, SHARDS)]).await
+        lock_shard(&self.shards[shard_index(hash, SHARDS)]).await
     }
 
     /// Gives a request for `key`, whose hash is `hash`, its role in the locked shard, or refuses it.

@@ -35,7 +35,7 @@ const LONGEST_READ: Duration = Duration::from_secs(1);
 
 /// A ledger that was read without its lock.
 #[derive(Debug)]
-pub(crate) struct LedgerRead {
+pub(crate) struct UnlockedLedger {
     pub(crate) ledger: Box<Ledger>,
     /// The time right before the read: a reset during the read makes it outdated.
     pub(crate) at: Instant,
@@ -43,7 +43,7 @@ pub(crate) struct LedgerRead {
 
 impl<K: GateKey, T> Shared<K, T> {
     /// Reads the ledger of `key` without its lock. `None` if there is none or it cannot be read in time.
-    pub(crate) async fn read_ledger(&self, key: &K) -> Option<LedgerRead> {
+    pub(crate) async fn read_ledger(&self, key: &K) -> Option<UnlockedLedger> {
         if !self.policy.is_in_ledger {
             return None;
         }
@@ -51,7 +51,7 @@ impl<K: GateKey, T> Shared<K, T> {
         match timeout(LONGEST_READ, self.lock.read_ledger(key)).await {
             Ok(Ok(LedgerReading::Found(mut ledger))) => {
                 ledger.by_clock_of_reader(self.clock.now());
-                Some(LedgerRead { ledger, at })
+                Some(UnlockedLedger { ledger, at })
             }
             // Only a holder of the lock can decide on it.
             _ => None,

@@ -10,7 +10,7 @@ use super::held_lock::HeldLock;
 use super::launcher::BackendLauncher;
 use super::leader::Leader;
 use super::outcome::{Outcome, Step};
-use super::shared::LedgerRead;
+use super::shared::UnlockedLedger;
 use crate::budget::Refusal;
 use crate::error::{
     AttemptsLeft, BoxError, BudgetExhausted, GateError, LaunchError, SharedError, Stage,
@@ -60,7 +60,9 @@ impl<K: GateKey, T> Leader<K, T> {
         let Some(read) = this.shared.read_ledger(this.flight.key()).await else {
             return;
         };
-        this.known.ended.get_or_insert(read.ledger.last_ended());
+        this.known
+            .news_seen
+            .get_or_insert(read.ledger.newest_news());
         this.read = Some(read);
     }
 
@@ -81,7 +83,8 @@ impl<K: GateKey, T> Leader<K, T> {
             Ok(Ok(None)) => {
                 // If a launch was in progress during the look, the look does not count.
                 let read = this.read.as_ref().map(|read| &read.ledger);
-                this.known.looked_at = read
+                this.has_found_none = true;
+                this.known.holder_at_look = read
                     .filter(|ledger| ledger.holder().is_none())
                     .map(|ledger| ledger.fencing_token());
                 return Ok(());
@@ -114,7 +117,7 @@ impl<K: GateKey, T> Leader<K, T> {
             // The backend's end may have been reported during the look.
             self.read_ledger().await;
         }
-        let Some(LedgerRead { ledger, .. }) = &self.read else {
+        let Some(UnlockedLedger { ledger, .. }) = &self.read else {
             return Ok(());
         };
         let now = self.shared.clock.now();

@@ -267,16 +267,9 @@ where
             return;
         };
         let policy = &self.shared.policy;
-        let update = match policy.is_in_ledger {
-            true => BudgetUpdate::Keep,
-            false => BudgetUpdate::Settle {
-                settlement: Settlement::Failed,
-                reason: Some(Arc::new(ExhaustionReason::launch_failed(error.message()))),
-                launch: 0,
-                now: Instant::now().into_std(),
-            },
-        };
-        flight.end(policy, Outcome::Failed(error), update);
+        let reason = Arc::new(ExhaustionReason::launch_failed(error.message()));
+        let update = BudgetUpdate::without_ledger(policy, Settlement::Failed, Some(reason));
+        flight.end(policy, Outcome::Failed(error), false, update);
     }
 }
 

@@ -154,7 +154,17 @@ where
                     }
                     let flight = leader.flight.clone();
                     match Box::pin(collect_permit(leader)).await {
-                        Collected::Permit(permit) => return Ok(Acquired::Led(permit)),
+                        Collected::Permit(permit) if flight.is_in_progress() => {
+                            return Ok(Acquired::Led(permit));
+                        }
+                        Collected::Permit(permit) => {
+                            // An operator has ended the flight meanwhile.
+                            let mut leader = permit.into_leader();
+                            leader.call_off_launch();
+                            let outcome = leader.end(Outcome::LeaderGone).await;
+                            let joined = self.joined(&flight, outcome)?;
+                            (flight, joined)
+                        }
                         Collected::Ended(outcome) => {
                             let joined = self.joined(&flight, outcome)?;
                             (flight, joined)

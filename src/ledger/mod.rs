@@ -135,7 +135,8 @@ impl Ledger {
             last.is_some_and(|last| last.launch == end.launch && last.failure.is_none());
         let known = self.backend_end.as_ref();
         let is_known = known.is_some_and(|known| known.launch == end.launch);
-        if is_known || !(is_newest || end.launch == self.elder) {
+        let is_elder = self.elder > 0 && end.launch == self.elder;
+        if is_known || !(is_newest || is_elder) {
             return;
         }
         // A launch that was charged since is the newest charge, and its backend may be up.

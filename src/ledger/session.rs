@@ -13,10 +13,10 @@ use crate::budget::{
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Known {
     /// The newest ended launch when the leader first read the ledger; `None` if it has not read it.
-    pub(crate) ended: Option<u64>,
+    pub(crate) news_seen: Option<u64>,
     /// The newest holder when the leader looked for a running backend and found none; `None` if it has not looked, or a launch was
     /// in progress then.
-    pub(crate) looked_at: Option<u64>,
+    pub(crate) holder_at_look: Option<u64>,
     /// The leader can look for a running backend.
     pub(crate) can_look: bool,
     /// A launch that was charged to this leader under a lock that it lost before launching.
@@ -58,7 +58,9 @@ impl LedgerSession {
         now: ClockReading,
     ) -> Option<(Self, Verdict)> {
         let found = match &reading {
-            LedgerReading::Found(ledger) => Some((ledger.launch, ledger.since_seen(known.ended))),
+            LedgerReading::Found(ledger) => {
+                Some((ledger.launch, ledger.since_seen(known.news_seen)))
+            }
             _ => None,
         };
         let mut session = Self::take_over(reading, fencing_token, policy, now)?;
@@ -69,7 +71,9 @@ impl LedgerSession {
         };
         let verdict = if let Since::Failed { launch, message } = since {
             Verdict::FailedSince { launch, message }
-        } else if known.can_look && (newest_holder.is_none() || known.looked_at != newest_holder) {
+        } else if known.can_look
+            && (newest_holder.is_none() || known.holder_at_look != newest_holder)
+        {
             Verdict::Look
         } else {
             match session.charge(known.can_look, now) {
@@ -218,12 +222,11 @@ impl LedgerSession {
         self.ledger.found = self.ledger.launch;
     }
 
-    /// Settles a success again, as a failure, since the lock was lost.
-    pub(crate) fn settle_as_lost(&mut self, failure: &str, now: ClockReading) {
+    /// Takes back that the launch succeeded: the lock had been lost.
+    pub(crate) fn unsettle(&mut self) {
         if let Some(before) = self.before_success.take() {
             self.ledger.budget = before;
             self.is_charged = true;
-            self.settle(Settlement::Failed, Some(failure), now);
         }
     }
 

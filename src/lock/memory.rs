@@ -14,7 +14,7 @@ use super::error::SpawnLockError;
 use super::traits::{LockRequest, SpawnLease, SpawnLock, TryAcquire};
 use crate::key::{GateKey, key_label};
 use crate::ledger::LedgerReading;
-use crate::util::shard;
+use crate::util::shard_index;
 
 /// Spawn locks that live in this process. Clones share them, so two gates with clones of one lock exclude each other.
 ///
@@ -75,7 +75,7 @@ impl Shared {
 
     /// Ignores poisoning: each step leaves the locks consistent.
     fn locks(&self, hash: u64) -> MutexGuard<'_, Locks> {
-        let shard = &self.shards[shard(hash, SHARDS)];
+        let shard = &self.shards[shard_index(hash, SHARDS)];
         shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,4 +8,4 @@ mod shard;
 pub(crate) use self::catch_panic::{CatchPanic, caught};
 pub(crate) use self::error_chain::{chain, with_sources};
 pub(crate) use self::lazy_timeout::lazy_timeout;
-pub(crate) use self::shard::shard;
+pub(crate) use self::shard::shard_index;
