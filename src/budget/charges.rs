@@ -29,12 +29,20 @@ impl<I> Charges<I> {
         }
     }
 
-    /// The time of the first charge.
-    pub(crate) fn oldest(&self) -> Option<&I> {
+    /// When they were made, oldest first; for a fixed window, when that began.
+    pub(crate) fn times(&self) -> &[I] {
         match self {
-            Self::None => None,
-            Self::Fixed { window_began, .. } => Some(window_began),
-            Self::Sliding(times) => times.first(),
+            Self::None => &[],
+            Self::Fixed { window_began, .. } => std::slice::from_ref(window_began),
+            Self::Sliding(times) => times,
+        }
+    }
+
+    pub(crate) fn times_mut(&mut self) -> &mut [I] {
+        match self {
+            Self::None => &mut [],
+            Self::Fixed { window_began, .. } => std::slice::from_mut(window_began),
+            Self::Sliding(times) => times,
         }
     }
 }

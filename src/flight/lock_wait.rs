@@ -14,7 +14,7 @@ use super::outcome::{Outcome, Step, lock_failed};
 use super::shared::Shared;
 use crate::error::{GateError, LaunchError, LockError, Stage, TimeoutError};
 use crate::key::{GateKey, key_label};
-use crate::ledger::{LedgerReading, LedgerSession, Since, Verdict};
+use crate::ledger::{LedgerReading, LedgerSession, Since, Verdict, this_process};
 use crate::lock::{LedgerUpdate, LockHolder, LockRequest, SpawnLease, SpawnLockError, TryAcquire};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -48,11 +48,7 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
         launcher: Option<&dyn BackendLauncher<K, T>>,
     ) -> Step<T> {
         loop {
-            self.flight.advance(Stage::Lock);
-            wait.holder
-                .iter()
-                .cloned()
-                .for_each(|holder| self.flight.note_holder(holder));
+            self.show_wait(wait);
             let (update, opened) = self.update();
             let tried = wait.try_once(&self.shared, self.flight.key(), update).await;
             match tried.map_err(lock_failed)? {
@@ -64,11 +60,7 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
                     self.join_newest(&ledger, launcher).await?;
                 }
             }
-            self.flight.advance(Stage::Lock);
-            wait.holder
-                .iter()
-                .cloned()
-                .for_each(|holder| self.flight.note_holder(holder));
+            self.show_wait(wait);
             wait.until_released(&self.shared, self.flight.key()).await;
             if let Some(read) = self.shared.read_ledger(self.flight.key()).await {
                 let ledger = read.ledger.clone();
@@ -89,14 +81,22 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
         let (known, policy) = (self.known, self.shared.policy);
         let clock = Arc::clone(&self.shared.clock);
         let update = LedgerUpdate::new(move |reading, fencing_token| {
-            let now = clock.now();
+            let holder = this_process(clock.now());
             let (session, verdict) =
-                LedgerSession::open(reading, fencing_token, known, &policy, now)?;
+                LedgerSession::open(reading, fencing_token, known, &policy, holder)?;
             let record = session.record_for(&verdict);
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some((session, verdict));
             record
         });
         (update, opened)
+    }
+
+    /// Shows that the flight waits for the lock, and for whom.
+    fn show_wait(&self, wait: &LockWait) {
+        self.flight.advance(Stage::Lock);
+        if let Some(holder) = &wait.holder {
+            self.flight.note_holder(Arc::clone(holder));
+        }
     }
 
     fn took(&mut self, lease: Box<dyn SpawnLease>, opened: &Opened) -> Step<T> {

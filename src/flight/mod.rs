@@ -33,7 +33,7 @@ pub(crate) use self::lock_wait::{LockWait, Tried};
 pub(crate) use self::outcome::{Outcome, OutcomeReceiver};
 pub use self::permit::LaunchPermit;
 pub(crate) use self::registry::{Leftovers, Registry, lock_shard};
-pub(crate) use self::script::{lead, or_interrupted, prepare};
+pub(crate) use self::script::{lead, or_interrupted, prepare, prepare_now};
 pub(crate) use self::shard::Shard;
 pub(crate) use self::shared::{Shared, Timeouts};
 pub use self::snapshot::{FlightSnapshot, KeySnapshot};

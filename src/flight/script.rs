@@ -15,6 +15,12 @@ use crate::error::Stage;
 use crate::key::GateKey;
 use crate::util::caught;
 
+/// Takes all steps up to the permit that need no waiting, for a leader without a launcher. `false`, with nothing changed, if the
+/// lock is not free, or there is a ledger to write or a refusal to check.
+pub(crate) fn prepare_now<K: GateKey, T>(leader: &mut Leader<K, T>) -> bool {
+    leader.take_lock_now() && leader.verify_and_charge_now()
+}
+
 /// Takes all steps up to the permit. Without a launcher, it skips the looks for a running backend.
 pub(crate) async fn prepare<K: GateKey, T: 'static>(
     leader: &mut Leader<K, T>,

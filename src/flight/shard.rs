@@ -7,10 +7,8 @@ use hashbrown::HashTable;
 use tokio::time::Instant;
 
 use super::entry::{Entry, Flight};
-use super::snapshot::FlightSnapshot;
-use crate::budget::{BudgetPolicy, KeyState, Sweep, Usage};
+use crate::budget::{BudgetPolicy, Sweep};
 use crate::key::GateKey;
-use crate::ledger::BackendEnd;
 
 #[derive(Debug)]
 pub(crate) struct Shard<K, T> {
@@ -47,45 +45,6 @@ impl<K: GateKey, T> Shard<K, T> {
     pub(crate) fn number_flight(&mut self) -> NonZeroU64 {
         self.last_flight = self.last_flight.saturating_add(1);
         self.last_flight
-    }
-
-    /// Resets the budget of `key`; a flight in progress continues.
-    pub(crate) fn reset(&self, key: &K, hash: u64) {
-        if let Some(entry) = self.entry(key, hash) {
-            entry.reset(Instant::now());
-        }
-    }
-
-    /// Records the end of a backend.
-    pub(crate) fn backend_ended(
-        &self,
-        key: &K,
-        hash: u64,
-        policy: &BudgetPolicy,
-        end: &BackendEnd,
-    ) {
-        if let Some(entry) = self.entry(key, hash) {
-            entry.backend_ended(policy, end, Instant::now());
-        }
-    }
-
-    /// The flight of `key` that is in progress.
-    pub(crate) fn flight(&self, key: &K, hash: u64) -> Option<Flight<K, T>> {
-        self.entry(key, hash)?.current_flight()
-    }
-
-    /// The usage of `key` and its flight in progress.
-    pub(crate) fn snapshot(
-        &self,
-        key: &K,
-        hash: u64,
-        policy: &BudgetPolicy,
-        now: Instant,
-    ) -> (Usage, Option<FlightSnapshot>) {
-        match self.entry(key, hash) {
-            Some(entry) => entry.snapshot(policy, now),
-            None => (KeyState::default().usage(policy, now.into_std()), None),
-        }
     }
 
     /// The entry of every key that has an attempt charged or a flight in progress.

@@ -21,18 +21,12 @@ use crate::lock::SpawnLockError;
 use crate::util::{CatchPanic, lazy_timeout};
 
 impl<K: GateKey, T> Leader<K, T> {
-    /// Takes all steps up to the permit if none needs waiting: the lock is free, and there is neither a ledger to write nor a
-    /// launcher to look with. Returns false and changes nothing otherwise.
-    pub(crate) fn prepare_now(&mut self) -> bool {
-        if self.refusal.is_some() || !self.take_lock_now() {
-            return false;
-        }
-        let is_verified = self
-            .held
-            .as_ref()
-            .is_some_and(|held| matches!(held.verify_now(), Some(Ok(()))));
+    /// Verifies a lock that was taken without waiting, charges the attempt, and begins the launch, in one step. Returns false and
+    /// releases the lock if one of these is not possible without waiting.
+    pub(crate) fn verify_and_charge_now(&mut self) -> bool {
         let this = &mut **self;
-        if is_verified {
+        let verified = this.held.as_ref().and_then(HeldLock::verify_now);
+        if matches!(verified, Some(Ok(()))) {
             let policy = &this.shared.policy;
             this.attempt = this.flight.charge_and_begin_launch(policy, this.began);
             this.is_launching = this.attempt.is_some();

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::SpawnGate;
-use crate::budget::{BudgetUpdate, ExhaustionReason, Settlement};
+use crate::budget::{BudgetUpdate, ExhaustionReason, KeyState, Settlement};
 use crate::error::{GateError, LaunchError, LockError, Stage, TimeoutError};
 use crate::flight::{
     Flight, HeldLock, KeySnapshot, LONGEST_CALL, LockWait, Outcome, Shared, Tried, answered,
     lock_shard,
 };
 use crate::key::{GateKey, key_label};
-use crate::ledger::{BackendEnd, LedgerSession};
+use crate::ledger::{BackendEnd, LedgerSession, this_process};
 use crate::lock::{LedgerUpdate, SpawnLockError};
 
 impl<K, T> SpawnGate<K, T>
@@ -42,7 +42,10 @@ where
         let read = self.shared.read_ledger(&key).await;
         let now = Instant::now();
         let shard = registry.shard(hash).await;
-        let (mut usage, flight) = shard.snapshot(&key, hash, policy, now);
+        let (mut usage, flight) = match shard.entry(&key, hash) {
+            Some(entry) => entry.snapshot(policy, now),
+            None => (KeyState::default().usage(policy, now.into_std()), None),
+        };
         drop(shard);
         if let Some(read) = read {
             usage = read.ledger.usage(policy, self.shared.clock.now());
@@ -101,7 +104,7 @@ where
     pub async fn reset(&self, key: impl Into<K>) -> Result<(), GateError> {
         let key = key.into();
         let hash = self.shared.registry.hash(&key);
-        self.shared.registry.shard(hash).await.reset(&key, hash);
+        reset_entry(&self.shared, &key, hash).await;
         if !self.shared.policy.is_in_ledger {
             return Ok(());
         }
@@ -132,7 +135,8 @@ where
         let key = key.into();
         let registry = &self.shared.registry;
         let hash = registry.hash(&key);
-        let flight = registry.shard(hash).await.flight(&key, hash);
+        let entry = registry.shard(hash).await.entry(&key, hash).cloned();
+        let flight = entry.and_then(|entry| entry.current_flight());
         let Some(flight) = flight else {
             return false;
         };
@@ -207,7 +211,9 @@ where
             _ => answered(LONGEST_CALL, lock.report_backend_end(&key, &end)).await,
         };
         let shard = registry.shard(hash).await;
-        shard.backend_ended(&key, hash, policy, &end);
+        if let Some(entry) = shard.entry(&key, hash) {
+            entry.backend_ended(policy, &end, Instant::now());
+        }
         drop(shard);
         reported.map_err(|error| LockError::new(key_label(&key), error).into())
     }
@@ -283,7 +289,8 @@ async fn reset_ledger<K: GateKey, T>(
     let lease = loop {
         let (policy, clock) = (shared.policy, Arc::clone(&shared.clock));
         let update = LedgerUpdate::new(move |reading, fencing_token| {
-            let session = LedgerSession::take_over(reading, fencing_token, &policy, clock.now());
+            let holder = this_process(clock.now());
+            let session = LedgerSession::take_over(reading, fencing_token, &policy, holder);
             session.map(LedgerSession::into_reset)
         });
         match wait.try_once(&shared, &key, update).await? {
@@ -297,9 +304,16 @@ async fn reset_ledger<K: GateKey, T>(
         .await;
     drop(held);
     // A flight that ended meanwhile may have brought an outdated picture of the ledger.
-    shared.registry.shard(hash).await.reset(&key, hash);
+    reset_entry(&shared, &key, hash).await;
     // The reset was written when the lock was taken; only a loss of the lock undoes it.
     settled
         .or_else(|error| if error.is_lost() { Err(error) } else { Ok(()) })
         .map_err(|error: SpawnLockError| LockError::new(key_label(&key), error).into())
+}
+
+/// Forgets what this process knows of the key's budget.
+async fn reset_entry<K: GateKey, T>(shared: &Shared<K, T>, key: &K, hash: u64) {
+    if let Some(entry) = shared.registry.shard(hash).await.entry(key, hash) {
+        entry.reset(Instant::now());
+    }
 }

@@ -22,7 +22,7 @@ use self::detached::{Collected, collect_permit};
 use crate::error::{GateError, LaunchError, Stage, TimeoutError};
 use crate::flight::{
     BackendLauncher, Flight, How, LaunchPermit, Launched, Leader, Leftovers, Outcome,
-    OutcomeReceiver, Role, Shard, Shared, lead,
+    OutcomeReceiver, Role, Shard, Shared, lead, prepare_now,
 };
 use crate::key::GateKey;
 use crate::lock::{FileSpawnLock, SpawnLockError};
@@ -149,7 +149,7 @@ where
                     (flight, joined)
                 }
                 Role::Lead(mut leader) => {
-                    if leader.prepare_now() {
+                    if prepare_now(&mut leader) {
                         return Ok(Acquired::Led(LaunchPermit::new(leader)));
                     }
                     let flight = leader.flight.clone();

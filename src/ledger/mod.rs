@@ -13,11 +13,9 @@ mod text;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::budget::{
-    BudgetPolicy, Charges, ClockReading, ExhaustionReason, KeyBudget, TimePoint, Usage,
-};
+use crate::budget::{BudgetPolicy, ClockReading, ExhaustionReason, KeyBudget, TimePoint, Usage};
 
-pub(crate) use self::process::this_host;
+pub(crate) use self::process::{this_host, this_process};
 pub(crate) use self::session::{Known, LedgerSession, Verdict, picture};
 pub use self::text::ParseLedgerError;
 pub(crate) use self::text::{MAX_SLIDING_ATTEMPTS, escaped};
@@ -106,7 +104,7 @@ impl Ledger {
 
     /// Returns the time of the oldest of these attempts. It no longer counts once its window is over.
     pub fn oldest_attempt(&self) -> Option<ClockReading> {
-        self.budget.charges.oldest().copied()
+        self.budget.charges.times().first().copied()
     }
 
     /// Sets how long ago this was written, as measured by the lock. For a lock that several hosts share: no reader then compares
@@ -226,21 +224,7 @@ impl Ledger {
 
     /// Whether one of its times is in the future, and so would count as now whenever it is read.
     pub(crate) fn is_ahead_of(&self, now: ClockReading) -> bool {
-        let charges = match &self.budget.charges {
-            Charges::None => &[],
-            Charges::Fixed { window_began, .. } => std::slice::from_ref(window_began),
-            Charges::Sliding(times) => &**times,
-        };
-        let holder = self.holder.as_ref().map(|holder| &holder.since);
-        let outcome = self.last_outcome.as_ref().map(|last| &last.at);
-        let others = [
-            self.budget.up_since.as_ref(),
-            self.charged_at.as_ref(),
-            holder,
-            outcome,
-        ];
-        let mut times = charges.iter().chain(others.into_iter().flatten());
-        times.any(|at| at.is_after(now))
+        self.times().any(|at| at.is_after(now))
     }
 
     /// Moves times in the future to now, so that they age from now on.
@@ -269,24 +253,25 @@ impl Ledger {
         self.holder.is_some() && self.launch == self.charged
     }
 
-    fn convert_times(&mut self, mut convert: impl FnMut(ClockReading) -> ClockReading) {
-        match &mut self.budget.charges {
-            Charges::None => {}
-            Charges::Fixed { window_began, .. } => *window_began = convert(*window_began),
-            Charges::Sliding(times) => times.iter_mut().for_each(|at| *at = convert(*at)),
-        }
+    fn convert_times(&mut self, convert: impl Fn(ClockReading) -> ClockReading) {
         let holder = self.holder.as_mut().map(|holder| &mut holder.since);
         let outcome = self.last_outcome.as_mut().map(|last| &mut last.at);
-        let others = [
-            self.budget.up_since.as_mut(),
-            self.charged_at.as_mut(),
-            holder,
-            outcome,
-        ];
-        others
-            .into_iter()
-            .flatten()
-            .for_each(|at| *at = convert(*at));
+        let up = self.budget.up_since.as_mut();
+        let others = [up, self.charged_at.as_mut(), holder, outcome];
+        let charges = self.budget.charges.times_mut().iter_mut();
+        for at in charges.chain(others.into_iter().flatten()) {
+            *at = convert(*at);
+        }
+    }
+
+    /// The times in it, except when it was written.
+    fn times(&self) -> impl Iterator<Item = &ClockReading> {
+        let holder = self.holder.as_ref().map(|holder| &holder.since);
+        let outcome = self.last_outcome.as_ref().map(|last| &last.at);
+        let up = self.budget.up_since.as_ref();
+        let others = [up, self.charged_at.as_ref(), holder, outcome];
+        let charges = self.budget.charges.times().iter();
+        charges.chain(others.into_iter().flatten())
     }
 }
 

@@ -6,7 +6,7 @@ use super::{LedgerHolder, ProcessHost};
 use crate::budget::ClockReading;
 
 /// This process as a holder since the given time.
-pub(super) fn this_process(since: ClockReading) -> LedgerHolder {
+pub(crate) fn this_process(since: ClockReading) -> LedgerHolder {
     LedgerHolder {
         pid: std::process::id(),
         since,

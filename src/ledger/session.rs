@@ -3,8 +3,7 @@
 
 use std::time::Instant;
 
-use super::process::this_process;
-use super::{LastOutcome, Ledger, LedgerReading, Since};
+use super::{LastOutcome, Ledger, LedgerHolder, LedgerReading, Since};
 use crate::budget::{
     Attempt, BudgetPolicy, ClockReading, KeyBudget, Picture, Refusal, Settlement, TimePoint, Usage,
 };
@@ -55,15 +54,16 @@ impl LedgerSession {
         fencing_token: u64,
         known: Known,
         policy: &BudgetPolicy,
-        now: ClockReading,
+        holder: LedgerHolder,
     ) -> Option<(Self, Verdict)> {
+        let now = holder.since;
         let found = match &reading {
             LedgerReading::Found(ledger) => {
                 Some((ledger.launch, ledger.since_seen(known.news_seen)))
             }
             _ => None,
         };
-        let mut session = Self::take_over(reading, fencing_token, policy, now)?;
+        let mut session = Self::take_over(reading, fencing_token, policy, holder)?;
         session.take_back(known.lost_charge);
         let (newest_holder, since) = match found {
             Some((newest_holder, since)) => (Some(newest_holder), since),
@@ -97,8 +97,9 @@ impl LedgerSession {
         reading: LedgerReading,
         fencing_token: u64,
         policy: &BudgetPolicy,
-        now: ClockReading,
+        holder: LedgerHolder,
     ) -> Option<Self> {
+        let now = holder.since;
         let mut ledger = match reading {
             LedgerReading::NotKept => return None,
             LedgerReading::Found(ledger) => ledger,
@@ -119,7 +120,7 @@ impl LedgerSession {
             ledger.budget.found_down();
         }
         ledger.launch = fencing_token;
-        ledger.holder = Some(this_process(now));
+        ledger.holder = Some(holder);
         ledger.written = Some(now);
         Some(Self {
             charged_before: (ledger.charged, ledger.charged_at),

@@ -120,28 +120,11 @@ impl Ledger {
     /// The boot of the record's times. Times of another boot are kept by the wall clock alone, since time since that boot can no
     /// longer be measured.
     fn newest_boot(&self) -> Option<u128> {
-        let budget = match &self.budget.charges {
-            Charges::None => None,
-            Charges::Fixed { window_began, .. } => Some(window_began),
-            Charges::Sliding(times) => times.last(),
-        };
-        let holder = self.holder.as_ref().map(|holder| &holder.since);
-        let outcome = self.last_outcome.as_ref().map(|last| &last.at);
-        let written = self.written.as_ref();
-        let charged = self.charged_at.as_ref();
-        [
-            budget,
-            self.budget.up_since.as_ref(),
-            holder,
-            outcome,
-            charged,
-            written,
-        ]
-        .into_iter()
-        .flatten()
-        .max_by_key(|reading| reading.unix)
-        .and_then(|reading| reading.boot)
-        .map(|boot| boot.id)
+        self.times()
+            .chain(&self.written)
+            .max_by_key(|reading| reading.unix)
+            .and_then(|reading| reading.boot)
+            .map(|boot| boot.id)
     }
 }
 
