@@ -511,3 +511,25 @@ async fn a_permit_that_was_aborted_before_its_caller_collected_it_is_not_given_o
     is_aborted(&asking.await.unwrap_err());
     assert_eq!(attempts_used(&gate, KEY).await, 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_that_nobody_collected_costs_nothing_if_it_is_aborted() {
+    let lock = ScriptedLock::new(InMemorySpawnLock::new());
+    let directory = tempfile::tempdir().unwrap();
+    let gates = [
+        Gate::builder(lock).build(),
+        process(directory.path(), &StepClock::new()),
+    ];
+    for gate in gates {
+        let mut asking = task::spawn(gate.acquire(KEY));
+        assert_pending!(asking.poll());
+        while !asking.is_woken() {
+            tokio::task::yield_now().await;
+        }
+        assert!(gate.abort(KEY).await);
+        assert!(gate.snapshot(KEY).await.flight.is_none());
+        drop(asking);
+        assert_eq!(attempts_used(&gate, KEY).await, 0);
+        lead(&gate, KEY).await.succeed(7).await.unwrap();
+    }
+}

@@ -217,12 +217,16 @@ impl<T> InProgress<T> {
             .subscribe()
     }
 
-    fn begin_launch(&mut self, with_caller: bool) -> Option<GateError> {
+    fn begin_launch(&mut self) -> Option<GateError> {
         if self.interrupt.is_none() {
             self.stage = Stage::Launch;
             self.waiting_for = None;
-            self.is_with_caller = with_caller;
         }
+        self.interrupt.clone()
+    }
+
+    fn hand_to_caller(&mut self) -> Option<GateError> {
+        self.is_with_caller = self.interrupt.is_none();
         self.interrupt.clone()
     }
 
@@ -290,9 +294,14 @@ impl<K, T> Flight<K, T> {
         }
     }
 
-    /// Advances it to the launch. Returns the error if an operator has ended it. `with_caller`: a caller gets the permit.
-    pub(crate) fn begin_launch(&self, with_caller: bool) -> Option<GateError> {
-        self.step(|flight| flight.begin_launch(with_caller))?
+    /// Advances it to the launch. Returns the error if an operator has ended it.
+    pub(crate) fn begin_launch(&self) -> Option<GateError> {
+        self.step(InProgress::begin_launch)?
+    }
+
+    /// Notes that a caller has the permit from now on. Returns the error if an operator has ended the flight.
+    pub(crate) fn hand_to_caller(&self) -> Option<GateError> {
+        self.step(InProgress::hand_to_caller)?
     }
 
     /// Charges the attempt to this process's own count and advances the flight to the launch, for a caller that gets the permit.
@@ -307,7 +316,7 @@ impl<K, T> Flight<K, T> {
         let flight = flight
             .as_mut()
             .filter(|_| known.is_in_flight(self.number))?;
-        if flight.begin_launch(true).is_some() {
+        if flight.begin_launch().is_some() || flight.hand_to_caller().is_some() {
             return None;
         }
         match known.charge(policy, false, now.into_std()) {

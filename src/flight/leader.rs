@@ -62,9 +62,9 @@ impl<K: GateKey, T> Leader<K, T> {
         }))
     }
 
-    /// Begins the launch, unless an operator has ended the flight. `with_caller`: a caller gets the permit.
-    pub(crate) fn begin_launch(&mut self, with_caller: bool) -> Step<T> {
-        match self.flight.begin_launch(with_caller) {
+    /// The flight may launch from now on, unless an operator has ended it.
+    pub(crate) fn begin_launch(&mut self) -> Step<T> {
+        match self.flight.begin_launch() {
             Some(error) => Err(Outcome::Failed(error)),
             None => {
                 self.is_launching = true;

@@ -49,7 +49,7 @@ pub(crate) async fn prepare<K: GateKey, T: 'static>(
             error => error,
         };
         let Err(error) = ready else {
-            return leader.begin_launch(launcher.is_none());
+            return leader.begin_launch();
         };
         wait.began_at(leader.began, &leader.shared);
         wait.note_error(error, leader.flight.key())

@@ -93,14 +93,21 @@ async fn serve<K, T>(
     mailbox.is_done.notify_one();
     // Most callers collect at once; then no timer is needed.
     yield_now().await;
-    // Ends when the caller has collected the permit, is gone, or is too late.
-    let _ = lazy_timeout(UNCOLLECTED_FOR, caller.closed()).await;
-    let uncollected = mailbox.swap(Collected::Ended(Outcome::LeaderGone));
+    // Ends when the caller has collected the permit, is gone, or is too late, or an operator ends the flight.
+    let collected_or_ended = poll_fn(|context| {
+        if caller.poll_closed(context).is_ready() {
+            return Poll::Ready(Outcome::LeaderGone);
+        }
+        flight.poll_interrupted(context).map(Outcome::Failed)
+    });
+    let outcome = lazy_timeout(UNCOLLECTED_FOR, collected_or_ended).await;
+    let outcome = outcome.unwrap_or(Outcome::LeaderGone);
+    let uncollected = mailbox.swap(Collected::Ended(outcome.clone()));
     if let Some(Collected::Permit(permit)) = uncollected {
         let mut leader = permit.into_leader();
         // Holds also if this task is dropped at the next await.
         leader.call_off_launch();
-        leader.end(Outcome::LeaderGone).await;
+        leader.end(outcome).await;
     }
 }
 

@@ -154,16 +154,15 @@ where
                     }
                     let flight = leader.flight.clone();
                     match Box::pin(collect_permit(leader)).await {
-                        Collected::Permit(permit) if flight.is_in_progress() => {
-                            return Ok(Acquired::Led(permit));
-                        }
                         Collected::Permit(permit) => {
+                            let Some(error) = flight.hand_to_caller() else {
+                                return Ok(Acquired::Led(permit));
+                            };
                             // An operator has ended the flight meanwhile.
                             let mut leader = permit.into_leader();
                             leader.call_off_launch();
-                            let outcome = leader.end(Outcome::LeaderGone).await;
-                            let joined = self.joined(&flight, outcome)?;
-                            (flight, joined)
+                            leader.end(Outcome::Failed(error.clone())).await;
+                            return Err(error);
                         }
                         Collected::Ended(outcome) => {
                             let joined = self.joined(&flight, outcome)?;
