@@ -13,13 +13,13 @@
 //! If a ledger keeps the count, [`KeyState`] holds a picture of it, which is good enough to refuse by for a second. The charge
 //! is decided on the ledger, by the same [`KeyBudget`].
 
-use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::key_budget::{Attempt, KeyBudget, Settlement, Usage};
 use super::policy::BudgetPolicy;
+use super::reason::ExhaustionReason;
 
 /// How long a check of a refusal is valid: a look for a running backend and a read of the ledger. So a backend that was started
 /// by other means, or a reset by another process, is noticed within this time, and many refused requests cost one check.
@@ -342,86 +342,6 @@ impl KeyState {
             (Settlement::Success, None) => None,
             (Settlement::Refund, _) => return,
         };
-    }
-}
-
-/// Why a key has no attempt left: how the last charged launch ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub enum ExhaustionReason {
-    /// The launch failed.
-    LaunchFailed {
-        /// The launcher's error and its sources, cut after some 500 bytes; empty if there was no room for it.
-        message: String,
-    },
-    /// The launch succeeded, but the backend did not stay up for
-    /// [`stable_after`](crate::SpawnGateBuilder::stable_after).
-    NotStable {
-        /// The launch's fencing token.
-        launch: u64,
-        /// The time that the backend has to stay up.
-        stable_after: Duration,
-    },
-    /// The launch succeeded, but the backend ended with a failure, as reported by
-    /// [`SpawnGate::backend_ended`](crate::SpawnGate::backend_ended).
-    BackendEnded {
-        /// The launch's fencing token.
-        launch: u64,
-        /// Why the backend ended.
-        reason: String,
-    },
-    /// The launch was cut short: the launching process was killed, or dropped its permit.
-    CutShort {
-        /// The launch's fencing token.
-        launch: u64,
-        /// The time of its charge by the wall clock, if known.
-        at: Option<SystemTime>,
-    },
-    /// The record that counts the launches could not be read, so all attempts count as used.
-    RecordUnreadable,
-}
-
-impl ExhaustionReason {
-    pub(crate) fn launch_failed(message: impl Into<String>) -> Self {
-        Self::LaunchFailed {
-            message: message.into(),
-        }
-    }
-
-    pub(crate) fn backend_ended(launch: u64, reason: impl Into<String>) -> Self {
-        Self::BackendEnded {
-            launch,
-            reason: reason.into(),
-        }
-    }
-}
-
-impl fmt::Display for ExhaustionReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::LaunchFailed { message } if message.is_empty() => {
-                f.write_str("the last launch failed")
-            }
-            Self::LaunchFailed { message } => write!(f, "the last launch failed: {message}"),
-            Self::NotStable { stable_after, .. } => write!(
-                f,
-                "the last launch succeeded, but the backend did not stay up for {stable_after:?}"
-            ),
-            Self::BackendEnded { reason, .. } => {
-                write!(f, "the backend of the last launch ended: {reason}")
-            }
-            Self::CutShort { launch, at } => {
-                write!(f, "launch {launch} was cut short")?;
-                match at.and_then(|at| at.elapsed().ok()) {
-                    Some(age) => write!(f, ", begun {:.1} s ago", age.as_secs_f64()),
-                    None => Ok(()),
-                }
-            }
-            Self::RecordUnreadable => {
-                f.write_str("the record of earlier launches could not be read")
-            }
-        }
     }
 }
 

@@ -3,7 +3,9 @@
 //! The files, each importing only from those above it:
 //!
 //! - `outcome`: how a flight ended, and the channel to its followers. `snapshot`: the view for operators.
-//! - `entry`: a key's entry, with its flight if one is in progress. `shard`, `registry`: the entries of all keys.
+//! - `in_progress`: a flight's stages, and what ends it. `entry`: a key's entry, with its flight if one is in progress. `handle`:
+//!   what leaders, followers and operators do to a flight.
+//! - `shard`, `registry`: the entries of all keys.
 //! - `shared`: the state that all handles, leaders and permits of a gate share.
 //! - `held_lock`: a held lock with its ledger. `leader`: the owner of flight, attempt and held lock.
 //! - `permit`: the public face of a leader that may launch. `launcher`: the user's side.
@@ -12,7 +14,9 @@
 //! All of the crate's other rooms but `gate` may be imported here.
 
 mod entry;
+mod handle;
 mod held_lock;
+mod in_progress;
 mod launcher;
 mod leader;
 mod lock_wait;

@@ -1,0 +1,73 @@
+//! A flight in progress: its stages, and what ends it.
+
+use std::sync::Arc;
+use std::task::Waker;
+
+use tokio::time::Instant;
+
+use super::outcome::{OutcomeReceiver, OutcomeSender};
+use crate::error::{GateError, Stage};
+use crate::lock::LockHolder;
+
+/// A flight in progress, with its stages:
+///
+/// ```text
+/// Discover ⇄ Lock ──→ Launch        each may end: launched, discovered, failed, leader gone
+/// ```
+#[derive(Debug)]
+pub(super) struct InProgress<T> {
+    pub(super) stage: Stage,
+    pub(super) began: Instant,
+    /// The attempt's number for snapshots. In a ledger it differs from that in this process's count.
+    pub(super) attempt_number: Option<u32>,
+    pub(super) waiting_for: Option<Arc<LockHolder>>,
+    /// Whether the leader's caller is waiting for the leader's task.
+    pub(super) has_asker: bool,
+    /// A caller holds the permit, so no task can end the flight.
+    pub(super) is_with_caller: bool,
+    /// The error to end the flight with, and the task to wake for it.
+    pub(super) interrupt: Option<GateError>,
+    pub(super) leader: Option<Waker>,
+    /// Created for the first follower.
+    pub(super) followers: Option<OutcomeSender<T>>,
+}
+
+impl<T> InProgress<T> {
+    pub(super) fn new(now: Instant) -> Box<Self> {
+        Box::new(Self {
+            stage: Stage::Lock,
+            began: now,
+            attempt_number: None,
+            waiting_for: None,
+            has_asker: false,
+            is_with_caller: false,
+            interrupt: None,
+            leader: None,
+            followers: None,
+        })
+    }
+
+    pub(super) fn follow(&mut self) -> OutcomeReceiver<T> {
+        self.followers
+            .get_or_insert_with(OutcomeSender::new)
+            .subscribe()
+    }
+
+    pub(super) fn begin_launch(&mut self) -> Option<GateError> {
+        if self.interrupt.is_none() {
+            self.stage = Stage::Launch;
+            self.waiting_for = None;
+        }
+        self.interrupt.clone()
+    }
+
+    pub(super) fn hand_to_caller(&mut self) -> Option<GateError> {
+        self.is_with_caller = self.interrupt.is_none();
+        self.interrupt.clone()
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        let followers = self.followers.as_ref().map_or(0, OutcomeSender::count);
+        followers + usize::from(self.has_asker)
+    }
+}
