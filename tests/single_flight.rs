@@ -821,7 +821,11 @@ async fn an_error_that_cannot_be_put_in_words_is_shared_all_the_same() {
             }
         }
         let refused = gate.acquire("key").await.unwrap_err();
-        assert!(refused.to_string().contains("an error whose message panicked"));
+        assert!(
+            refused
+                .to_string()
+                .contains("an error whose message panicked")
+        );
     }
 }
 

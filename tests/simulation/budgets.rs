@@ -1,0 +1,302 @@
+//! What must hold of leases, budgets and refusals.
+
+use crate::checks::{Checks, Heard, Place, Request};
+use crate::model::{Budget, Millis, Settled};
+use spawn_gate::admin::Ledger;
+
+/// A lock that a gate has taken.
+#[derive(Debug, Default)]
+pub(crate) struct Lease {
+    pub(crate) gate: usize,
+    /// When its charge may have been made.
+    times: Vec<Millis>,
+    /// The newest write, and the newest check that found it held.
+    written: u64,
+    verified: Option<u64>,
+    is_launched: bool,
+    pub(crate) how: Option<(Settled, bool)>,
+    is_settling: bool,
+    is_settled: bool,
+    pub(crate) lost: Option<u64>,
+    pub(crate) released: Option<u64>,
+}
+
+/// The refusals of a gate since an attempt was last free.
+#[derive(Debug, Default)]
+pub(crate) struct Storm {
+    last_first: Option<Millis>,
+    /// Nothing but refusals was heard since. What else is heard may begin a new storm where a ledger counts: the mark is not
+    /// in the record.
+    pub(crate) is_clear: bool,
+    /// The first one may have been told to a caller that did not hear it.
+    pub(crate) is_told: bool,
+}
+
+/// After that time an attempt is free, if nobody else uses it.
+#[derive(Debug)]
+pub(crate) struct Promise {
+    due: Millis,
+    charges: u64,
+}
+
+impl Checks {
+    /// The budget that counts for a place: that of its key, if there is a ledger.
+    pub(crate) fn budget(&mut self, place: Place) -> &mut Budget {
+        let scope = match self.config.has_ledger {
+            true => (0, place.1),
+            false => place,
+        };
+        let (rules, now) = (self.config.rules, self.now);
+        let budget = self.budgets.entry(scope);
+        budget.or_insert_with(|| {
+            let mut budget = Budget::new(rules);
+            budget.advance(now);
+            budget
+        })
+    }
+
+    pub(crate) fn storm(&mut self, place: Place) -> &mut Storm {
+        self.storms.entry(place).or_default()
+    }
+
+    fn lease(&mut self, key: &'static str, token: u64) -> &mut Lease {
+        self.leases.entry((key, token)).or_default()
+    }
+
+    /// A ledger was decided on, with the lock held. A record without a holder is a reset's, if nothing is charged there.
+    pub(crate) fn applied(
+        &mut self,
+        key: &'static str,
+        gate: usize,
+        token: u64,
+        written: Option<&Ledger>,
+    ) {
+        let (now, tick) = (self.now, self.tick);
+        self.note(format_args!(
+            "gate {gate} decides on {key} with token {token}"
+        ));
+        let lease = self.lease(key, token);
+        lease.gate = gate;
+        lease.written = tick;
+        if let Some(ledger) = written {
+            if ledger.holder().is_some() {
+                lease.times.push(now);
+            } else if ledger.attempts_charged() == 0 {
+                // The write can fail.
+                self.budget((gate, key)).reset(false);
+            }
+        }
+    }
+
+    pub(crate) fn undelivered(&mut self, key: &'static str, token: u64) {
+        self.note(format_args!("the try with token {token} is given up"));
+        self.perhaps_charged(key, token);
+    }
+
+    pub(crate) fn taken(&mut self, key: &'static str, gate: usize, token: u64) {
+        self.note(format_args!("gate {gate} takes {key} with token {token}"));
+        let (now, tick, has_ledger) = (self.now, self.tick, self.config.has_ledger);
+        let lease = self.lease(key, token);
+        lease.gate = gate;
+        if !has_ledger {
+            lease.times.push(now);
+            lease.written = tick;
+        }
+    }
+
+    pub(crate) fn writes(&mut self, key: &'static str, token: u64) {
+        self.note(format_args!("a write with token {token}"));
+        let (now, tick) = (self.now, self.tick);
+        let lease = self.lease(key, token);
+        lease.times.push(now);
+        lease.written = tick;
+    }
+
+    pub(crate) fn verifies(&mut self, key: &'static str, token: u64) {
+        let (now, has_ledger) = (self.now, self.config.has_ledger);
+        if !has_ledger {
+            // Without a record, the charge is made right before that.
+            self.lease(key, token).times.push(now);
+        }
+    }
+
+    pub(crate) fn verified(&mut self, key: &'static str, token: u64, is_held: bool) {
+        self.note(format_args!("token {token} is verified: {is_held}"));
+        let tick = self.tick;
+        self.lease(key, token).verified = is_held.then_some(tick);
+    }
+
+    pub(crate) fn charged(
+        &mut self,
+        place: Place,
+        token: u64,
+        attempt: u32,
+        remaining: u32,
+        by_launcher: bool,
+    ) {
+        let key = place.1;
+        let newest = self
+            .leases
+            .iter()
+            .rev()
+            .find(|(of, lease)| of.0 == key && lease.is_launched);
+        if let Some((&(_, newest), false)) = newest.map(|(of, _)| (of, self.is_lost(key, token))) {
+            if newest >= token {
+                self.fail(format_args!("token {token} after {newest}"));
+            }
+        }
+        let lease = self.lease(key, token);
+        lease.is_launched = true;
+        let is_verified = lease
+            .verified
+            .is_some_and(|verified| verified > lease.written);
+        let (is_released, is_lost) = (lease.released.is_some(), lease.lost.is_some());
+        let mut times = lease.times.clone();
+        times.dedup();
+        if !is_verified || is_released || (by_launcher && is_lost) {
+            self.fail(format_args!(
+                "token {token} launches without a lock that was verified"
+            ));
+        }
+        let max = self.config.rules.max;
+        if self.unknown.contains(&key) {
+            return;
+        }
+        let budget = self.budget(place);
+        let before = budget.to_string();
+        if !budget.launched(token, &times, attempt, by_launcher) || remaining != max - attempt {
+            let rules = self.config.rules;
+            self.fail(format_args!(
+                "attempt {attempt}, {remaining} left, cannot be: {before}, charged at {times:?}, {rules:?}"
+            ));
+        }
+    }
+
+    fn is_lost(&self, key: &'static str, token: u64) -> bool {
+        let lease = self.leases.get(&(key, token));
+        lease.is_some_and(|lease| lease.lost.is_some())
+    }
+
+    pub(crate) fn settles(&mut self, key: &'static str, token: u64) {
+        self.note(format_args!("token {token} settles"));
+        self.lease(key, token).is_settling = true;
+    }
+
+    pub(crate) fn settled(&mut self, key: &'static str, token: u64) {
+        self.note(format_args!("token {token} is settled"));
+        let has_launched_lost = self.is_lost(key, token);
+        self.lease(key, token).is_settled = true;
+        if has_launched_lost && !self.config.is_real {
+            self.fail(format_args!("token {token} settles though it was lost"));
+        }
+    }
+
+    /// The world takes a lock away. What its holder wrote so far stands.
+    pub(crate) fn lost(&mut self, key: &'static str, token: u64) {
+        self.note(format_args!("token {token} of {key} is lost"));
+        let tick = self.tick;
+        self.once_lost.push(key);
+        self.lease(key, token).lost = Some(tick);
+        self.apply(key, token);
+    }
+
+    pub(crate) fn released(&mut self, key: &'static str, token: u64) {
+        self.note(format_args!("token {token} of {key} is released"));
+        let tick = self.tick;
+        self.lease(key, token).released = Some(tick);
+        if !self.is_lost(key, token) {
+            self.apply(key, token);
+        }
+    }
+
+    /// Settles a launch in the ways that are possible.
+    fn apply(&mut self, key: &'static str, token: u64) {
+        let has_ledger = self.config.has_ledger;
+        let lease = self.lease(key, token);
+        let place = (lease.gate, key);
+        let is_certain = lease.is_settled && lease.lost.is_none();
+        if !lease.is_launched {
+            if has_ledger && !is_certain {
+                self.perhaps_charged(key, token);
+            }
+            return;
+        }
+        let (how, is_aborted) = lease.how.unwrap_or((Settled::Failed, false));
+        let is_begun = lease.is_settling;
+        let ways = match how {
+            how if is_certain && !is_aborted => vec![how],
+            how if is_begun => vec![how, Settled::Failed],
+            _ => vec![Settled::Failed],
+        };
+        self.budget(place).settled(token, &ways);
+    }
+
+    fn perhaps_charged(&mut self, key: &'static str, token: u64) {
+        let lease = self.lease(key, token);
+        let (gate, times) = (lease.gate, lease.times.clone());
+        self.budget((gate, key)).perhaps_charged(token, &times);
+    }
+
+    /// What a caller hears of the budget.
+    pub(crate) fn refused(&mut self, place: Place, request: &Request, heard: &Heard) {
+        let &Heard::Refused { retry_after, first } = heard else {
+            let storm = self.storm(place);
+            storm.is_clear = false;
+            storm.is_told |= request.is_late;
+            return;
+        };
+        if self.unknown.contains(&place.1) {
+            return;
+        }
+        let (now, window) = (self.now, self.config.rules.window);
+        if retry_after > window {
+            self.fail(format_args!(
+                "a refusal for {retry_after} ms, which is more than the window"
+            ));
+        }
+        let budget = self.budget(place);
+        let (last_full, last_free) = (budget.last_full, budget.last_free);
+        let (is_new, charges) = (budget.charges == request.charges, budget.charges);
+        // Another process's reset is noticed within a second, after a look that may take one as well.
+        if last_full.is_none_or(|full| full + 2_000 < request.began_at) {
+            let shown = self.budget(place).to_string();
+            self.fail(format_args!("refused with an attempt free: {shown}"));
+        }
+        if is_new && !request.is_late {
+            let due = now + retry_after;
+            self.promises.push((place, Promise { due, charges }));
+        }
+        let storm = self.storm(place);
+        let is_again = storm.is_clear && storm.last_first.is_some_and(|last| last > last_free);
+        let is_untold = !first && storm.last_first.is_none() && !storm.is_told;
+        if first {
+            storm.last_first = Some(now);
+            storm.is_clear = true;
+        }
+        if first && is_again {
+            self.fail(format_args!("two refusals at {place:?} are the first"));
+        }
+        if is_untold {
+            self.fail(format_args!("no refusal at {place:?} is the first"));
+        }
+    }
+
+    /// Holds the refusals to their word.
+    pub(crate) fn keep_promises(&mut self, now: Millis) {
+        let (due, later) = std::mem::take(&mut self.promises)
+            .into_iter()
+            .partition(|(_, promise)| promise.due <= now);
+        self.promises = later;
+        for (place, promise) in due {
+            let budget = self.budget(place);
+            let is_kept = budget.charges != promise.charges || budget.may_be_free(promise.due);
+            if !is_kept && !self.unknown.contains(&place.1) {
+                let shown = self.budget(place).to_string();
+                self.fail(format_args!(
+                    "no attempt is free at {} ms: {shown}",
+                    promise.due
+                ));
+            }
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The world around the gates: its chance, its clock, the backends that run, and who watches all that.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use spawn_gate::budget::{BootReading, ClockReading, SharedClock};
+use spawn_gate::{GateKey, LaunchPermit};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep};
+
+use crate::chance::Chance;
+use crate::checks::Checks;
+use crate::leash::{Ticks, tick};
+use crate::model::{Millis, Rules};
+
+/// A key that counts its copies: at the end, a gate has forgotten all of them.
+#[derive(Clone)]
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    pub(crate) copies: Arc<()>,
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Key {}
+
+impl std::hash::Hash for Key {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.name.hash(state);
+    }
+}
+
+impl GateKey for Key {
+    fn fields(&self, visit: &mut dyn FnMut(&[u8])) {
+        visit(self.name.as_bytes());
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+pub(crate) type Permit = LaunchPermit<Key, u64>;
+
+/// All that a seed decides before anything happens.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) is_real: bool,
+    pub(crate) has_ledger: bool,
+    /// The lock answers at once where it can.
+    pub(crate) at_once: bool,
+    pub(crate) tells_loss: bool,
+    pub(crate) gates: usize,
+    pub(crate) keys: usize,
+    pub(crate) rules: Rules,
+    pub(crate) lock: Millis,
+    pub(crate) discover: Millis,
+    pub(crate) launch: Millis,
+    pub(crate) follow: Millis,
+    pub(crate) drain: Millis,
+    pub(crate) steps: u64,
+    /// Out of a hundred: calls of the lock that are late, that fail, and launches that fail.
+    pub(crate) slow: u64,
+    pub(crate) faults: u64,
+    pub(crate) failures: u64,
+    /// Out of a hundred: steps in which the world takes a lock away.
+    pub(crate) losses: u64,
+    /// Out of a hundred: steps in which a request is frozen or dropped.
+    pub(crate) leashes: u64,
+    /// The longest time between two steps.
+    pub(crate) stride: Millis,
+}
+
+impl Config {
+    pub(crate) fn new(is_real: bool, chance: &mut Chance) -> Self {
+        let has_ledger = is_real || chance.percent(70);
+        let often = |chance: &mut Chance, most| match chance.percent(50) {
+            true => chance.below(most),
+            false => 0,
+        };
+        Self {
+            is_real,
+            has_ledger,
+            at_once: !has_ledger && chance.percent(50),
+            tells_loss: chance.percent(50),
+            gates: usize::try_from(chance.between(1, 3)).unwrap(),
+            keys: usize::try_from(chance.between(1, 2)).unwrap(),
+            rules: Rules {
+                max: u32::try_from(chance.between(1, 4)).unwrap(),
+                window: chance.pick(&[700, 3_000, 10_000, 30_000]),
+                is_sliding: chance.percent(50),
+                stable_after: chance.percent(40).then_some(chance.between(500, 9_000)),
+            },
+            lock: chance.pick(&[0, 500, 5_000, 40_000]),
+            discover: chance.pick(&[500, 3_000]),
+            launch: chance.pick(&[1_000, 8_000]),
+            follow: chance.pick(&[1_000, 9_000, 60_000]),
+            drain: chance.pick(&[0, 1_000, 30_000]),
+            steps: if is_real { 40 } else { 110 },
+            slow: if is_real { 0 } else { often(chance, 30) },
+            faults: if is_real { 0 } else { often(chance, 10) },
+            failures: chance.pick(&[10, 60, 95]),
+            losses: often(chance, if is_real { 4 } else { 10 }),
+            leashes: often(chance, 35),
+            stride: chance.pick(&[20, 300, 2_000]),
+        }
+    }
+}
+
+/// What goes wrong with a call of the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    None,
+    Before,
+    /// It is done, and its caller is told that it failed.
+    After,
+}
+
+/// A backend that runs, named by the launch that started it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Backend {
+    pub(crate) key: &'static str,
+    pub(crate) launch: u64,
+    pub(crate) token: u64,
+}
+
+pub(crate) struct World {
+    pub(crate) config: Config,
+    pub(crate) clock: Clock,
+    pub(crate) ticks: Ticks,
+    chance: Mutex<Chance>,
+    is_calm: Mutex<bool>,
+    pub(crate) backends: Mutex<Vec<Backend>>,
+    checks: Mutex<Checks>,
+}
+
+impl World {
+    pub(crate) fn new(config: Config, chance: &mut Chance) -> Arc<Self> {
+        let ticks = Ticks::default();
+        Arc::new(Self {
+            clock: Clock::new(),
+            chance: Mutex::new(chance.fork()),
+            is_calm: Mutex::new(false),
+            backends: Mutex::default(),
+            checks: Mutex::new(Checks::new(config.clone())),
+            ticks,
+            config,
+        })
+    }
+
+    /// Tells those who watch. All that happens at one moment has a number of its own.
+    pub(crate) fn see<V>(&self, event: impl FnOnce(&mut Checks) -> V) -> V {
+        let now = self.clock.millis();
+        // A panic elsewhere is told by its thread.
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        checks.at(now, tick(&self.ticks));
+        event(&mut checks)
+    }
+
+    /// From now on nothing goes wrong.
+    pub(crate) fn calm_down(&self) {
+        *self.is_calm.lock().unwrap() = true;
+    }
+
+    pub(crate) fn fault(&self) -> Fault {
+        if *self.is_calm.lock().unwrap() {
+            return Fault::None;
+        }
+        let mut chance = self.chance.lock().unwrap();
+        match chance.percent(self.config.faults) {
+            false => Fault::None,
+            true => chance.pick(&[Fault::Before, Fault::After]),
+        }
+    }
+
+    /// A call of the lock may be late.
+    pub(crate) async fn dawdle(&self) {
+        if *self.is_calm.lock().unwrap() {
+            return;
+        }
+        let late = {
+            let mut chance = self.chance.lock().unwrap();
+            let is_late = chance.percent(self.config.slow);
+            // Some take longer than any call may.
+            is_late.then(|| match chance.percent(3) {
+                true => 7_000,
+                false => chance.below(900),
+            })
+        };
+        if let Some(late) = late {
+            sleep(Duration::from_millis(late)).await;
+        }
+    }
+
+    /// The backend that a look finds.
+    pub(crate) fn running(&self, key: &Key) -> Option<u64> {
+        let backends = self.backends.lock().unwrap();
+        let newest = backends
+            .iter()
+            .rev()
+            .find(|backend| backend.key == key.name);
+        newest.map(|backend| backend.launch)
+    }
+
+    pub(crate) fn stop(&self, launch: u64) {
+        let mut backends = self.backends.lock().unwrap();
+        backends.retain(|backend| backend.launch != launch);
+    }
+}
+
+/// The runtime's clock, which all processes share. It can be read on threads that the runtime does not know.
+#[derive(Clone)]
+pub(crate) struct Clock {
+    runtime: Handle,
+    start: Instant,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let (runtime, start) = (Handle::current(), Instant::now());
+        Self { runtime, start }
+    }
+
+    pub(crate) fn millis(&self) -> Millis {
+        let _entered = self.runtime.enter();
+        Millis::try_from(self.start.elapsed().as_millis()).unwrap()
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+impl SharedClock for Clock {
+    fn now(&self) -> ClockReading {
+        let elapsed = Duration::from_millis(self.millis());
+        ClockReading {
+            unix: Duration::from_secs(1_800_000_000) + elapsed,
+            boot: Some(BootReading {
+                id: 7,
+                elapsed: Duration::from_secs(5_000) + elapsed,
+            }),
+        }
+    }
+}
