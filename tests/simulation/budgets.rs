@@ -19,6 +19,7 @@ pub(crate) struct Lease {
     is_settled: bool,
     pub(crate) lost: Option<u64>,
     pub(crate) released: Option<u64>,
+    released_at: Option<Millis>,
 }
 
 /// The refusals of a gate since an attempt was last free.
@@ -162,6 +163,12 @@ impl Checks {
         if self.unknown.contains(&key) {
             return;
         }
+        self.charged.insert(place, self.now);
+        for (at, ended) in self.reported.clone() {
+            if at.1 == key {
+                self.budget(at).perhaps_ended(Some(ended));
+            }
+        }
         let budget = self.budget(place);
         let before = budget.to_string();
         if !budget.launched(token, &times, attempt, by_launcher) || remaining != max - attempt {
@@ -202,8 +209,9 @@ impl Checks {
 
     pub(crate) fn released(&mut self, key: &'static str, token: u64) {
         self.note(format_args!("token {token} of {key} is released"));
-        let tick = self.tick;
-        self.lease(key, token).released = Some(tick);
+        let (now, tick) = (self.now, self.tick);
+        let lease = self.lease(key, token);
+        (lease.released, lease.released_at) = (Some(tick), Some(now));
         if !self.is_lost(key, token) {
             self.apply(key, token);
         }
@@ -231,9 +239,24 @@ impl Checks {
         self.budget(place).settled(token, &ways);
     }
 
+    /// Without a ledger, a permit that its caller has not collected stays charged if its flight is aborted. See `found.rs`.
+    pub(crate) fn abort_uncollected(&mut self, place: Place) {
+        if self.config.has_ledger {
+            return;
+        }
+        let uncollected = self.leases.iter().find(|(of, lease)| {
+            let is_held = lease.gate == place.0 && lease.released.is_none();
+            of.0 == place.1 && is_held && !lease.is_launched && lease.verified.is_some()
+        });
+        if let Some((&(key, token), _)) = uncollected {
+            self.perhaps_charged(key, token);
+        }
+    }
+
     fn perhaps_charged(&mut self, key: &'static str, token: u64) {
         let lease = self.lease(key, token);
         let (gate, times) = (lease.gate, lease.times.clone());
+        self.charged.insert((gate, key), self.now);
         self.budget((gate, key)).perhaps_charged(token, &times);
     }
 
@@ -258,16 +281,25 @@ impl Checks {
         let (last_full, last_free) = (budget.last_full, budget.last_free);
         let (is_new, charges) = (budget.charges == request.charges, budget.charges);
         // Another process's reset is noticed within a second, after a look that may take one as well.
-        if last_full.is_none_or(|full| full + 2_000 < request.began_at) {
+        if last_full.is_none_or(|full| full + 2_000 < request.began_at)
+            && !self.may_be_charging(place, request.began_at)
+        {
             let shown = self.budget(place).to_string();
             self.fail(format_args!("refused with an attempt free: {shown}"));
         }
-        if is_new && !request.is_late {
+        // What others did is noticed within a second.
+        let is_seen = self.charged.iter().all(|(at, charged)| {
+            at.1 != place.1 || at.0 == place.0 || charged + 2_000 < request.began_at
+        });
+        if is_new && is_seen && !request.is_late {
             let due = now + retry_after;
             self.promises.push((place, Promise { due, charges }));
         }
+        let is_resetting = self.resets.get(&place).is_some_and(|&until| until >= now);
         let storm = self.storm(place);
-        let is_again = storm.is_clear && storm.last_first.is_some_and(|last| last > last_free);
+        let is_again = !is_resetting
+            && storm.is_clear
+            && storm.last_first.is_some_and(|last| last > last_free);
         let is_untold = !first && storm.last_first.is_none() && !storm.is_told;
         if first {
             storm.last_first = Some(now);
@@ -279,6 +311,17 @@ impl Checks {
         if is_untold {
             self.fail(format_args!("no refusal at {place:?} is the first"));
         }
+    }
+
+    /// Whether a charge of the last attempt may have been seen that was taken back later.
+    fn may_be_charging(&mut self, place: Place, since: Millis) -> bool {
+        let is_one_left = self.budget(place).may_be_full_with_one();
+        let mut leases = self.leases.iter().filter(|(of, _)| of.0 == place.1);
+        let is_held = leases.any(|(_, lease)| {
+            let released = lease.released_at;
+            !lease.times.is_empty() && released.is_none_or(|released| released + 2_000 >= since)
+        });
+        is_one_left && is_held
     }
 
     /// Holds the refusals to their word.

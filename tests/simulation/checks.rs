@@ -8,6 +8,7 @@ use std::fmt;
 use spawn_gate::Stage;
 
 use crate::budgets::{Lease, Promise, Storm};
+use crate::leash::Leash;
 use crate::model::{Budget, Millis, Settled};
 use crate::world::Config;
 
@@ -37,6 +38,7 @@ pub(crate) enum Heard {
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) place: Place,
+    leash: Leash,
     pub(crate) is_launch: bool,
     pub(crate) began: u64,
     pub(crate) began_at: Millis,
@@ -84,10 +86,14 @@ pub(crate) struct Checks {
     pub(crate) resets: BTreeMap<Place, Millis>,
     lonely: BTreeMap<Place, Millis>,
     pub(crate) closed: Vec<usize>,
+    /// The ends of backends that are being reported, by token.
+    pub(crate) reported: Vec<(Place, u64)>,
     pub(crate) leases: BTreeMap<(&'static str, u64), Lease>,
     pub(crate) budgets: BTreeMap<Place, Budget>,
     pub(crate) storms: BTreeMap<Place, Storm>,
     pub(crate) promises: Vec<(Place, Promise)>,
+    /// When a gate last used an attempt, or may have.
+    pub(crate) charged: BTreeMap<Place, Millis>,
     /// Keys whose lock file was deleted: their count is unknown from then on.
     pub(crate) unknown: Vec<&'static str>,
     /// Keys whose lock was lost once: a backend may run beside another since.
@@ -114,10 +120,12 @@ impl Checks {
             resets: BTreeMap::new(),
             lonely: BTreeMap::new(),
             closed: Vec::new(),
+            reported: Vec::new(),
             leases: BTreeMap::new(),
             budgets: BTreeMap::new(),
             storms: BTreeMap::new(),
             promises: Vec::new(),
+            charged: BTreeMap::new(),
             unknown: Vec::new(),
             once_lost: Vec::new(),
         }
@@ -165,7 +173,7 @@ impl Checks {
         }
     }
 
-    pub(crate) fn began(&mut self, number: u64, place: Place, is_launch: bool) {
+    pub(crate) fn began(&mut self, number: u64, place: Place, leash: Leash, is_launch: bool) {
         self.note(format_args!(
             "request {number} began at {place:?}, launch: {is_launch}"
         ));
@@ -183,6 +191,7 @@ impl Checks {
         let charges = self.budget(place).charges;
         let request = Request {
             place,
+            leash,
             is_launch,
             began: self.tick,
             began_at: self.now,
@@ -333,7 +342,8 @@ impl Checks {
             return;
         }
         for (&other, request) in &mut self.requests {
-            if request.place == place && other != number && !request.is_late {
+            let follows = !request.is_late && !request.leash.is_woken();
+            if request.place == place && other != number && follows {
                 request.is_to_hear = Some(id);
             }
         }
@@ -351,6 +361,7 @@ impl Checks {
                 }
             }
         }
+        self.abort_uncollected(place);
         let here = self.requests.values_mut();
         for request in here.filter(|request| request.place == place) {
             request.is_aborted = true;
@@ -450,12 +461,11 @@ impl Checks {
         }
         if let Heard::FailedElsewhere(token) = heard {
             let of_token = |launch: &&Launch| launch.place.1 == place.1 && launch.token == *token;
-            let ended = self
-                .launches
-                .iter()
-                .find(of_token)
-                .map(|launch| launch.ended);
-            if !ended.is_some_and(|ended| ended.is_none_or(|ended| ended >= request.since)) {
+            let ended = self.launches.iter().find(of_token).map(|launch| {
+                let ended = launch.ended.unwrap_or(u64::MAX);
+                self.flight_ended(place.1, ended, Some(*token))
+            });
+            if ended.is_none_or(|ended| ended < request.since) {
                 self.fail(format_args!(
                     "request {number} hears of the elder launch {token}"
                 ));

@@ -51,8 +51,8 @@ struct Driver {
     stranger: Option<Box<dyn SpawnLease>>,
 }
 
-/// Runs a seed. Tokio's own chance (the order of `select!`) has a seed only with `tokio_unstable`; neither the crate nor this
-/// simulation uses `select!`, so nothing depends on it.
+/// Runs a seed. Tokio's own chance has a seed only with `tokio_unstable`; `Herd` takes it out of what is woken, and nothing here
+/// uses `select!`. With real lock files, the threads that read and write them have a schedule of their own.
 pub(crate) fn run(is_real: bool, seed: u64) -> Run {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -219,7 +219,7 @@ impl Driver {
             plan: Plan::new(&self.world.config, &mut self.chance),
             world: Arc::clone(&self.world),
         };
-        let leash = Leash::new(&self.world.ticks);
+        let leash = Leash::new(self.last_request, &self.world.ticks, &self.world.herd);
         let gate = self.gates[gate].clone();
         match self.chance.percent(60) {
             true => leash.run(launch(asker, gate, leash.clone())),
@@ -295,9 +295,10 @@ impl Driver {
             true => BackendEnd::orderly(backend.token),
             false => BackendEnd::failed(backend.token, "it died"),
         };
+        let place = (gate, backend.key);
         let (gate, world) = (self.gates[gate].clone(), Arc::clone(&self.world));
-        let place = (0, backend.key);
         tokio::spawn(async move {
+            world.see(|checks| checks.reports_end(place, backend.token));
             let _ = gate.backend_ended(key, end).await;
             world.see(|checks| checks.ended(place, backend.token));
         });

@@ -235,6 +235,12 @@ impl Budget {
         possible.any(|count| count.full_until(&self.rules, at).is_none())
     }
 
+    /// Whether it is possible that there is one attempt left at most.
+    pub(crate) fn may_be_full_with_one(&self) -> bool {
+        let mut possible = self.possible.iter();
+        possible.any(|count| count.used(&self.rules, self.now) + 1 >= self.rules.max)
+    }
+
     /// Keeps the counts that have used so much. False if there is none.
     pub(crate) fn seen_used(&mut self, used: u32) -> bool {
         let (rules, now) = (self.rules, self.now);

@@ -22,18 +22,28 @@ impl Checks {
         ));
     }
 
+    /// The end of a backend is being reported: that can be seen at any time from now on.
+    pub(crate) fn reports_end(&mut self, place: Place, token: u64) {
+        self.note(format_args!(
+            "the end of {token} is being reported at {place:?}"
+        ));
+        self.reported.push((place, token));
+    }
+
     /// The end of a backend was reported.
     pub(crate) fn ended(&mut self, place: Place, token: u64) {
         self.note(format_args!("the end of {token} at {place:?} is reported"));
         if self.config.rules.stable_after.is_some() {
             self.budget(place).perhaps_ended(Some(token));
         }
+        self.reported.retain(|reported| *reported != (place, token));
     }
 
     pub(crate) fn resets_at(&mut self, place: Place) {
         self.note(format_args!("reset at {place:?}"));
         let until = self.now + self.config.lock + 10_000;
         self.resets.insert(place, until);
+        self.storm(place).is_clear = false;
         if !self.config.has_ledger {
             self.budget(place).reset(false);
         }

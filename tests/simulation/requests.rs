@@ -68,7 +68,7 @@ pub(crate) async fn launch(asker: Asker, gate: Gate, leash: Leash) {
         ref key,
         ..
     } = asker;
-    world.see(|checks| checks.began(number, place, true));
+    world.see(|checks| checks.began(number, place, leash.clone(), true));
     let launcher = Launcher(asker.clone());
     let heard = match gate.launch(key.clone(), launcher).await {
         Ok(launched) => match launched.how {
@@ -90,7 +90,7 @@ pub(crate) async fn acquire(asker: Asker, gate: Gate, leash: Leash) {
         ref key,
         ..
     } = asker;
-    world.see(|checks| checks.began(number, place, false));
+    world.see(|checks| checks.began(number, place, leash.clone(), false));
     let heard = match gate.acquire(key.clone()).await {
         Ok(Acquired::Led(permit)) => {
             work(&asker, permit).await;

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::chance::Chance;
 use crate::checks::Checks;
-use crate::leash::{Ticks, tick};
+use crate::leash::{Herd, Ticks, tick};
 use crate::model::{Millis, Rules};
 
 /// A key that counts its copies: at the end, a gate has forgotten all of them.
@@ -135,6 +135,7 @@ pub(crate) struct World {
     pub(crate) config: Config,
     pub(crate) clock: Clock,
     pub(crate) ticks: Ticks,
+    pub(crate) herd: Arc<Herd>,
     chance: Mutex<Chance>,
     is_calm: Mutex<bool>,
     pub(crate) backends: Mutex<Vec<Backend>>,
@@ -144,7 +145,10 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(config: Config, chance: &mut Chance) -> Arc<Self> {
         let ticks = Ticks::default();
+        let herd = Arc::new(Herd::default());
+        tokio::spawn(Arc::clone(&herd).drive());
         Arc::new(Self {
+            herd,
             clock: Clock::new(),
             chance: Mutex::new(chance.fork()),
             is_calm: Mutex::new(false),
