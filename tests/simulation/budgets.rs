@@ -15,7 +15,7 @@ pub(crate) struct Lease {
     verified: Option<u64>,
     is_launched: bool,
     pub(crate) how: Option<(Settled, bool)>,
-    is_settling: bool,
+    settling: Option<Millis>,
     is_settled: bool,
     pub(crate) lost: Option<u64>,
     pub(crate) released: Option<u64>,
@@ -160,7 +160,8 @@ impl Checks {
             ));
         }
         let max = self.config.rules.max;
-        if self.unknown.contains(&key) {
+        // What was charged when a lock was lost is known as far as it can be.
+        if self.unknown.contains(&key) || (is_lost && self.config.has_ledger) {
             return;
         }
         self.charged.insert(place, self.now);
@@ -186,7 +187,8 @@ impl Checks {
 
     pub(crate) fn settles(&mut self, key: &'static str, token: u64) {
         self.note(format_args!("token {token} settles"));
-        self.lease(key, token).is_settling = true;
+        let now = self.now;
+        self.lease(key, token).settling = Some(now);
     }
 
     pub(crate) fn settled(&mut self, key: &'static str, token: u64) {
@@ -204,7 +206,10 @@ impl Checks {
         let tick = self.tick;
         self.once_lost.push(key);
         self.lease(key, token).lost = Some(tick);
-        self.apply(key, token);
+        // Without a ledger, its gate still settles what it counts by itself.
+        if self.config.has_ledger {
+            self.apply(key, token);
+        }
     }
 
     pub(crate) fn released(&mut self, key: &'static str, token: u64) {
@@ -212,14 +217,14 @@ impl Checks {
         let (now, tick) = (self.now, self.tick);
         let lease = self.lease(key, token);
         (lease.released, lease.released_at) = (Some(tick), Some(now));
-        if !self.is_lost(key, token) {
+        if !self.is_lost(key, token) || !self.config.has_ledger {
             self.apply(key, token);
         }
     }
 
     /// Settles a launch in the ways that are possible.
     fn apply(&mut self, key: &'static str, token: u64) {
-        let has_ledger = self.config.has_ledger;
+        let (now, has_ledger) = (self.now, self.config.has_ledger);
         let lease = self.lease(key, token);
         let place = (lease.gate, key);
         let is_certain = lease.is_settled && lease.lost.is_none();
@@ -230,13 +235,15 @@ impl Checks {
             return;
         }
         let (how, is_aborted) = lease.how.unwrap_or((Settled::Failed, false));
-        let is_begun = lease.is_settling;
+        let is_begun = lease.settling.is_some();
+        let mut times = vec![lease.settling.unwrap_or(now), now];
+        times.dedup();
         let ways = match how {
             how if is_certain && !is_aborted => vec![how],
             how if is_begun => vec![how, Settled::Failed],
             _ => vec![Settled::Failed],
         };
-        self.budget(place).settled(token, &ways);
+        self.budget(place).settled(token, &ways, &times);
     }
 
     /// Without a ledger, a permit that its caller has not collected stays charged if its flight is aborted. See `found.rs`.

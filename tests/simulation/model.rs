@@ -198,12 +198,16 @@ impl Budget {
         });
     }
 
-    /// A launch was settled in one of these ways.
-    pub(crate) fn settled(&mut self, launch: u64, ways: &[Settled]) {
-        let (rules, now) = (self.rules, self.now);
+    /// A launch was settled in one of these ways, at one of these times.
+    pub(crate) fn settled(&mut self, launch: u64, ways: &[Settled], times: &[Millis]) {
+        let rules = self.rules;
         self.change(|count| {
-            let settle = |&how: &Settled| count.settle(&rules, launch, how, now);
-            ways.iter().map(settle).collect()
+            let settle = |&how| {
+                times
+                    .iter()
+                    .map(move |&at| count.settle(&rules, launch, how, at))
+            };
+            ways.iter().flat_map(settle).collect()
         });
     }
 
