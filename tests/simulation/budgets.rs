@@ -288,15 +288,15 @@ impl Checks {
         let (last_full, last_free) = (budget.last_full, budget.last_free);
         let (is_new, charges) = (budget.charges == request.charges, budget.charges);
         // Another process's reset is noticed within a second, after a look that may take one as well.
-        if last_full.is_none_or(|full| full + 2_000 < request.began_at)
-            && !self.may_be_charging(place, request.began_at)
+        if last_full.is_none_or(|full| full + 2_000 < request.asked_at)
+            && !self.may_be_charging(place, request.asked_at)
         {
             let shown = self.budget(place).to_string();
             self.fail(format_args!("refused with an attempt free: {shown}"));
         }
         // What others did is noticed within a second.
         let is_seen = self.charged.iter().all(|(at, charged)| {
-            at.1 != place.1 || at.0 == place.0 || charged + 2_000 < request.began_at
+            at.1 != place.1 || at.0 == place.0 || charged + 2_000 < request.asked_at
         });
         if is_new && is_seen && !request.is_late {
             let due = now + retry_after;

@@ -41,7 +41,9 @@ pub(crate) struct Request {
     leash: Leash,
     pub(crate) is_launch: bool,
     pub(crate) began: u64,
+    /// Its deadlines count from here.
     pub(crate) began_at: Millis,
+    pub(crate) asked_at: Millis,
     /// Its place's oldest request or flight when it began: it may follow that one.
     pub(crate) since: u64,
     /// The change of the budget that was the newest when it began.
@@ -195,6 +197,7 @@ impl Checks {
             is_launch,
             began: self.tick,
             began_at: self.now,
+            asked_at: self.now,
             since,
             charges,
             is_frozen: false,
@@ -359,6 +362,12 @@ impl Checks {
                 if !launch.by_launcher && self.flights.get(&place) == Some(&launch.request) {
                     self.flights.remove(&place);
                 }
+            }
+        }
+        for (of, lease) in &mut self.leases {
+            if (lease.gate, of.0) == place && lease.released.is_none() {
+                // It may be settled already, but for its flight's end.
+                lease.how = lease.how.map(|(how, _)| (how, true));
             }
         }
         self.abort_uncollected(place);

@@ -308,9 +308,10 @@ impl Driver {
         let (gate, key) = (self.any_gate(), self.any_key());
         let place: Place = (gate, key.name);
         self.world.see(|checks| checks.resets_at(place));
-        let gate = self.gates[gate].clone();
+        let (gate, world) = (self.gates[gate].clone(), Arc::clone(&self.world));
         tokio::spawn(async move {
             let _ = gate.reset(key).await;
+            world.see(|checks| checks.is_reset(place));
         });
     }
 

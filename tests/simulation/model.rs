@@ -87,6 +87,10 @@ impl Count {
 
     fn settle(&self, rules: &Rules, launch: u64, how: Settled, now: Millis) -> Self {
         let mut settled = self.clone();
+        if !self.is_launching {
+            // An operator has reset the budget meanwhile.
+            return settled;
+        }
         settled.is_launching = false;
         match how {
             Settled::Up => match rules.stable_after {

@@ -44,8 +44,12 @@ impl Checks {
         let until = self.now + self.config.lock + 10_000;
         self.resets.insert(place, until);
         self.storm(place).is_clear = false;
+    }
+
+    /// A gate that counts by itself has done so now.
+    pub(crate) fn is_reset(&mut self, place: Place) {
         if !self.config.has_ledger {
-            self.budget(place).reset(false);
+            self.budget(place).reset(true);
         }
     }
 
