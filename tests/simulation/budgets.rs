@@ -17,6 +17,8 @@ pub(crate) struct Lease {
     pub(crate) how: Option<(Settled, bool)>,
     settling: Option<Millis>,
     is_settled: bool,
+    /// The budget was reset while it was held.
+    pub(crate) is_reset: bool,
     pub(crate) lost: Option<u64>,
     pub(crate) released: Option<u64>,
     released_at: Option<Millis>,
@@ -151,6 +153,7 @@ impl Checks {
         let is_verified = lease
             .verified
             .is_some_and(|verified| verified > lease.written);
+        let is_reset = lease.is_reset;
         let (is_released, is_lost) = (lease.released.is_some(), lease.lost.is_some());
         let mut times = lease.times.clone();
         times.dedup();
@@ -171,6 +174,10 @@ impl Checks {
             }
         }
         let budget = self.budget(place);
+        if is_reset {
+            budget.launched_or_reset(token, &times, attempt);
+            return;
+        }
         let before = budget.to_string();
         if !budget.launched(token, &times, attempt, by_launcher) || remaining != max - attempt {
             let rules = self.config.rules;

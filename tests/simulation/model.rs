@@ -74,13 +74,13 @@ impl Count {
 
     fn take_back(&self, launch: u64, rules: &Rules) -> Self {
         let mut left = self.clone();
-        if let Some(place) = left.charges.iter().position(|&(_, of)| of == launch) {
-            // A fixed window stays where its first charge opened it.
-            let place = match rules.is_sliding {
-                true => place,
-                false => left.charges.len() - 1,
-            };
-            left.charges.remove(place);
+        let opened = left.charges.first().map(|&(at, _)| at);
+        left.charges.retain(|&(_, of)| of != launch);
+        // A fixed window stays where its first charge opened it.
+        if let (Some(first), Some(opened), false) =
+            (left.charges.first_mut(), opened, rules.is_sliding)
+        {
+            first.0 = opened;
         }
         left
     }
@@ -182,6 +182,14 @@ impl Budget {
             at.iter().filter(explains).map(charged).collect()
         });
         number <= rules.max && !self.possible.is_empty()
+    }
+
+    /// A launch was seen, whose charge may have been reset since.
+    pub(crate) fn launched_or_reset(&mut self, launch: u64, at: &[Millis], number: u32) {
+        let reset = self.possible.clone();
+        self.launched(launch, at, number, false);
+        self.possible.extend(reset);
+        self.advance(self.now);
     }
 
     /// It is unknown whether a launch was charged that was not begun.

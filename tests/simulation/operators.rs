@@ -50,6 +50,9 @@ impl Checks {
     pub(crate) fn is_reset(&mut self, place: Place) {
         if !self.config.has_ledger {
             self.budget(place).reset(true);
+            for (of, lease) in &mut self.leases {
+                lease.is_reset |= (lease.gate, of.0) == place && lease.released.is_none();
+            }
         }
     }
 
