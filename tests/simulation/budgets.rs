@@ -10,6 +10,9 @@ pub(crate) struct Lease {
     pub(crate) gate: usize,
     /// When its charge may have been made.
     times: Vec<Millis>,
+    is_taken: bool,
+    /// When it was decided on.
+    decided: u64,
     /// The newest write, and the newest check that found it held.
     written: u64,
     verified: Option<u64>,
@@ -22,6 +25,13 @@ pub(crate) struct Lease {
     pub(crate) lost: Option<u64>,
     pub(crate) released: Option<u64>,
     released_at: Option<Millis>,
+}
+
+impl Lease {
+    /// A gate has it, and has not let it go.
+    pub(crate) fn is_held(&self) -> bool {
+        self.is_taken && self.released.is_none()
+    }
 }
 
 /// The refusals of a gate since an attempt was last free.
@@ -80,7 +90,7 @@ impl Checks {
         ));
         let lease = self.lease(key, token);
         lease.gate = gate;
-        lease.written = tick;
+        (lease.decided, lease.written) = (tick, tick);
         if let Some(ledger) = written {
             if ledger.holder().is_some() {
                 lease.times.push(now);
@@ -101,9 +111,10 @@ impl Checks {
         let (now, tick, has_ledger) = (self.now, self.tick, self.config.has_ledger);
         let lease = self.lease(key, token);
         lease.gate = gate;
+        lease.is_taken = true;
         if !has_ledger {
             lease.times.push(now);
-            lease.written = tick;
+            (lease.decided, lease.written) = (tick, tick);
         }
     }
 
@@ -153,7 +164,7 @@ impl Checks {
         let is_verified = lease
             .verified
             .is_some_and(|verified| verified > lease.written);
-        let is_reset = lease.is_reset;
+        let (is_reset, decided) = (lease.is_reset, lease.decided);
         let (is_released, is_lost) = (lease.released.is_some(), lease.lost.is_some());
         let mut times = lease.times.clone();
         times.dedup();
@@ -168,11 +179,7 @@ impl Checks {
             return;
         }
         self.charged.insert(place, self.now);
-        for (at, ended) in self.reported.clone() {
-            if at.1 == key {
-                self.budget(at).perhaps_ended(Some(ended));
-            }
-        }
+        self.note_reports(key);
         let budget = self.budget(place);
         if is_reset {
             budget.launched_or_reset(token, &times, attempt);
@@ -184,6 +191,17 @@ impl Checks {
             self.fail(format_args!(
                 "attempt {attempt}, {remaining} left, cannot be: {before}, charged at {times:?}, {rules:?}"
             ));
+        }
+        self.note_reports(key);
+        self.reported
+            .retain(|(at, _, done)| at.1 != key || done.is_none_or(|done| done > decided));
+    }
+
+    pub(crate) fn note_reports(&mut self, key: &'static str) {
+        for (at, ended, _) in self.reported.clone() {
+            if at.1 == key && self.config.rules.stable_after.is_some() {
+                self.budget(at).perhaps_ended(Some(ended));
+            }
         }
     }
 

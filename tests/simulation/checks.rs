@@ -88,8 +88,8 @@ pub(crate) struct Checks {
     pub(crate) resets: BTreeMap<Place, Millis>,
     lonely: BTreeMap<Place, Millis>,
     pub(crate) closed: Vec<usize>,
-    /// The ends of backends that are being reported, by token.
-    pub(crate) reported: Vec<(Place, u64)>,
+    /// The ends of backends by token, and when their report was done. Who had decided by then did not know of it.
+    pub(crate) reported: Vec<(Place, u64, Option<u64>)>,
     pub(crate) leases: BTreeMap<(&'static str, u64), Lease>,
     pub(crate) budgets: BTreeMap<Place, Budget>,
     pub(crate) storms: BTreeMap<Place, Storm>,

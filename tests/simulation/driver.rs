@@ -378,17 +378,18 @@ impl Driver {
             leash.thaw();
             self.world.see(|checks| checks.frozen(*number, false));
         });
+        let mut left = 1;
         for _ in 0..400 {
             sleep(Duration::from_millis(700)).await;
             self.look_at_gates();
-            if self.is_broken() {
-                return;
+            left = self.world.see(|checks| checks.left());
+            if self.is_broken() || left == 0 {
+                break;
             }
         }
-        let left = self
-            .world
-            .see(|checks| checks.requests.len() + checks.flights.len());
-        self.expect(left == 0, "a request or a flight is left");
+        self.expect(left == 0, "a request, a flight or a lock is left");
+        self.compare().await;
+        sleep(Duration::from_secs(100)).await;
         for key in &self.keys[..self.world.config.keys] {
             let is_free = self.take(key).await.is_some();
             self.expect(is_free, "a lock is held");
@@ -412,6 +413,17 @@ impl Driver {
         for key in &self.keys[..self.world.config.keys] {
             let copies = Arc::strong_count(&key.copies);
             self.expect(copies == 1, "a key is not forgotten");
+        }
+    }
+
+    /// What the gates show as used is possible.
+    async fn compare(&self) {
+        for (number, gate) in self.gates.iter().enumerate() {
+            for key in &self.keys[..self.world.config.keys] {
+                let used = gate.snapshot(key.clone()).await.budget.attempts_used;
+                self.world
+                    .see(|checks| checks.uses((number, key.name), used));
+            }
         }
     }
 

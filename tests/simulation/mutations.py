@@ -3,7 +3,7 @@
 
     tests/simulation/mutations.py [WORD]    all mutations, or those with WORD in their name
 
-Exits with 1 if one survives, or if its place in the source is not found any more. SIMULATION_SEEDS sets the seeds of each mode.
+Exits with 1 if one survives, or if its place in the source is not found any more. SIMULATION_SEEDS sets the seeds of each mode (100).
 """
 
 import os
@@ -141,6 +141,8 @@ def simulate(tree, target):
     """The verdict on a tree, and the first seed that noticed."""
     # Without the crate's own tests, and without warnings of what a mutation leaves unused.
     environment = dict(os.environ, CARGO_TARGET_DIR=target, RUSTFLAGS="-Awarnings", RUST_BACKTRACE="0")
+    environment.setdefault("SIMULATION_SEEDS", "100")
+    environment["CARGO_PROFILE_TEST_DEBUG"] = environment["CARGO_PROFILE_DEV_DEBUG"] = "false"
     command = ["cargo", "test", "-j1", "--test", "simulation", "keep_every_promise"]
     built = subprocess.run(command + ["--no-run"], cwd=tree, env=environment, capture_output=True, text=True)
     if built.returncode != 0:

@@ -27,7 +27,7 @@ impl Checks {
         self.note(format_args!(
             "the end of {token} is being reported at {place:?}"
         ));
-        self.reported.push((place, token));
+        self.reported.push((place, token, None));
     }
 
     /// The end of a backend was reported.
@@ -36,7 +36,11 @@ impl Checks {
         if self.config.rules.stable_after.is_some() {
             self.budget(place).perhaps_ended(Some(token));
         }
-        self.reported.retain(|reported| *reported != (place, token));
+        let tick = self.tick;
+        let mut reported = self.reported.iter_mut();
+        if let Some(reported) = reported.find(|reported| reported.1 == token) {
+            reported.2 = Some(tick);
+        }
     }
 
     pub(crate) fn resets_at(&mut self, place: Place) {
@@ -66,6 +70,26 @@ impl Checks {
             if *of == key && lease.released.is_none() {
                 lease.lost = Some(tick);
             }
+        }
+    }
+
+    /// How many requests, flights, resets and locks may still be in progress.
+    pub(crate) fn left(&self) -> usize {
+        let resets = self.resets.values().filter(|&&until| until >= self.now);
+        let held = self.leases.values().filter(|lease| lease.is_held());
+        self.requests.len() + self.flights.len() + resets.count() + held.count()
+    }
+
+    /// A gate shows how much of a budget is used, while nothing is in progress.
+    pub(crate) fn uses(&mut self, place: Place, used: u32) {
+        self.note(format_args!("{used} attempts are used at {place:?}"));
+        self.note_reports(place.1);
+        let is_known = !self.unknown.contains(&place.1);
+        let before = self.budget(place).to_string();
+        if !self.budget(place).seen_used(used) && is_known {
+            self.fail(format_args!(
+                "{used} attempts are used at {place:?}, but: {before}"
+            ));
         }
     }
 
