@@ -425,7 +425,8 @@ impl Checks {
                 .values()
                 .filter(|request| request.place == place);
             let may_lead = asking.any(|request| {
-                !request.is_launch && !(request.is_frozen && stage == Stage::Launch)
+                let is_kept = request.is_frozen && stage == Stage::Launch;
+                !request.is_launch && !is_kept
             });
             if may_lead || self.flights.contains_key(&place) {
                 self.lonely.remove(&place);

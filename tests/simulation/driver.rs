@@ -373,6 +373,7 @@ impl Driver {
     /// Nothing goes wrong any more, and nobody asks: everything comes to an end, and is forgotten.
     async fn quiet(&mut self) {
         self.world.calm_down();
+        self.wait_in_vain().await;
         self.stranger = None;
         self.leashes.iter().for_each(|(number, leash)| {
             leash.thaw();
@@ -413,6 +414,38 @@ impl Driver {
         for key in &self.keys[..self.world.config.keys] {
             let copies = Arc::strong_count(&key.copies);
             self.expect(copies == 1, "a key is not forgotten");
+        }
+    }
+
+    /// Requests that wait for a stranger's lock are dropped, or freeze as they begin: no flight may wait for either.
+    async fn wait_in_vain(&mut self) {
+        let key = self.any_key();
+        self.stranger = None;
+        let is_held = self.chance.percent(50);
+        if is_held {
+            self.stranger = self.take(&key).await;
+        }
+        for gate in 0..self.gates.len() {
+            self.ask(gate, &key);
+        }
+        let asked = self.leashes.len() - self.gates.len();
+        if is_held {
+            sleep(Duration::from_millis(20)).await;
+            for (number, leash) in self.leashes.split_off(asked) {
+                self.world.see(|checks| checks.dropped(number));
+                leash.cut();
+            }
+        } else {
+            // Polled once, so that a permit may come that nobody collects.
+            yield_now().await;
+            for (number, leash) in &self.leashes[asked..] {
+                leash.freeze();
+                self.world.see(|checks| checks.frozen(*number, true));
+            }
+        }
+        for _ in 0..30 {
+            sleep(Duration::from_millis(700)).await;
+            self.look_at_gates();
         }
     }
 

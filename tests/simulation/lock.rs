@@ -46,7 +46,8 @@ struct Undelivered {
 
 impl Drop for Undelivered {
     fn drop(&mut self) {
-        if let Some(token) = self.token.lock().unwrap().take() {
+        let token = self.token.lock().unwrap().take();
+        if let Some(token) = token {
             self.world.see(|checks| checks.undelivered(self.key, token));
         }
     }

@@ -11,6 +11,7 @@ mod budgets;
 mod chance;
 mod checks;
 mod driver;
+mod found;
 mod leash;
 mod lock;
 mod model;

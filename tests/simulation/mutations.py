@@ -168,6 +168,8 @@ def main():
         for name, changes in [("nothing", [])] + chosen:
             tree = os.path.join(directory, "tree")
             shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns("target", ".git"))
+            # Copies are as old as what was copied: without this, the build before it would pass for up to date.
+            os.utime(os.path.join(tree, "src", "lib.rs"))
             missing = mutate(tree, changes)
             verdict, why = ("not found", missing) if missing else simulate(tree, target)
             expected = "noticed" if changes else "survives"
