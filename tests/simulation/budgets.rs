@@ -16,7 +16,7 @@ pub(crate) struct Lease {
     /// The newest write, and the newest check that found it held.
     written: u64,
     verified: Option<u64>,
-    is_launched: bool,
+    pub(crate) is_launched: bool,
     pub(crate) how: Option<(Settled, bool)>,
     settling: Option<Millis>,
     is_settled: bool,

@@ -428,7 +428,11 @@ impl Checks {
                 let is_kept = request.is_frozen && stage == Stage::Launch;
                 !request.is_launch && !is_kept
             });
-            if may_lead || self.flights.contains_key(&place) {
+            // A caller may be held up while it settles its permit.
+            let is_collected = self.leases.iter().any(|(of, lease)| {
+                (lease.gate, of.0) == place && lease.is_held() && lease.is_launched
+            });
+            if may_lead || is_collected || self.flights.contains_key(&place) {
                 self.lonely.remove(&place);
                 continue;
             }
