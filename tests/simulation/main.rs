@@ -1,21 +1,29 @@
 //! A simulation of several processes that share their locks, under paused time: what a seed decides is checked against
 //! docs/design.md.
 //!
-//! - `model`: the budget, naively. `checks`, `budgets`: what must hold at every step.
+//! - `model`: the budget, naively. `checks`, `flights`, `heard`, `leases`, `budgets`, `operators`: what must hold at every step.
 //! - `store`, `lock`: a scripted lock, and a gate's handle of a lock, real or scripted. `leash`: requests that freeze and drop.
-//! - `world`, `requests`, `driver`: what happens. `found`: what it has found.
+//! - `config`, `chance`: what a seed decides. `world`, `requests`, `launcher`, `acts`, `driver`, `quiet`: what happens.
+//! - `found`: what it has found. `mutations.py` shows what it notices.
 //!
 //! `SIMULATION=real:17` replays one seed of a mode; `SIMULATION_SEEDS=100000` runs more than the 300 of each.
 
+mod acts;
 mod budgets;
 mod chance;
 mod checks;
+mod config;
 mod driver;
+mod flights;
 mod found;
+mod heard;
+mod launcher;
+mod leases;
 mod leash;
 mod lock;
 mod model;
 mod operators;
+mod quiet;
 mod requests;
 mod store;
 mod world;
