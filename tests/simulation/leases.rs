@@ -23,6 +23,8 @@ pub(crate) struct Lease {
     pub(crate) is_settled: bool,
     /// The budget was reset while it was held.
     pub(crate) is_reset: bool,
+    /// What came of it is in the budget.
+    pub(crate) is_applied: bool,
     pub(crate) lost: Option<u64>,
     pub(crate) released: Option<u64>,
     pub(crate) released_at: Option<Millis>,
@@ -52,6 +54,7 @@ impl Checks {
         self.note(format_args!(
             "gate {gate} decides on {key} with token {token}"
         ));
+        self.settle_elders(key, token);
         let lease = self.lease(key, token);
         lease.gate = gate;
         (lease.decided, lease.written) = (tick, tick);
@@ -62,6 +65,19 @@ impl Checks {
                 // The write can fail.
                 self.budget((gate, key)).reset(false);
             }
+        }
+    }
+
+    /// A lock file is free as soon as a thread has settled it, which its gate may learn later than the next holder.
+    fn settle_elders(&mut self, key: &'static str, token: u64) {
+        let elders = self.leases.iter().filter(|((of, other), lease)| {
+            let is_settling = lease.settling.is_some() && lease.lost.is_none();
+            *of == key && *other != token && is_settling && lease.is_held()
+        });
+        let elders: Vec<u64> = elders.map(|((_, other), _)| *other).collect();
+        for elder in elders {
+            self.lease(key, elder).is_settled = true;
+            self.apply(key, elder);
         }
     }
 
@@ -150,6 +166,9 @@ impl Checks {
     pub(crate) fn apply(&mut self, key: &'static str, token: u64) {
         let (now, has_ledger) = (self.now, self.config.has_ledger);
         let lease = self.lease(key, token);
+        if std::mem::replace(&mut lease.is_applied, true) {
+            return;
+        }
         let place = (lease.gate, key);
         let is_certain = lease.is_settled && lease.lost.is_none();
         if !lease.is_launched {
