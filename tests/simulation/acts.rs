@@ -1,5 +1,6 @@
 //! What operators do, and the world: it stops backends, and takes locks away.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use spawn_gate::admin::BackendEnd;
@@ -8,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::checks::Place;
 use crate::driver::{Driver, Locks};
+use crate::leash::Leash;
 use crate::quiet::ready;
 use crate::world::Key;
 
@@ -74,7 +76,7 @@ impl Driver {
     pub(crate) fn abort(&mut self) {
         let (number, key) = (self.any_gate(), self.any_key());
         let (gate, world) = (self.gates[number].clone(), Arc::clone(&self.world));
-        tokio::spawn(async move {
+        self.on_leash(async move {
             world.see(|checks| checks.aborts((number, key.name), true));
             gate.abort(key).await;
         });
@@ -84,7 +86,7 @@ impl Driver {
         let number = self.any_gate();
         let (gate, world) = (self.gates[number].clone(), Arc::clone(&self.world));
         self.world.see(|checks| checks.closes(number));
-        tokio::spawn(async move {
+        self.on_leash(async move {
             // What has not drained in time may still have to settle.
             if gate.close().await.is_err() {
                 return;
@@ -110,5 +112,11 @@ impl Driver {
             Ok(TryAcquire::Acquired(lease)) => Some(lease),
             _ => None,
         }
+    }
+
+    /// Runs what waits for a flight, woken in the herd's order.
+    fn on_leash(&mut self, call: impl Future<Output = ()> + Send + 'static) {
+        self.last_request += 1;
+        Leash::new(self.last_request, &self.world.ticks, &self.world.herd).run(call);
     }
 }
