@@ -23,7 +23,6 @@ pub(crate) struct Run {
     pub(crate) config: Config,
     pub(crate) broken: Option<String>,
     pub(crate) log: Vec<String>,
-    pub(crate) digest: u64,
     pub(crate) launches: usize,
 }
 
@@ -67,7 +66,6 @@ pub(crate) fn run(is_real: bool, seed: u64) -> Run {
             config,
             broken: checks.broken.take(),
             log: checks.log.drain(..).collect(),
-            digest: checks.digest,
             launches: checks.launches.len(),
         })
     })

@@ -1,6 +1,6 @@
 //! What must hold of flights and launches: one at a time, and none that nobody comes for.
 
-use spawn_gate::Stage;
+use spawn_gate::error::Stage;
 
 use crate::checks::{Checks, Launch, Place};
 use crate::model::{Millis, Settled};

@@ -36,7 +36,6 @@ async fn used_after_abort(lock: impl SpawnLock<&'static str>) -> u32 {
 }
 
 #[tokio::test(start_paused = true)]
-#[ignore = "without a ledger it stays charged (promise 11)"]
 async fn a_permit_that_nobody_collected_costs_nothing_if_it_is_aborted() {
     assert_eq!(used_after_abort(Later(InMemorySpawnLock::new())).await, 0);
 }

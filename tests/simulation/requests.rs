@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use spawn_gate::{Acquired, GateError, How, LaunchError, SpawnGate};
+use spawn_gate::error::LaunchError;
+use spawn_gate::{Acquired, GateError, How, SpawnGate};
 use tokio::time::sleep;
 
 use crate::chance::Chance;
