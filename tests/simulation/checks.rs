@@ -133,7 +133,6 @@ impl Checks {
     }
 
     pub(crate) fn note(&mut self, event: fmt::Arguments<'_>) {
-        // Not the number: what is woken twice is counted twice.
         let line = format!("{:>7} ms #{} {event}", self.now, self.tick);
         self.log.push_back(line);
         // A replay shows all.
