@@ -7,11 +7,14 @@ use std::error::Error;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hmac_sha256::Hash as Sha256;
 use spawn_gate::admin::{Ledger, LedgerReading, inspect_spawn_lock};
 use spawn_gate::lock::FileKind;
-use spawn_gate::{FileSpawnLock, SpawnLockError, acquire_spawn_lock};
+use spawn_gate::{
+    Acquired, FileSpawnLock, GateError, SpawnGate, SpawnLockError, acquire_spawn_lock,
+};
 use tempfile::TempDir;
 
 use crate::support::lock_file::{locks, read_held, read_lock_holder, take, write_private};
@@ -34,10 +37,24 @@ fn directory_refusal(directory: impl Into<PathBuf>) -> SpawnLockError {
     reads_well(FileSpawnLock::new(directory).unwrap_err())
 }
 
-/// Checks that the message begins in lowercase, names the path, ends without a full stop and leaves its source to speak for
-/// itself; and that a retry is not said to help, as long as nobody has mended anything.
+/// Checks the message, and that a retry is not said to help, as long as nobody has mended anything.
 #[track_caller]
 fn reads_well(error: SpawnLockError) -> SpawnLockError {
+    assert!(!error.retry_helps(), "{error}");
+    message_reads_well(error)
+}
+
+/// Checks the message, and that a retry is said to help: something is short, which passes.
+#[track_caller]
+fn passes(error: SpawnLockError) -> SpawnLockError {
+    assert!(error.retry_helps(), "{error}");
+    message_reads_well(error)
+}
+
+/// Checks that the message begins in lowercase, names the path, ends without a full stop and leaves its source to speak for
+/// itself.
+#[track_caller]
+fn message_reads_well(error: SpawnLockError) -> SpawnLockError {
     let message = error.to_string();
     assert!(
         message.starts_with(|first: char| first.is_ascii_lowercase()),
@@ -51,7 +68,6 @@ fn reads_well(error: SpawnLockError) -> SpawnLockError {
     if let Some(source) = error.source() {
         assert!(!message.contains(&source.to_string()), "{message}");
     }
-    assert!(!error.retry_helps(), "{message}");
     error
 }
 
@@ -929,7 +945,7 @@ mod mounted {
             let path = locks.path_of(&KEY);
             let filler = fill(directory);
             let runtime = runtime();
-            let error = reads_well(runtime.block_on(take(&locks, KEY)).unwrap_err());
+            let error = passes(runtime.block_on(take(&locks, KEY)).unwrap_err());
             let SpawnLockError::Ledger {
                 path: named,
                 source,
@@ -944,6 +960,36 @@ mod mounted {
             fs::remove_file(filler).unwrap();
             let _held = runtime.block_on(take(&locks, KEY)).unwrap();
             assert!(read_lock_holder(&path).unwrap().is_some());
+        });
+    }
+
+    #[test]
+    fn a_full_file_system_is_waited_out_and_charges_nothing() {
+        let test = "mounted::a_full_file_system_is_waited_out_and_charges_nothing";
+        on_tmpfs(test, "size=16k", |directory| {
+            let gate = |lock_timeout| -> SpawnGate<&str, u32> {
+                let locks = FileSpawnLock::new(directory).unwrap();
+                SpawnGate::builder(locks).lock_timeout(lock_timeout).build()
+            };
+            let soon = Duration::from_millis(100);
+            let (gate, patient) = (gate(soon), gate(600 * soon));
+            let filler = fill(directory);
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(async {
+                let error = gate.acquire(KEY).await.unwrap_err();
+                assert!(matches!(error, GateError::Lock(_)), "{error:?}");
+                assert!(error.retry_helps());
+                assert_eq!(gate.snapshot(KEY).await.budget.attempts_used, 0);
+                let room = async {
+                    tokio::time::sleep(soon).await;
+                    fs::remove_file(filler).unwrap();
+                };
+                let (acquired, ()) = tokio::join!(patient.acquire(KEY), room);
+                let Ok(Acquired::Led(permit)) = acquired else {
+                    panic!("it does not lead");
+                };
+                assert_eq!(permit.attempt_number(), 1);
+            });
         });
     }
 
@@ -971,9 +1017,10 @@ mod mounted {
             // The directory is one; the file with which the new directory of locks is tried is the other.
             let locks = FileSpawnLock::new(directory).unwrap();
             let path = locks.path_of(&KEY);
-            let error = reads_well(runtime().block_on(take(&locks, KEY)).unwrap_err());
+            let error = passes(runtime().block_on(take(&locks, KEY)).unwrap_err());
             is_open_error(&error, &path, io::ErrorKind::StorageFull);
-            is_open_error(&refusal(&path), &path, io::ErrorKind::StorageFull);
+            let error = passes(acquire_spawn_lock(&path).unwrap_err());
+            is_open_error(&error, &path, io::ErrorKind::StorageFull);
         });
     }
 }

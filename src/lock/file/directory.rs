@@ -8,8 +8,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::sleep;
 
+use super::descriptors;
 use super::guard::{Filesystem, Try, acquire_with};
-use super::lease::{self, LockFile, off_thread};
+use super::lease::{self, LockFile};
+use super::off_thread::off_thread;
 use super::release::released;
 use super::{record, sys};
 use crate::key::{GateKey, LockName};
@@ -163,7 +165,12 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
         if !self.keeps_ledger {
             return Ok(LedgerReading::NotKept);
         }
-        off_thread(self.path_of(key), record::peek).await
+        let slot = descriptors::for_look().await;
+        let peek = move |path: &Path| {
+            let _slot = slot;
+            record::peek(path)
+        };
+        off_thread(self.path_of(key), peek).await
     }
 
     async fn report_backend_end(&self, key: &K, end: &BackendEnd) -> Result<(), SpawnLockError> {
@@ -171,7 +178,9 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
             return Ok(());
         }
         let end = end.clone();
+        let slot = descriptors::for_look().await;
         off_thread(self.path_of(key), move |path| {
+            let _slot = slot;
             record::write_note(path, &end)
         })
         .await

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::descriptors::Slot;
 use super::sys;
 use crate::lock::error::{FileKind, SpawnLockError};
 use crate::lock::identity::SpawnLockFileIdentity;
@@ -95,6 +96,7 @@ pub(super) fn acquire_with(
         path: path.to_path_buf(),
         absolute,
         pid: std::process::id(),
+        slot: None,
     };
     guard.verify()?;
     if !can_write {
@@ -116,6 +118,8 @@ pub struct SpawnLockGuard {
     identity: SpawnLockFileIdentity,
     /// The process that took the lock.
     pid: u32,
+    /// Counts the descriptors, if they count. Dropped after the files are closed.
+    slot: Option<Slot>,
 }
 
 impl SpawnLockGuard {
@@ -160,6 +164,12 @@ impl SpawnLockGuard {
             opened_identity: Some(self.identity),
             current_identity,
         }
+    }
+
+    /// Keeps the slot until the files are closed.
+    pub(super) fn with(mut self, slot: Option<Slot>) -> Self {
+        self.slot = slot;
+        self
     }
 
     /// The locked file, for its record.

@@ -183,6 +183,15 @@ fn unsafe_filesystem_name(magic: u32) -> Option<&'static str> {
     })
 }
 
+/// How many descriptors this process may have, as things are now.
+pub(super) fn descriptor_limit() -> usize {
+    use rustix::process::{Resource, getrlimit};
+
+    // No limit is as good as a large one.
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
 pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     file.read_at(buffer, offset)
 }

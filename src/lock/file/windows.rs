@@ -163,6 +163,11 @@ pub(super) fn unsafe_filesystem(_file: &File) -> io::Result<Option<&'static str>
     Ok(None)
 }
 
+/// There is no limit on handles to run into.
+pub(super) fn descriptor_limit() -> usize {
+    usize::MAX
+}
+
 pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     file.seek_read(buffer, offset)
 }
