@@ -81,6 +81,15 @@ pub enum SpawnLockError {
         /// What is wrong with it.
         problem: Unsafety,
     },
+    /// The lock directory was safe when this process began to use it, and is not any more: somebody made it anew, or changed its
+    /// owner or mode. A retry helps once owner and mode are right.
+    #[error("the directory for spawn locks was made anew or changed while in use: {} {problem}", path.display())]
+    DirectoryChanged {
+        /// The lock directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: Unsafety,
+    },
     /// The file system may be shared with other machines: a lock may hold on one machine only, or hang. A retry does not help;
     /// choose a local directory.
     #[error("the spawn lock {} is on a file system whose locks may not hold ({filesystem})", path.display())]
@@ -306,6 +315,32 @@ pub enum Unsafety {
     /// Group or others may write to it.
     #[error("has mode {mode:04o}, so others may write to it (chmod go-w fixes that)")]
     Writable {
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Group or others may write to it, and it holds files of another user. So it is not known to be this user's alone.
+    #[error(
+        "has mode {mode:04o}, so others may write to it, and holds files of user {owner} (remove those, then chmod go-w)"
+    )]
+    Foreign {
+        /// Its permission bits.
+        mode: u32,
+        /// The owner of such a file.
+        owner: u32,
+    },
+    /// Group or others may use it, and its file system has no modes of its own: it ignores chmod.
+    #[error(
+        "has mode {mode:04o}, which chmod does not change on its file system (choose another directory, or mount that with a umask)"
+    )]
+    ChmodIgnored {
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Others may use it, and this process is not permitted to change that: its file system, an attribute or a sandbox forbids it.
+    #[error(
+        "has mode {mode:04o}, so others may use it, and this process is not permitted to change that"
+    )]
+    ChmodDenied {
         /// Its permission bits.
         mode: u32,
     },

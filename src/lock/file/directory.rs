@@ -1,6 +1,5 @@
 //! The spawn lock over a directory of lock files. Blocking calls run off the runtime's threads.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +9,11 @@ use tokio::time::sleep;
 
 use super::descriptors;
 use super::guard::{Filesystem, Try, acquire_with};
+use super::home::{Home, PROBE_NAME};
 use super::lease::{self, LockFile};
 use super::off_thread::off_thread;
+use super::record;
 use super::release::released;
-use super::{record, sys};
 use crate::key::{GateKey, LockName};
 use crate::ledger::{BackendEnd, LedgerReading};
 use crate::lock::error::SpawnLockError;
@@ -51,7 +51,7 @@ use crate::lock::traits::{LockRequest, SpawnLock, TryAcquire};
 /// ```
 #[derive(Clone, Debug)]
 pub struct FileSpawnLock {
-    directory: Arc<Path>,
+    home: Arc<Home>,
     filesystem: Filesystem,
     keeps_ledger: bool,
 }
@@ -94,27 +94,22 @@ impl FileSpawnLock {
     }
 
     fn with_filesystem(directory: PathBuf, filesystem: Filesystem) -> Result<Self, SpawnLockError> {
-        if directory.as_os_str().is_empty() {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "the path is empty");
-            return Err(sys::open_error(&directory, source));
-        }
-        let made = match sys::make_directory(&directory) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(not_a_directory(&directory));
-            }
-            made => made.and_then(|()| directory.canonicalize()),
-        };
-        // Resolved once, so neither a changed link nor a change of the working directory moves the locks later.
-        let directory = made.map_err(|source| sys::open_error(&directory, source))?;
-        let probe = directory.join(PROBE_NAME);
-        match acquire_with(&probe, filesystem, Try::First, |_| {}) {
-            Ok(_) => {}
+        let home = Home::make(&directory)?;
+        let probe = home.path().join(PROBE_NAME);
+        let try_it = || acquire_with(&probe, filesystem, Try::First, |_| {}).map(drop);
+        // The mode of the directory may have to be mended, then that of the file.
+        let mended = |error| home.mend_at_first(&probe, error).and_then(|()| try_it());
+        let tried = try_it().or_else(mended).or_else(mended);
+        match tried {
+            Ok(())
             // Another process is probing at this moment, so the directory works.
-            Err(error) if error.retry_helps() => {}
+            | Err(
+                SpawnLockError::AlreadyLocked { .. } | SpawnLockError::DeletedOrRecreated { .. },
+            ) => {}
             Err(error) => return Err(error),
         }
         Ok(Self {
-            directory: directory.into(),
+            home: Arc::new(home),
             filesystem,
             keeps_ledger: true,
         })
@@ -122,17 +117,14 @@ impl FileSpawnLock {
 
     /// Returns the resolved directory.
     pub fn directory(&self) -> &Path {
-        &self.directory
+        self.home.path()
     }
 
     /// Returns the path of a key's lock file, whether or not it exists.
     pub fn path_of<K: GateKey>(&self, key: &K) -> PathBuf {
-        self.directory.join(LockName::new(key).as_str())
+        self.directory().join(LockName::new(key).as_str())
     }
 }
-
-/// The lock file that is locked only to check that the directory works. No key has this name: theirs contain a hash.
-const PROBE_NAME: &str = "probe.lock";
 
 #[async_trait]
 impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
@@ -143,6 +135,7 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
     ) -> Result<TryAcquire, SpawnLockError> {
         let file = LockFile {
             path: self.path_of(key),
+            home: Arc::clone(&self.home),
             filesystem: self.filesystem,
             keeps_ledger: self.keeps_ledger,
         };
@@ -184,14 +177,5 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
             record::write_note(path, &end)
         })
         .await
-    }
-}
-
-/// Names the path that is not a directory: this one or an ancestor.
-fn not_a_directory(directory: &Path) -> SpawnLockError {
-    let stands = |path: &&Path| path.symlink_metadata().is_ok();
-    let path = directory.ancestors().find(stands).unwrap_or(directory);
-    SpawnLockError::NotADirectory {
-        path: path.to_path_buf(),
     }
 }

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 
 use super::descriptors::{self, Slot};
 use super::guard::{Filesystem, SpawnLockGuard, Try, acquire_with};
+use super::home::Home;
 use super::off_thread::off_thread;
 use super::record;
 use crate::ledger::{Ledger, LedgerReading};
@@ -20,9 +21,13 @@ use crate::lock::traits::{LedgerUpdate, LockRequest, SpawnLease, TryAcquire};
 #[derive(Debug)]
 pub(super) struct LockFile {
     pub(super) path: PathBuf,
+    pub(super) home: Arc<Home>,
     pub(super) filesystem: Filesystem,
     pub(super) keeps_ledger: bool,
 }
+
+/// The directory may be gone, then its mode and that of the file may be wrong.
+const MOST_MENDS: u32 = 3;
 
 /// Tries to lock a file once.
 pub(super) async fn try_acquire(
@@ -39,7 +44,8 @@ pub(super) async fn try_acquire(
     let tried = off_thread(file.path.clone(), move |_| {
         file.take(kind, request.update, Some(slot))
     });
-    Ok(match tried.await? {
+    let tried = tried.await?;
+    Ok(match tried {
         Tried::Taken(mut lease) => {
             lease.undo = None;
             TryAcquire::Acquired(Box::new(lease))
@@ -65,18 +71,31 @@ impl LockFile {
         slot: Option<Slot>,
     ) -> Result<Tried, SpawnLockError> {
         let path = &*self.path;
-        let mut before = None;
-        let tried = acquire_with(path, self.filesystem, kind, |file| {
-            if self.keeps_ledger {
-                before = record::Bytes::read(file).ok();
+        let mut before = LedgerReading::NotKept;
+        let mut mends = 0;
+        let tried = loop {
+            let tried = acquire_with(path, self.filesystem, kind, |file| {
+                if self.keeps_ledger {
+                    // Unreadable: it is unknown what the holder wrote.
+                    let read = record::Bytes::read(file);
+                    before = read.map_or(LedgerReading::Unreadable, |bytes| bytes.ledger());
+                }
+            });
+            let mended = match tried {
+                Err(error) if mends < MOST_MENDS => self.home.mend(path, error),
+                tried => break tried,
+            };
+            if let Err(error) = mended {
+                break Err(error);
             }
-        });
+            mends += 1;
+        };
         let guard = match tried {
             Ok(guard) => guard.with(slot),
             Err(SpawnLockError::AlreadyLocked { path }) => {
                 return Ok(Tried::Held {
                     lock: path,
-                    ledger: before.map_or(LedgerReading::NotKept, |bytes| bytes.ledger()),
+                    ledger: before,
                 });
             }
             Err(error) => return Err(error),
@@ -315,9 +334,14 @@ mod tests {
         }
     }
 
+    fn home(path: &Path) -> Arc<Home> {
+        Arc::new(Home::make(path.parent().unwrap()).unwrap())
+    }
+
     fn take(path: &Path, update: LedgerUpdate) -> FileLease {
         let file = LockFile {
             path: path.to_path_buf(),
+            home: home(path),
             filesystem: Filesystem::Local,
             keeps_ledger: true,
         };
@@ -386,6 +410,7 @@ mod tests {
         for is_waiting in [true, false] {
             let file = LockFile {
                 path: path.clone(),
+                home: home(&path),
                 filesystem: Filesystem::Local,
                 keeps_ledger: true,
             };

@@ -5,6 +5,7 @@
 //! - `unix` or `windows`: the system calls.
 //! - `off_thread`: blocking calls, off the runtime's threads; `descriptors`: caps on the lock files open at once.
 //! - `guard`: one lock on one path.
+//! - `home`: the directory of the lock files, made and mended.
 //! - `slots`: the bytes of a lock file; `record`: reading and writing them.
 //! - `report`: what a lock file says, for people.
 //! - `inotify`, on Linux: notification that a file was closed; `release`: waiting for a holder to release the lock.
@@ -13,6 +14,7 @@
 mod descriptors;
 mod directory;
 mod guard;
+mod home;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod inotify;
 mod lease;

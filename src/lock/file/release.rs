@@ -57,8 +57,13 @@ pub(super) async fn released(path: &Path, pause: Duration) {
             continue;
         }
         heard = heard_within(pause_unheard, &mut watch).await;
-        if heard && sys::path_identity(path).ok() != Some(identity) {
-            return;
+        if heard {
+            match sys::path_identity(path) {
+                Ok(current) if current == identity => {}
+                Err(error) if !guard::is_gone(&error) => return sleep(pause).await,
+                // Deleted or replaced.
+                _ => return,
+            }
         }
     }
 }
