@@ -27,6 +27,23 @@ use crate::lock::traits::{LockRequest, SpawnLock, TryAcquire};
 /// use: a gate notices it, but two backends can then run, told apart only by their fencing tokens, and the key's count is lost.
 /// One more file, `probe.lock`, is locked only to check that the directory works.
 ///
+/// A directory that somebody removed is made again, with mode 0700 and at the same place, for the next launch or reset; of its
+/// parents, those that [`new`](Self::new) made. If something gave the directory and its files to a group (an `fsGroup` of
+/// Kubernetes does so at each mount), the group's right to write is taken back. That needs a directory that holds `probe.lock`
+/// and nothing of another user. Anything else that is unsafe is an error, [`SpawnLockError::DirectoryChanged`] once the
+/// directory was in use.
+///
+/// A process has at most a quarter of its descriptors (the soft limit at the first use, `RLIMIT_NOFILE`) in leases, but at
+/// least 16 and at most 1,024. Further keys wait for a lease to end, until their lock deadline; then the error is
+/// [`SpawnLockError::TooManyLocks`]. A launcher that launches another key has its lease meanwhile. Reads and reports of a
+/// backend's end do not count, nor do waits for a holder; they have smaller caps of their own, and go on without a descriptor or
+/// wait for a moment. [`acquire_spawn_lock`](crate::lock::acquire_spawn_lock) and
+/// [`inspect_spawn_lock`](crate::admin::inspect_spawn_lock) do not count. A lease that had to wait for its holder has two
+/// descriptors.
+///
+/// A shortage (of descriptors, threads, memory, the kernel's locks, space or quota) is an error for which
+/// [`SpawnLockError::retry_helps`] is true. The gate then tries again until the lock deadline.
+///
 /// A file with other content counts as a budget that was just used up. A ledger that a newer version of this crate wrote is an
 /// error, [`SpawnLockError::LedgerVersion`].
 ///
@@ -65,7 +82,7 @@ impl FileSpawnLock {
     /// # Errors
     ///
     /// The errors of [`acquire_spawn_lock`](crate::lock::acquire_spawn_lock), and [`SpawnLockError::NotADirectory`]. A directory
-    /// that group or others can write to is [`SpawnLockError::Unsafe`].
+    /// that group or others can write to is [`SpawnLockError::Unsafe`], except as described at [`FileSpawnLock`].
     pub fn new(directory: impl Into<PathBuf>) -> Result<Self, SpawnLockError> {
         Self::with_filesystem(directory.into(), Filesystem::Local)
     }
