@@ -7,11 +7,14 @@ use std::error::Error;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hmac_sha256::Hash as Sha256;
 use spawn_gate::admin::{Ledger, LedgerReading, inspect_spawn_lock};
 use spawn_gate::lock::FileKind;
-use spawn_gate::{FileSpawnLock, SpawnLockError, acquire_spawn_lock};
+use spawn_gate::{
+    Acquired, FileSpawnLock, GateError, SpawnGate, SpawnLockError, acquire_spawn_lock,
+};
 use tempfile::TempDir;
 
 use crate::support::lock_file::{locks, read_held, read_lock_holder, take, write_private};
@@ -34,10 +37,24 @@ fn directory_refusal(directory: impl Into<PathBuf>) -> SpawnLockError {
     reads_well(FileSpawnLock::new(directory).unwrap_err())
 }
 
-/// Checks that the message begins in lowercase, names the path, ends without a full stop and leaves its source to speak for
-/// itself; and that a retry is not said to help, as long as nobody has mended anything.
+/// Checks the message, and that a retry is not said to help, as long as nobody has mended anything.
 #[track_caller]
 fn reads_well(error: SpawnLockError) -> SpawnLockError {
+    assert!(!error.retry_helps(), "{error}");
+    message_reads_well(error)
+}
+
+/// Checks the message, and that a retry is said to help: something is short, which passes.
+#[track_caller]
+fn passes(error: SpawnLockError) -> SpawnLockError {
+    assert!(error.retry_helps(), "{error}");
+    message_reads_well(error)
+}
+
+/// Checks that the message begins in lowercase, names the path, ends without a full stop and leaves its source to speak for
+/// itself.
+#[track_caller]
+fn message_reads_well(error: SpawnLockError) -> SpawnLockError {
     let message = error.to_string();
     assert!(
         message.starts_with(|first: char| first.is_ascii_lowercase()),
@@ -51,7 +68,6 @@ fn reads_well(error: SpawnLockError) -> SpawnLockError {
     if let Some(source) = error.source() {
         assert!(!message.contains(&source.to_string()), "{message}");
     }
-    assert!(!error.retry_helps(), "{message}");
     error
 }
 
@@ -61,6 +77,7 @@ fn named(error: &SpawnLockError) -> &Path {
         SpawnLockError::Open { path, .. }
         | SpawnLockError::NotARegularFile { path, .. }
         | SpawnLockError::NotADirectory { path }
+        | SpawnLockError::DirectoryChanged { path, .. }
         | SpawnLockError::Unsafe { path, .. }
         | SpawnLockError::ReadOnlyFilesystem { path, .. }
         | SpawnLockError::NameTooLong { path, .. }
@@ -120,7 +137,12 @@ fn a_lock_directory_that_is_a_file_is_refused_and_kept() {
         "{refused:?}"
     );
     let inner = path.join("indexer.lock");
-    assert_eq!(named(&refusal(&inner)), inner);
+    for refused in [refusal(&inner), directory_refusal(&inner)] {
+        assert!(
+            matches!(&refused, SpawnLockError::NotADirectory { path: named } if *named == path),
+            "{refused:?}"
+        );
+    }
     assert_eq!(fs::read(&path).unwrap(), b"not a directory");
 }
 
@@ -130,6 +152,15 @@ fn a_lock_directory_without_a_name_is_refused() {
     is_open_error(&refused, Path::new(""), io::ErrorKind::InvalidInput);
     let source = refused.source().expect("the operating system is not asked");
     assert_eq!(source.to_string(), "the path is empty");
+}
+
+#[test]
+fn a_lock_without_a_name_is_refused_in_words() {
+    let refused = refusal("");
+    assert_eq!(
+        refused.to_string(),
+        "cannot open an empty path for a spawn lock"
+    );
 }
 
 #[test]
@@ -606,6 +637,120 @@ mod unix {
         assert_eq!(mode(directory.path()), 0o755);
     }
 
+    /// Locks in a directory whose parent they made, too.
+    fn made_locks() -> (TempDir, FileSpawnLock) {
+        let outer = directory();
+        let locks = FileSpawnLock::new(outer.path().join("made/locks")).unwrap();
+        (outer, locks)
+    }
+
+    #[tokio::test]
+    async fn a_lock_directory_that_was_removed_is_made_again_for_every_launch_and_reset() {
+        let (outer, locks) = made_locks();
+        let gate: SpawnGate<&str, u32> = SpawnGate::builder(locks.clone()).build();
+        for removed in ["made/locks", "made"] {
+            fs::remove_dir_all(outer.path().join(removed)).unwrap();
+            let Acquired::Led(permit) = gate.acquire(KEY).await.unwrap() else {
+                panic!("it does not lead");
+            };
+            permit.fail("no such program").await;
+            assert_eq!(mode(locks.directory()), 0o700);
+            fs::remove_dir_all(outer.path().join(removed)).unwrap();
+            gate.reset(KEY).await.unwrap();
+            assert_eq!(mode(locks.directory().parent().unwrap()), 0o700);
+        }
+    }
+
+    #[tokio::test]
+    async fn only_what_was_made_here_is_made_again_and_only_at_its_place() {
+        let (outer, made) = made_locks();
+        let locks = FileSpawnLock::new(made.directory()).unwrap();
+        fs::remove_dir_all(outer.path().join("made")).unwrap();
+        let error = reads_well(take(&locks, KEY).await.unwrap_err());
+        is_open_error(&error, locks.directory(), io::ErrorKind::NotFound);
+
+        let elsewhere = directory();
+        symlink(elsewhere.path(), outer.path().join("made")).unwrap();
+        let error = take(&made, KEY).await.unwrap_err();
+        assert!(
+            error.source().unwrap().to_string().contains("link"),
+            "{error:?}"
+        );
+        assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_lock_directory_that_was_made_anew_unsafely_is_refused_in_words() {
+        let (_outer, locks) = made_locks();
+        fs::remove_dir_all(locks.directory()).unwrap();
+        fs::create_dir(locks.directory()).unwrap();
+        chmod(locks.directory(), 0o775);
+        let error = reads_well(take(&locks, KEY).await.unwrap_err());
+        let message = error.to_string();
+        assert!(
+            message.contains("made anew or changed while in use"),
+            "{message}"
+        );
+        assert!(message.contains("has mode 0775"), "{message}");
+        assert_eq!(mode(locks.directory()), 0o775);
+        chmod(locks.directory(), 0o755);
+        drop(take(&locks, KEY).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_was_given_to_a_group_is_taken_back() {
+        let (_outer, locks) = made_locks();
+        drop(take(&locks, KEY).await.unwrap());
+        let give = || {
+            chmod(&locks.path_of(&KEY), 0o660);
+            chmod(&locks.directory().join("probe.lock"), 0o660);
+            chmod(locks.directory(), 0o2770);
+        };
+        give();
+        drop(take(&locks, KEY).await.unwrap());
+        assert_eq!(mode(locks.directory()), 0o2750);
+        assert_eq!(mode(&locks.path_of(&KEY)), 0o600);
+        // Also before the first launch of a process.
+        give();
+        FileSpawnLock::new(locks.directory()).unwrap();
+        assert_eq!(mode(locks.directory()), 0o2750);
+        assert_eq!(mode(&locks.directory().join("probe.lock")), 0o600);
+    }
+
+    #[tokio::test]
+    async fn what_was_given_to_everybody_is_refused() {
+        let (_outer, locks) = made_locks();
+        drop(take(&locks, KEY).await.unwrap());
+        for mode in [0o777, 0o1777, 0o1770] {
+            chmod(locks.directory(), mode);
+            drop(reads_well(take(&locks, KEY).await.unwrap_err()));
+            assert_eq!(self::mode(locks.directory()), mode);
+        }
+        chmod(locks.directory(), 0o700);
+        chmod(&locks.path_of(&KEY), 0o666);
+        let error = reads_well(take(&locks, KEY).await.unwrap_err());
+        is_writable_by_others(&error, &locks.path_of(&KEY), 0o666);
+    }
+
+    /// Only root can make another user's file, so this is left out for others.
+    #[tokio::test]
+    async fn a_group_directory_with_another_users_files_is_refused_in_words() {
+        if !is_root() {
+            return skipped("only root can give files away");
+        }
+        let (_outer, locks) = made_locks();
+        let foreign = locks.directory().join("foreign");
+        write_private(&foreign, b"");
+        chown(&foreign, Some(4711), None).unwrap();
+        chmod(locks.directory(), 0o2770);
+        let error = reads_well(take(&locks, KEY).await.unwrap_err());
+        assert!(
+            error.to_string().contains("holds files of user 4711"),
+            "{error}"
+        );
+        assert_eq!(mode(locks.directory()), 0o2770);
+    }
+
     #[test]
     fn a_link_to_a_lock_directory_leads_to_the_same_locks() {
         let directory = directory();
@@ -929,7 +1074,7 @@ mod mounted {
             let path = locks.path_of(&KEY);
             let filler = fill(directory);
             let runtime = runtime();
-            let error = reads_well(runtime.block_on(take(&locks, KEY)).unwrap_err());
+            let error = passes(runtime.block_on(take(&locks, KEY)).unwrap_err());
             let SpawnLockError::Ledger {
                 path: named,
                 source,
@@ -944,6 +1089,36 @@ mod mounted {
             fs::remove_file(filler).unwrap();
             let _held = runtime.block_on(take(&locks, KEY)).unwrap();
             assert!(read_lock_holder(&path).unwrap().is_some());
+        });
+    }
+
+    #[test]
+    fn a_full_file_system_is_waited_out_and_charges_nothing() {
+        let test = "mounted::a_full_file_system_is_waited_out_and_charges_nothing";
+        on_tmpfs(test, "size=16k", |directory| {
+            let gate = |lock_timeout| -> SpawnGate<&str, u32> {
+                let locks = FileSpawnLock::new(directory).unwrap();
+                SpawnGate::builder(locks).lock_timeout(lock_timeout).build()
+            };
+            let soon = Duration::from_millis(100);
+            let (gate, patient) = (gate(soon), gate(600 * soon));
+            let filler = fill(directory);
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(async {
+                let error = gate.acquire(KEY).await.unwrap_err();
+                assert!(matches!(error, GateError::Lock(_)), "{error:?}");
+                assert!(error.retry_helps());
+                assert_eq!(gate.snapshot(KEY).await.budget.attempts_used, 0);
+                let room = async {
+                    tokio::time::sleep(soon).await;
+                    fs::remove_file(filler).unwrap();
+                };
+                let (acquired, ()) = tokio::join!(patient.acquire(KEY), room);
+                let Ok(Acquired::Led(permit)) = acquired else {
+                    panic!("it does not lead");
+                };
+                assert_eq!(permit.attempt_number(), 1);
+            });
         });
     }
 
@@ -971,9 +1146,10 @@ mod mounted {
             // The directory is one; the file with which the new directory of locks is tried is the other.
             let locks = FileSpawnLock::new(directory).unwrap();
             let path = locks.path_of(&KEY);
-            let error = reads_well(runtime().block_on(take(&locks, KEY)).unwrap_err());
+            let error = passes(runtime().block_on(take(&locks, KEY)).unwrap_err());
             is_open_error(&error, &path, io::ErrorKind::StorageFull);
-            is_open_error(&refusal(&path), &path, io::ErrorKind::StorageFull);
+            let error = passes(acquire_spawn_lock(&path).unwrap_err());
+            is_open_error(&error, &path, io::ErrorKind::StorageFull);
         });
     }
 }

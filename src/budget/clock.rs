@@ -1,7 +1,8 @@
 //! The clock that all processes of a machine share, and the time passed on it.
 //!
 //! It reads two clocks, since neither is enough alone: the wall clock steps when it is set; the time since boot cannot be
-//! compared across a reboot or between time namespaces.
+//! compared across a reboot. A time namespace shifts the time since boot. The shift is taken out, since the number of a namespace
+//! is reused after its end and so identifies none.
 
 use std::fmt;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -36,10 +37,10 @@ pub struct ClockReading {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct BootReading {
-    /// Identifies the boot and the time namespace: only times with the same id can be compared.
+    /// Identifies the boot: only times with the same id can be compared.
     #[cfg_attr(feature = "serde", serde(serialize_with = "as_hexadecimal"))]
     pub id: u128,
-    /// Time since that boot.
+    /// Time since that boot, the same in all time namespaces.
     pub elapsed: Duration,
 }
 
@@ -117,29 +118,48 @@ fn boot_reading() -> Option<BootReading> {
     use rustix::time::{ClockId, clock_gettime};
     use std::sync::OnceLock;
 
-    static BOOT_ID: OnceLock<Option<u128>> = OnceLock::new();
-    let id = (*BOOT_ID.get_or_init(|| {
+    static BOOT: OnceLock<Option<(u128, i128)>> = OnceLock::new();
+    let (id, shift) = (*BOOT.get_or_init(|| {
         let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        let boot = u128::from_str_radix(&text.trim().replace('-', ""), 16).ok()?;
-        Some(boot ^ u128::from(time_namespace()?))
+        let id = u128::from_str_radix(&text.trim().replace('-', ""), 16).ok()?;
+        Some((id, namespace_shift()?))
     }))?;
-    let elapsed = clock_gettime(ClockId::Boottime);
+    let here = Duration::try_from(clock_gettime(ClockId::Boottime)).ok()?;
+    let nanos = u64::try_from(i128::try_from(here.as_nanos()).ok()? - shift).ok()?;
     Some(BootReading {
         id,
-        elapsed: Duration::try_from(elapsed).ok()?,
+        elapsed: Duration::from_nanos(nanos),
     })
 }
 
-/// The number of this process's time namespace: zero if the kernel has no time namespaces, `None` if it is unknown.
+/// By how many nanoseconds this process's time namespace shifts the time since boot; `None` if that is unknown.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn time_namespace() -> Option<u64> {
+fn namespace_shift() -> Option<i128> {
     use std::os::unix::fs::MetadataExt;
 
-    match std::fs::metadata("/proc/self/ns/time") {
-        Ok(namespace) => Some(namespace.ino()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(0),
-        Err(_) => None,
+    let number = |path: &str| std::fs::metadata(path).map(|namespace| namespace.ino());
+    match number("/proc/self/ns/time") {
+        // The kernel has no time namespaces.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Some(0),
+        // The shifts below are those of children, which may be in another namespace than this process.
+        here if here.as_ref().ok() != number("/proc/self/ns/time_for_children").ok().as_ref() => {
+            return None;
+        }
+        _ => {}
     }
+    shift_in(&std::fs::read_to_string("/proc/self/timens_offsets").ok()?)
+}
+
+/// The shift of the time since boot in the kernel's list, in nanoseconds.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn shift_in(offsets: &str) -> Option<i128> {
+    let mut fields = offsets
+        .lines()
+        .find_map(|line| line.strip_prefix("boottime"))?
+        .split_whitespace();
+    let mut next = || fields.next()?.parse::<i64>().ok().map(i128::from);
+    let (seconds, nanos) = (next()?, next()?);
+    Some(seconds * 1_000_000_000 + nanos)
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -196,5 +216,48 @@ mod tests {
         let (one, other) = (SystemClock.now(), SystemClock.now());
         assert!(one.boot.is_some());
         assert!(other.since(one) < Duration::from_secs(3600));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_shift_of_a_time_namespace_is_read() {
+        let offsets = "monotonic  -7  5\nboottime   100000  250\n";
+        assert_eq!(shift_in(offsets), Some(100_000 * 1_000_000_000 + 250));
+        assert_eq!(
+            shift_in("boottime -2 999999999\n"),
+            Some(-2_000_000_000 + 999_999_999)
+        );
+        assert_eq!(shift_in("monotonic 0 0\n"), None);
+    }
+
+    /// In a child: prints the time since boot.
+    #[test]
+    #[cfg(target_os = "linux")]
+    #[ignore = "the process in another time namespace"]
+    fn print_boot_reading() {
+        let boot = SystemClock.now().boot.unwrap();
+        println!("@@ {} {}", boot.id, boot.elapsed.as_secs());
+    }
+
+    /// Where no time namespace can be made (in many containers), this is left out.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_time_since_boot_is_the_same_in_all_time_namespaces() {
+        let output = std::process::Command::new("unshare")
+            .args(["--time", "--boottime", "100000", "--fork"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "budget::clock::tests::print_boot_reading"])
+            .args(["--ignored", "--nocapture"])
+            .output();
+        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        let Some(line) = text.iter().find_map(|text| text.split_once("@@ ")) else {
+            eprintln!("skipped: no time namespace can be made");
+            return;
+        };
+        let mut fields = line.1.split_whitespace();
+        let here = SystemClock.now().boot.unwrap();
+        assert_eq!(fields.next().unwrap(), here.id.to_string());
+        let there: u64 = fields.next().unwrap().parse().unwrap();
+        assert!(here.elapsed.as_secs().abs_diff(there) < 3600);
     }
 }

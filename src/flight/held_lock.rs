@@ -55,6 +55,15 @@ impl HeldLock {
         answered(limit, self.lease.write_ledger(session.to_write())).await
     }
 
+    /// Takes back the charge in the ledger. Returns whether that is written; false if there is no ledger.
+    pub(crate) async fn refund(&mut self, now: ClockReading) -> bool {
+        let Some(session) = &mut self.session else {
+            return false;
+        };
+        session.settle(Settlement::Refund, None, now);
+        self.write_ledger().await.is_ok()
+    }
+
     /// Settles; `None` if that needs waiting.
     pub(crate) fn settle_now(&self) -> Option<Result<(), SpawnLockError>> {
         match self.session {

@@ -79,6 +79,18 @@ impl<K: GateKey, T> Leader<K, T> {
         self.flight.advance(Stage::Lock);
     }
 
+    /// Takes back a charge in the ledger while the lock is held, if it can be written: a shortage before the launch is not the
+    /// key's fault. The lock is then to be let go of.
+    pub(crate) async fn take_back_charge(&mut self) {
+        let this = &mut **self;
+        let Some(held) = &mut this.held else {
+            return;
+        };
+        if this.attempt.is_some() && held.refund(this.shared.clock.now()).await {
+            this.attempt = None;
+        }
+    }
+
     /// Drops a lock that was lost before the launch. The charge is taken back: here, or once the ledger is read again.
     pub(crate) fn let_go(&mut self) {
         let this = &mut **self;
@@ -173,6 +185,12 @@ impl<K: GateKey, T> Leader<K, T> {
         let settled = match &mut self.held {
             Some(held) => held.settle(settlement, failure.as_deref(), now).await,
             None => Ok(()),
+        };
+        let is_refund = settlement == Settlement::Refund && self.attempt.is_some();
+        let settled = match (settled, &mut self.held) {
+            // Nothing was launched, so the charge must not stay only because the lock cannot be verified.
+            (Err(error), Some(held)) if !error.is_lost() && is_refund => held.write_ledger().await,
+            (settled, _) => settled,
         };
         let lost = match (settled, &self.held) {
             // The last write failed, so the ledger has a charge without an outcome, which counts as failed. If the lock is still

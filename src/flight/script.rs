@@ -13,6 +13,7 @@ use super::permit::LaunchPermit;
 use super::steps::call;
 use crate::error::Stage;
 use crate::key::GateKey;
+use crate::lock::SpawnLockError;
 use crate::util::caught;
 
 /// Takes all steps up to the permit that need no waiting, for a leader without a launcher. `false`, with nothing changed, if the
@@ -52,6 +53,10 @@ pub(crate) async fn prepare<K: GateKey, T: 'static>(
             return leader.begin_launch();
         };
         wait.began_at(leader.began, &leader.shared);
+        // A lock that did not answer is not asked again.
+        if !error.is_lost() && !matches!(error, SpawnLockError::Unresponsive { .. }) {
+            leader.take_back_charge().await;
+        }
         wait.note_error(error, leader.flight.key())
             .map_err(lock_failed)?;
         leader.let_go();

@@ -297,7 +297,8 @@ pub struct LedgerHolder {
 pub struct ProcessHost {
     /// The host's name.
     pub name: String,
-    /// The number of the process namespace, on Linux.
+    /// The number of the process namespace, on Linux. The kernel reuses it after the end of the namespace (when a container is
+    /// started anew, say), so an equal number does not prove that it is the same namespace.
     pub pid_namespace: Option<u64>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::identity::SpawnLockFileIdentity;
@@ -14,8 +14,9 @@ use super::identity::SpawnLockFileIdentity;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SpawnLockError {
-    /// The lock file or its directory could not be opened or created. A retry helps once the cause is fixed.
-    #[error("cannot open {} for a spawn lock", path.display())]
+    /// The lock file or its directory could not be opened or created. A retry helps by itself after a shortage (of descriptors,
+    /// memory or space); otherwise once the cause is fixed.
+    #[error("cannot open {} for a spawn lock", named(path))]
     Open {
         /// The lock file, or its directory.
         path: PathBuf,
@@ -28,7 +29,8 @@ pub enum SpawnLockError {
         /// The lock file.
         path: PathBuf,
     },
-    /// The operating system refused the lock for another reason than a holder. A retry helps once the cause is fixed.
+    /// The operating system refused the lock for another reason than a holder. A retry helps by itself after a shortage (of
+    /// memory or of the kernel's locks); otherwise once the cause is fixed.
     #[error("cannot lock the spawn lock {}", path.display())]
     Lock {
         /// The lock file.
@@ -47,8 +49,8 @@ pub enum SpawnLockError {
         /// The file that the path names now; `None` if there is none.
         current_identity: Option<SpawnLockFileIdentity>,
     },
-    /// The file's identity could not be read, so it is unknown whether the path still names the locked file. A retry helps
-    /// once the cause is fixed.
+    /// The file's identity could not be read, so it is unknown whether the path still names the locked file. A retry helps by
+    /// itself after a shortage of memory; otherwise once the cause is fixed.
     #[error("cannot read the identity of the spawn lock {}", path.display())]
     Identity {
         /// The lock file.
@@ -75,6 +77,15 @@ pub enum SpawnLockError {
     #[error("the spawn lock is not safe: {} {problem}", path.display())]
     Unsafe {
         /// The lock file, or its directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: Unsafety,
+    },
+    /// The lock directory was safe when this process began to use it, and is not any more: somebody made it anew, or changed its
+    /// owner or mode. A retry helps once owner and mode are right.
+    #[error("the directory for spawn locks was made anew or changed while in use: {} {problem}", path.display())]
+    DirectoryChanged {
+        /// The lock directory.
         path: PathBuf,
         /// What is wrong with it.
         problem: Unsafety,
@@ -112,7 +123,8 @@ pub enum SpawnLockError {
         /// The operating system's error.
         source: io::Error,
     },
-    /// The ledger in the lock file could not be read or written. A retry helps once the cause (a full disk, say) is fixed.
+    /// The ledger in the lock file could not be read or written. A retry helps after a shortage: a full disk or a used-up quota
+    /// passes once a person or another process frees space. Otherwise it helps once the cause is fixed.
     #[error("cannot read or write the ledger in the spawn lock {}", path.display())]
     Ledger {
         /// The lock file.
@@ -133,6 +145,24 @@ pub enum SpawnLockError {
         found: u32,
         /// The newest version that this program knows.
         supported: u32,
+    },
+    /// No thread could be started for the blocking call: a limit on processes or memory is reached. Nothing was done. A retry
+    /// helps once other threads or processes have ended.
+    #[error("cannot start a thread for the spawn lock {}", path.display())]
+    NoThread {
+        /// The lock file.
+        path: PathBuf,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// This process has as many lock files open as it may; see [`FileSpawnLock`](crate::FileSpawnLock). A retry helps once one of
+    /// its launches has ended.
+    #[error("cannot open {} for a spawn lock: this process already has {limit} lock files open", path.display())]
+    TooManyLocks {
+        /// The lock file.
+        path: PathBuf,
+        /// The cap on lock files open at once.
+        limit: usize,
     },
     /// The lock did not answer in time: its file system or service hangs. A retry helps once it answers again.
     #[error("the spawn lock did not answer within {after:?}")]
@@ -168,8 +198,16 @@ pub enum SpawnLockError {
 
 impl SpawnLockError {
     /// Returns whether the same call can succeed later without a fix.
+    ///
+    /// That is so for a shortage: what is short (descriptors, memory, threads, the kernel's locks, space on the disk or in a
+    /// quota) is freed by another process, or by a person who does not know of this program.
     pub fn retry_helps(&self) -> bool {
         match self {
+            Self::Open { source, .. }
+            | Self::Lock { source, .. }
+            | Self::Identity { source, .. }
+            | Self::Ledger { source, .. } => is_shortage(source),
+            Self::NoThread { .. } | Self::TooManyLocks { .. } => true,
             Self::AlreadyLocked { .. }
             | Self::DeletedOrRecreated { .. }
             | Self::LeaseLost { .. }
@@ -185,6 +223,49 @@ impl SpawnLockError {
             self,
             Self::DeletedOrRecreated { .. } | Self::LeaseLost { .. }
         )
+    }
+}
+
+/// Whether the error says that something is short, rather than that something is wrong.
+fn is_shortage(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        Interrupted, OutOfMemory, QuotaExceeded, ResourceBusy, StorageFull, WouldBlock,
+    };
+    matches!(
+        error.kind(),
+        Interrupted | OutOfMemory | QuotaExceeded | ResourceBusy | StorageFull | WouldBlock
+    ) || error.raw_os_error().is_some_and(is_shortage_number)
+}
+
+/// The shortages without a kind of their own. `ENOLCK` counts: where it means that the file system has no locks, the error is
+/// [`SpawnLockError::LocksUnsupported`].
+#[cfg(unix)]
+fn is_shortage_number(number: i32) -> bool {
+    use rustix::io::Errno;
+
+    [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOLCK]
+        .map(Errno::raw_os_error)
+        .contains(&number)
+}
+
+#[cfg(windows)]
+fn is_shortage_number(number: i32) -> bool {
+    const ERROR_TOO_MANY_OPEN_FILES: i32 = 4;
+    const ERROR_NO_SYSTEM_RESOURCES: i32 = 1450;
+    const ERROR_COMMITMENT_LIMIT: i32 = 1455;
+    [
+        ERROR_TOO_MANY_OPEN_FILES,
+        ERROR_NO_SYSTEM_RESOURCES,
+        ERROR_COMMITMENT_LIMIT,
+    ]
+    .contains(&number)
+}
+
+/// Names a path in a message, also one that has no characters.
+fn named(path: &Path) -> impl fmt::Display {
+    match path.as_os_str().is_empty() {
+        true => "an empty path".to_owned(),
+        false => path.display().to_string(),
     }
 }
 
@@ -234,6 +315,32 @@ pub enum Unsafety {
     /// Group or others may write to it.
     #[error("has mode {mode:04o}, so others may write to it (chmod go-w fixes that)")]
     Writable {
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Group or others may write to it, and it holds files of another user. So it is not known to be this user's alone.
+    #[error(
+        "has mode {mode:04o}, so others may write to it, and holds files of user {owner} (remove those, then chmod go-w)"
+    )]
+    Foreign {
+        /// Its permission bits.
+        mode: u32,
+        /// The owner of such a file.
+        owner: u32,
+    },
+    /// Group or others may use it, and its file system has no modes of its own: it ignores chmod.
+    #[error(
+        "has mode {mode:04o}, which chmod does not change on its file system (choose another directory, or mount that with a umask)"
+    )]
+    ChmodIgnored {
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Others may use it, and this process is not permitted to change that: its file system, an attribute or a sandbox forbids it.
+    #[error(
+        "has mode {mode:04o}, so others may use it, and this process is not permitted to change that"
+    )]
+    ChmodDenied {
         /// Its permission bits.
         mode: u32,
     },

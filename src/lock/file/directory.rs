@@ -1,6 +1,5 @@
 //! The spawn lock over a directory of lock files. Blocking calls run off the runtime's threads.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +7,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::sleep;
 
+use super::descriptors;
 use super::guard::{Filesystem, Try, acquire_with};
-use super::lease::{self, LockFile, off_thread};
+use super::home::{Home, PROBE_NAME};
+use super::lease::{self, LockFile};
+use super::off_thread::off_thread;
+use super::record;
 use super::release::released;
-use super::{record, sys};
 use crate::key::{GateKey, LockName};
 use crate::ledger::{BackendEnd, LedgerReading};
 use crate::lock::error::SpawnLockError;
@@ -24,6 +26,23 @@ use crate::lock::traits::{LockRequest, SpawnLock, TryAcquire};
 /// the budget that all processes share, the holder, and the last outcome; `cat` shows it. Do not delete a file that may be in
 /// use: a gate notices it, but two backends can then run, told apart only by their fencing tokens, and the key's count is lost.
 /// One more file, `probe.lock`, is locked only to check that the directory works.
+///
+/// A directory that somebody removed is made again, with mode 0700 and at the same place, for the next launch or reset; of its
+/// parents, those that [`new`](Self::new) made. If something gave the directory and its files to a group (an `fsGroup` of
+/// Kubernetes does so at each mount), the group's right to write is taken back. That needs a directory that holds `probe.lock`
+/// and nothing of another user. Anything else that is unsafe is an error, [`SpawnLockError::DirectoryChanged`] once the
+/// directory was in use.
+///
+/// A process has at most a quarter of its descriptors (the soft limit at the first use, `RLIMIT_NOFILE`) in leases, but at
+/// least 16 and at most 1,024. Further keys wait for a lease to end, until their lock deadline; then the error is
+/// [`SpawnLockError::TooManyLocks`]. A launcher that launches another key has its lease meanwhile. Reads and reports of a
+/// backend's end do not count, nor do waits for a holder; they have smaller caps of their own, and go on without a descriptor or
+/// wait for a moment. [`acquire_spawn_lock`](crate::lock::acquire_spawn_lock) and
+/// [`inspect_spawn_lock`](crate::admin::inspect_spawn_lock) do not count. A lease that had to wait for its holder has two
+/// descriptors.
+///
+/// A shortage (of descriptors, threads, memory, the kernel's locks, space or quota) is an error for which
+/// [`SpawnLockError::retry_helps`] is true. The gate then tries again until the lock deadline.
 ///
 /// A file with other content counts as a budget that was just used up. A ledger that a newer version of this crate wrote is an
 /// error, [`SpawnLockError::LedgerVersion`].
@@ -52,7 +71,7 @@ use crate::lock::traits::{LockRequest, SpawnLock, TryAcquire};
 /// ```
 #[derive(Clone, Debug)]
 pub struct FileSpawnLock {
-    directory: Arc<Path>,
+    home: Arc<Home>,
     filesystem: Filesystem,
     keeps_ledger: bool,
 }
@@ -66,7 +85,7 @@ impl FileSpawnLock {
     /// # Errors
     ///
     /// The errors of [`acquire_spawn_lock`](crate::lock::acquire_spawn_lock), and [`SpawnLockError::NotADirectory`]. A directory
-    /// that group or others can write to is [`SpawnLockError::Unsafe`].
+    /// that group or others can write to is [`SpawnLockError::Unsafe`], except as described at [`FileSpawnLock`].
     pub fn new(directory: impl Into<PathBuf>) -> Result<Self, SpawnLockError> {
         Self::with_filesystem(directory.into(), Filesystem::Local)
     }
@@ -95,27 +114,22 @@ impl FileSpawnLock {
     }
 
     fn with_filesystem(directory: PathBuf, filesystem: Filesystem) -> Result<Self, SpawnLockError> {
-        if directory.as_os_str().is_empty() {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "the path is empty");
-            return Err(sys::open_error(&directory, source));
-        }
-        let made = match sys::make_directory(&directory) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(not_a_directory(&directory));
-            }
-            made => made.and_then(|()| directory.canonicalize()),
-        };
-        // Resolved once, so neither a changed link nor a change of the working directory moves the locks later.
-        let directory = made.map_err(|source| sys::open_error(&directory, source))?;
-        let probe = directory.join(PROBE_NAME);
-        match acquire_with(&probe, filesystem, Try::First, |_| {}) {
-            Ok(_) => {}
+        let home = Home::make(&directory)?;
+        let probe = home.path().join(PROBE_NAME);
+        let try_it = || acquire_with(&probe, filesystem, Try::First, |_| {}).map(drop);
+        // The mode of the directory may have to be mended, then that of the file.
+        let mended = |error| home.mend_at_first(&probe, error).and_then(|()| try_it());
+        let tried = try_it().or_else(mended).or_else(mended);
+        match tried {
+            Ok(())
             // Another process is probing at this moment, so the directory works.
-            Err(error) if error.retry_helps() => {}
+            | Err(
+                SpawnLockError::AlreadyLocked { .. } | SpawnLockError::DeletedOrRecreated { .. },
+            ) => {}
             Err(error) => return Err(error),
         }
         Ok(Self {
-            directory: directory.into(),
+            home: Arc::new(home),
             filesystem,
             keeps_ledger: true,
         })
@@ -123,17 +137,14 @@ impl FileSpawnLock {
 
     /// Returns the resolved directory.
     pub fn directory(&self) -> &Path {
-        &self.directory
+        self.home.path()
     }
 
     /// Returns the path of a key's lock file, whether or not it exists.
     pub fn path_of<K: GateKey>(&self, key: &K) -> PathBuf {
-        self.directory.join(LockName::new(key).as_str())
+        self.directory().join(LockName::new(key).as_str())
     }
 }
-
-/// The lock file that is locked only to check that the directory works. No key has this name: theirs contain a hash.
-const PROBE_NAME: &str = "probe.lock";
 
 #[async_trait]
 impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
@@ -144,6 +155,7 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
     ) -> Result<TryAcquire, SpawnLockError> {
         let file = LockFile {
             path: self.path_of(key),
+            home: Arc::clone(&self.home),
             filesystem: self.filesystem,
             keeps_ledger: self.keeps_ledger,
         };
@@ -166,7 +178,12 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
         if !self.keeps_ledger {
             return Ok(LedgerReading::NotKept);
         }
-        off_thread(self.path_of(key), record::peek).await
+        let slot = descriptors::for_look().await;
+        let peek = move |path: &Path| {
+            let _slot = slot;
+            record::peek(path)
+        };
+        off_thread(self.path_of(key), peek).await
     }
 
     async fn report_backend_end(&self, key: &K, end: &BackendEnd) -> Result<(), SpawnLockError> {
@@ -174,18 +191,11 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
             return Ok(());
         }
         let end = end.clone();
+        let slot = descriptors::for_look().await;
         off_thread(self.path_of(key), move |path| {
+            let _slot = slot;
             record::write_note(path, &end)
         })
         .await
-    }
-}
-
-/// Names the path that is not a directory: this one or an ancestor.
-fn not_a_directory(directory: &Path) -> SpawnLockError {
-    let stands = |path: &&Path| path.symlink_metadata().is_ok();
-    let path = directory.ancestors().find(stands).unwrap_or(directory);
-    SpawnLockError::NotADirectory {
-        path: path.to_path_buf(),
     }
 }

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::descriptors::Slot;
 use super::sys;
-use crate::lock::error::{FileKind, SpawnLockError};
+use crate::lock::error::{FileKind, SpawnLockError, Unsafety};
 use crate::lock::identity::SpawnLockFileIdentity;
 
 /// Takes the spawn lock at `path`, once, without waiting.
@@ -72,7 +73,7 @@ pub(super) fn acquire_with(
 ) -> Result<SpawnLockGuard, SpawnLockError> {
     // The working directory may change while the lock is held.
     let absolute = std::path::absolute(path).map_err(|source| sys::open_error(path, source))?;
-    check_directory(path)?;
+    check_directory(path, filesystem)?;
     let opened = match kind {
         // A network file system may need a writable descriptor for an exclusive lock.
         Try::WhileWaiting if filesystem == Filesystem::Local => match sys::open_for_reading(path) {
@@ -95,6 +96,7 @@ pub(super) fn acquire_with(
         path: path.to_path_buf(),
         absolute,
         pid: std::process::id(),
+        slot: None,
     };
     guard.verify()?;
     if !can_write {
@@ -116,6 +118,8 @@ pub struct SpawnLockGuard {
     identity: SpawnLockFileIdentity,
     /// The process that took the lock.
     pid: u32,
+    /// Counts the descriptors, if they count. Dropped after the files are closed.
+    slot: Option<Slot>,
 }
 
 impl SpawnLockGuard {
@@ -140,7 +144,7 @@ impl SpawnLockGuard {
     pub fn verify(&self) -> Result<(), SpawnLockError> {
         let current_identity = match sys::path_identity(&self.absolute) {
             Ok(identity) => Some(identity),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) if is_gone(&error) => None,
             Err(source) => {
                 return Err(SpawnLockError::Identity {
                     path: self.path.clone(),
@@ -162,6 +166,12 @@ impl SpawnLockGuard {
         }
     }
 
+    /// Keeps the slot until the files are closed.
+    pub(super) fn with(mut self, slot: Option<Slot>) -> Self {
+        self.slot = slot;
+        self
+    }
+
     /// The locked file, for its record.
     pub(super) fn file(&self) -> &File {
         self.writer.as_ref().unwrap_or(&self.file)
@@ -176,9 +186,9 @@ impl SpawnLockGuard {
 
     fn open_writer(&mut self) -> Result<(), SpawnLockError> {
         let opened = sys::open_existing(&self.absolute);
-        let writer = opened.map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => self.replaced_by(None),
-            _ => open_error(&self.path, source),
+        let writer = opened.map_err(|source| match is_gone(&source) {
+            true => self.replaced_by(None),
+            false => open_error(&self.path, source),
         })?;
         let current = identity_of(&self.path, &writer)?;
         if current != self.identity {
@@ -200,24 +210,36 @@ impl Drop for SpawnLockGuard {
     }
 }
 
+/// Whether the error says that nothing is at the path, rather than that this cannot be told.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
 /// Locks the file for this handle alone.
 fn lock(path: &Path, file: &File) -> Result<(), SpawnLockError> {
     let mut lock = fd_lock::RwLock::new(file);
     // The lock belongs to the open file, so forgetting this borrow keeps it.
-    tried(path, || lock.try_write().map(std::mem::forget))
+    tried(path, file, || lock.try_write().map(std::mem::forget))
 }
 
 /// Whether the lock of this file is held. If not, this takes a shared lock for a moment.
 pub(super) fn is_locked(path: &Path, file: &File) -> Result<bool, SpawnLockError> {
     let lock = fd_lock::RwLock::new(file);
-    match tried(path, || lock.try_read().map(drop)) {
+    match tried(path, file, || lock.try_read().map(drop)) {
         Ok(()) => Ok(false),
         Err(SpawnLockError::AlreadyLocked { .. }) => Ok(true),
         Err(error) => Err(error),
     }
 }
 
-fn tried(path: &Path, mut try_lock: impl FnMut() -> io::Result<()>) -> Result<(), SpawnLockError> {
+fn tried(
+    path: &Path,
+    file: &File,
+    mut try_lock: impl FnMut() -> io::Result<()>,
+) -> Result<(), SpawnLockError> {
     loop {
         let Err(source) = try_lock() else {
             return Ok(());
@@ -226,13 +248,15 @@ fn tried(path: &Path, mut try_lock: impl FnMut() -> io::Result<()>) -> Result<()
         return Err(match source.kind() {
             io::ErrorKind::Interrupted => continue,
             io::ErrorKind::WouldBlock => SpawnLockError::AlreadyLocked { path },
-            _ if sys::is_unsupported(&source) => SpawnLockError::LocksUnsupported { path, source },
+            _ if sys::is_unsupported(&source, file) => {
+                SpawnLockError::LocksUnsupported { path, source }
+            }
             _ => SpawnLockError::Lock { path, source },
         });
     }
 }
 
-fn check_directory(path: &Path) -> Result<(), SpawnLockError> {
+fn check_directory(path: &Path, filesystem: Filesystem) -> Result<(), SpawnLockError> {
     let directory = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
@@ -240,13 +264,39 @@ fn check_directory(path: &Path) -> Result<(), SpawnLockError> {
     let metadata = directory
         .metadata()
         .map_err(|source| sys::open_error(directory, source))?;
-    match sys::directory_unsafety(&metadata) {
-        Some(problem) => Err(SpawnLockError::Unsafe {
+    if !metadata.is_dir() {
+        return Err(SpawnLockError::NotADirectory {
             path: directory.to_path_buf(),
-            problem,
-        }),
-        None => Ok(()),
+        });
     }
+    let Some(problem) = sys::directory_unsafety(&metadata) else {
+        return Ok(());
+    };
+    // The file system comes first: no owner or mode makes one safe that is not.
+    let path = directory.to_path_buf();
+    let of_filesystem = sys::filesystem_of(directory);
+    let of_filesystem = of_filesystem.map_err(|source| sys::open_error(directory, source))?;
+    Err(match of_filesystem {
+        sys::FilesystemKind {
+            shared: Some(name), ..
+        } if filesystem == Filesystem::Local => SpawnLockError::UnsafeFilesystem {
+            path,
+            filesystem: name,
+        },
+        sys::FilesystemKind {
+            read_only: true, ..
+        } => SpawnLockError::ReadOnlyFilesystem {
+            path,
+            source: sys::read_only(),
+        },
+        sys::FilesystemKind { has_modes, .. } => SpawnLockError::Unsafe {
+            path,
+            problem: match problem {
+                Unsafety::Writable { mode } if !has_modes => Unsafety::ChmodIgnored { mode },
+                problem => problem,
+            },
+        },
+    })
 }
 
 /// Checks the open file, not the path, since an open file cannot be replaced.
@@ -259,17 +309,7 @@ fn check_file(
         path: path.to_path_buf(),
         source,
     };
-    let metadata = file.metadata().map_err(identity_error)?;
-    if let Some(found) = sys::kind(&metadata) {
-        return Err(not_a_regular_file(path, found));
-    }
-    if let Some(problem) = sys::unsafety(&metadata) {
-        return Err(SpawnLockError::Unsafe {
-            path: path.to_path_buf(),
-            problem,
-        });
-    }
-    sys::keep_private(file, &metadata).map_err(identity_error)?;
+    // In the order of what a person has to change: the file system, the kind of file, its owner, its mode.
     if filesystem == Filesystem::Local {
         if let Some(filesystem) = sys::unsafe_filesystem(file).map_err(identity_error)? {
             return Err(SpawnLockError::UnsafeFilesystem {
@@ -277,6 +317,22 @@ fn check_file(
                 filesystem,
             });
         }
+    }
+    let metadata = file.metadata().map_err(identity_error)?;
+    if let Some(found) = sys::kind(&metadata) {
+        return Err(not_a_regular_file(path, found));
+    }
+    let problem = match sys::unsafety(&metadata) {
+        Some(problem) => Some(problem),
+        None => {
+            sys::keep_private(file, &metadata).map_err(|source| sys::open_error(path, source))?
+        }
+    };
+    if let Some(problem) = problem {
+        return Err(SpawnLockError::Unsafe {
+            path: path.to_path_buf(),
+            problem,
+        });
     }
     sys::identity(file, &metadata).map_err(identity_error)
 }

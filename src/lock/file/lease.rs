@@ -1,15 +1,17 @@
 //! A held lock file with its ledger. Taking, writing and settling are one step each, off the runtime's threads.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use tokio::task::spawn_blocking;
 
+use super::descriptors::{self, Slot};
 use super::guard::{Filesystem, SpawnLockGuard, Try, acquire_with};
+use super::home::Home;
+use super::off_thread::off_thread;
 use super::record;
 use crate::ledger::{Ledger, LedgerReading};
 use crate::lock::error::SpawnLockError;
@@ -19,9 +21,13 @@ use crate::lock::traits::{LedgerUpdate, LockRequest, SpawnLease, TryAcquire};
 #[derive(Debug)]
 pub(super) struct LockFile {
     pub(super) path: PathBuf,
+    pub(super) home: Arc<Home>,
     pub(super) filesystem: Filesystem,
     pub(super) keeps_ledger: bool,
 }
+
+/// The directory may be gone, then its mode and that of the file may be wrong.
+const MOST_MENDS: u32 = 3;
 
 /// Tries to lock a file once.
 pub(super) async fn try_acquire(
@@ -32,10 +38,14 @@ pub(super) async fn try_acquire(
         true => Try::WhileWaiting,
         false => Try::First,
     };
+    let slot = descriptors::for_lease(&file.path, request.deadline).await?;
     // If this future is dropped, the closure still runs. Its lease is dropped with its task, which takes back what it wrote and
     // unlocks.
-    let tried = off_thread(file.path.clone(), move |_| file.take(kind, request.update));
-    Ok(match tried.await? {
+    let tried = off_thread(file.path.clone(), move |_| {
+        file.take(kind, request.update, Some(slot))
+    });
+    let tried = tried.await?;
+    Ok(match tried {
         Tried::Taken(mut lease) => {
             lease.undo = None;
             TryAcquire::Acquired(Box::new(lease))
@@ -54,20 +64,38 @@ enum Tried {
 
 impl LockFile {
     /// Takes the lock, reads its ledger, applies the update, and writes the result.
-    fn take(self, kind: Try, update: LedgerUpdate) -> Result<Tried, SpawnLockError> {
+    fn take(
+        self,
+        kind: Try,
+        update: LedgerUpdate,
+        slot: Option<Slot>,
+    ) -> Result<Tried, SpawnLockError> {
         let path = &*self.path;
-        let mut before = None;
-        let tried = acquire_with(path, self.filesystem, kind, |file| {
-            if self.keeps_ledger {
-                before = record::Bytes::read(file).ok();
+        let mut before = LedgerReading::NotKept;
+        let mut mends = 0;
+        let tried = loop {
+            let tried = acquire_with(path, self.filesystem, kind, |file| {
+                if self.keeps_ledger {
+                    // Unreadable: it is unknown what the holder wrote.
+                    let read = record::Bytes::read(file);
+                    before = read.map_or(LedgerReading::Unreadable, |bytes| bytes.ledger());
+                }
+            });
+            let mended = match tried {
+                Err(error) if mends < MOST_MENDS => self.home.mend(path, error),
+                tried => break tried,
+            };
+            if let Err(error) = mended {
+                break Err(error);
             }
-        });
+            mends += 1;
+        };
         let guard = match tried {
-            Ok(guard) => guard,
+            Ok(guard) => guard.with(slot),
             Err(SpawnLockError::AlreadyLocked { path }) => {
                 return Ok(Tried::Held {
                     lock: path,
-                    ledger: before.map_or(LedgerReading::NotKept, |bytes| bytes.ledger()),
+                    ledger: before,
                 });
             }
             Err(error) => return Err(error),
@@ -129,8 +157,8 @@ impl Written {
         ledger: &Ledger,
     ) -> Result<(), SpawnLockError> {
         let mut written = this.lock().unwrap_or_else(PoisonError::into_inner);
-        if written.newest > number {
-            // This one is late: it must not overwrite a newer write or another holder's record.
+        if written.newest >= number {
+            // This one is late, or made already: it must not overwrite a newer write or another holder's record.
             return Ok(());
         }
         // A failed write is repeated in the same slot, since the other slot holds the last good record.
@@ -138,6 +166,12 @@ impl Written {
         written.sequence = written.sequence.saturating_add(1);
         written.newest = number;
         Ok(())
+    }
+
+    /// Prevents further writes, before the lock is released.
+    fn end(this: &Mutex<Self>) {
+        let mut written = this.lock().unwrap_or_else(PoisonError::into_inner);
+        written.newest = u64::MAX;
     }
 }
 
@@ -169,6 +203,20 @@ impl FileLease {
             path: self.path.clone(),
             source: io::Error::other("it was let go of"),
         })
+    }
+
+    /// Makes a call off the runtime's threads. If no thread can be started, it makes the call here: a record takes microseconds
+    /// on a local file system, and without it, a launch that succeeded counts as failed. The call may be made twice.
+    async fn off_thread_or_here(
+        &self,
+        call: impl Fn() -> Result<(), SpawnLockError> + Send + Sync + 'static,
+    ) -> Result<(), SpawnLockError> {
+        let call = Arc::new(call);
+        let there = Arc::clone(&call);
+        match off_thread(self.path.clone(), move |_| there()).await {
+            Err(SpawnLockError::NoThread { .. }) if self.filesystem == Filesystem::Local => call(),
+            called => called,
+        }
     }
 
     /// Writes on this thread, which must be one that may block.
@@ -223,10 +271,8 @@ impl SpawnLease for FileLease {
         let written = Arc::clone(&self.written);
         let guard = self.guard()?;
         let ledger = ledger.clone();
-        off_thread(self.path.clone(), move |_| {
-            Written::write(&written, number, &guard, &ledger)
-        })
-        .await
+        self.off_thread_or_here(move || Written::write(&written, number, &guard, &ledger))
+            .await
     }
 
     async fn settle(&mut self, ledger: Option<&Ledger>) -> Result<(), SpawnLockError> {
@@ -234,11 +280,12 @@ impl SpawnLease for FileLease {
         let written = Arc::clone(&self.written);
         let guard = self.guard()?;
         let ledger = ledger.cloned();
-        off_thread(self.path.clone(), move |_| {
+        self.off_thread_or_here(move || {
             guard.verify()?;
             if let Some(ledger) = &ledger {
                 Written::write(&written, number, &guard, ledger)?;
             }
+            Written::end(&written);
             guard.unlock();
             Ok(())
         })
@@ -252,21 +299,6 @@ impl SpawnLease for FileLease {
             return None;
         }
         self.verify_now()
-    }
-}
-
-/// Runs a blocking call about the lock at `path` off the runtime's threads.
-pub(super) async fn off_thread<V: Send + 'static>(
-    path: PathBuf,
-    call: impl FnOnce(&Path) -> Result<V, SpawnLockError> + Send + 'static,
-) -> Result<V, SpawnLockError> {
-    let on_shutdown = path.clone();
-    match spawn_blocking(move || call(&path)).await {
-        Ok(returned) => returned,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(SpawnLockError::RuntimeShutDown { path: on_shutdown }),
-        },
     }
 }
 
@@ -291,6 +323,8 @@ fn unrecorded_launch() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn ledger(launch: u64) -> Ledger {
@@ -300,13 +334,18 @@ mod tests {
         }
     }
 
+    fn home(path: &Path) -> Arc<Home> {
+        Arc::new(Home::make(path.parent().unwrap()).unwrap())
+    }
+
     fn take(path: &Path, update: LedgerUpdate) -> FileLease {
         let file = LockFile {
             path: path.to_path_buf(),
+            home: home(path),
             filesystem: Filesystem::Local,
             keeps_ledger: true,
         };
-        match file.take(Try::First, update).unwrap() {
+        match file.take(Try::First, update, None).unwrap() {
             Tried::Taken(lease) => lease,
             Tried::Held { .. } => panic!("it is held"),
         }
@@ -371,6 +410,7 @@ mod tests {
         for is_waiting in [true, false] {
             let file = LockFile {
                 path: path.clone(),
+                home: home(&path),
                 filesystem: Filesystem::Local,
                 keeps_ledger: true,
             };

@@ -3,17 +3,22 @@
 //! Each file imports only from those above it:
 //!
 //! - `unix` or `windows`: the system calls.
+//! - `off_thread`: blocking calls, off the runtime's threads; `descriptors`: caps on the lock files open at once.
 //! - `guard`: one lock on one path.
+//! - `home`: the directory of the lock files, made and mended.
 //! - `slots`: the bytes of a lock file; `record`: reading and writing them.
 //! - `report`: what a lock file says, for people.
 //! - `inotify`, on Linux: notification that a file was closed; `release`: waiting for a holder to release the lock.
 //! - `lease`: a held lock with its ledger; `directory`: the lock over a directory of such files.
 
+mod descriptors;
 mod directory;
 mod guard;
+mod home;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod inotify;
 mod lease;
+mod off_thread;
 mod record;
 mod release;
 mod report;

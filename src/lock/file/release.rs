@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use super::inotify::FileWatch;
-use super::{guard, record, sys};
+use super::{descriptors, guard, record, sys};
 
 /// The pause between two probes where the kernel reports a release. It may miss one: if a forked child has a copy of the
 /// descriptor, say.
@@ -26,6 +26,10 @@ const AFTER_A_CLOSE: Duration = Duration::from_millis(1);
 ///
 /// Its system calls are short and never wait, so it makes them on this thread.
 pub(super) async fn released(path: &Path, pause: Duration) {
+    // A program with many waits keeps its descriptors for its leases, and tries.
+    let Some(_slot) = descriptors::for_wait() else {
+        return sleep(pause).await;
+    };
     // Before the first probe, so that no event in between is missed.
     let mut watch = FileWatch::new(path);
     let opened = record::open_to_read(path).and_then(|file| {
@@ -53,8 +57,13 @@ pub(super) async fn released(path: &Path, pause: Duration) {
             continue;
         }
         heard = heard_within(pause_unheard, &mut watch).await;
-        if heard && sys::path_identity(path).ok() != Some(identity) {
-            return;
+        if heard {
+            match sys::path_identity(path) {
+                Ok(current) if current == identity => {}
+                Err(error) if !guard::is_gone(&error) => return sleep(pause).await,
+                // Deleted or replaced.
+                _ => return,
+            }
         }
     }
 }

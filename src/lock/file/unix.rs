@@ -84,11 +84,76 @@ pub(super) fn unsafety(metadata: &Metadata) -> Option<Unsafety> {
 }
 
 /// Removes the read permission of others: a file that they can open, they can lock.
-pub(super) fn keep_private(file: &File, metadata: &Metadata) -> io::Result<()> {
+/// Returns what is wrong if that cannot be done.
+pub(super) fn keep_private(file: &File, metadata: &Metadata) -> io::Result<Option<Unsafety>> {
     if metadata.mode() & 0o077 == 0 {
-        return Ok(());
+        return Ok(None);
     }
-    file.set_permissions(Permissions::from_mode(0o600))
+    set_mode(file, metadata, 0o600)
+}
+
+/// Takes permissions away, and returns why that was not possible.
+fn set_mode(file: &File, metadata: &Metadata, wanted: u32) -> io::Result<Option<Unsafety>> {
+    let mode = metadata.mode() & 0o7777;
+    match file.set_permissions(Permissions::from_mode(wanted)) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Ok(Some(Unsafety::ChmodDenied { mode }));
+        }
+        changed => changed?,
+    }
+    let mode = file.metadata()?.mode() & 0o7777;
+    Ok((mode & !wanted != 0).then_some(Unsafety::ChmodIgnored { mode }))
+}
+
+/// Makes a file private that only the group can write to: something gave this user's files to a group (an `fsGroup`, say).
+/// Returns what is wrong if that is unsafe.
+pub(super) fn tighten_file(path: &Path) -> io::Result<Option<Unsafety>> {
+    let file = open_existing(path)?;
+    let metadata = file.metadata()?;
+    match unsafety(&metadata) {
+        // A file with another name may be somebody's who knows it by that name.
+        Some(Unsafety::Writable { mode }) if mode & 0o002 == 0 && metadata.nlink() == 1 => {
+            set_mode(&file, &metadata, 0o600)
+        }
+        problem => Ok(problem),
+    }
+}
+
+/// Takes the group's right to write from a directory that is this user's, in which `known` and all else is this user's, too.
+/// Returns what is wrong if that is unsafe.
+pub(super) fn tighten_directory(path: &Path, known: &str) -> io::Result<Option<Unsafety>> {
+    let directory = OpenOptions::new()
+        .read(true)
+        .custom_flags((SAFE_OPEN | OFlags::DIRECTORY).bits() as i32)
+        .open(path)?;
+    let metadata = directory.metadata()?;
+    let (problem, user) = (directory_unsafety(&metadata), metadata.uid());
+    let Some(Unsafety::Writable { mode }) = problem else {
+        return Ok(problem);
+    };
+    // What everybody may write to, like /tmp, was meant so.
+    let is_of_group = mode & 0o1002 == 0;
+    let is_ours = user == rustix::process::geteuid().as_raw();
+    if !is_of_group || !is_ours {
+        return Ok(problem);
+    }
+    let mut is_known = false;
+    for entry in path.read_dir()? {
+        let entry = entry?;
+        let metadata = match entry.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata?,
+        };
+        let owner = metadata.uid();
+        if owner != user {
+            return Ok(Some(Unsafety::Foreign { mode, owner }));
+        }
+        is_known |= entry.file_name() == known && metadata.is_file();
+    }
+    if !is_known {
+        return Ok(problem);
+    }
+    set_mode(&directory, &metadata, mode & !0o022)
 }
 
 /// Checks that nobody but this user (or root) can replace files in the directory.
@@ -105,8 +170,11 @@ fn writable_by_others(metadata: &Metadata) -> Option<Unsafety> {
     (mode & 0o022 != 0).then_some(Unsafety::Writable { mode })
 }
 
-pub(super) fn make_directory(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
+pub(super) fn make_directory(path: &Path, with_parents: bool) -> io::Result<()> {
+    DirBuilder::new()
+        .recursive(with_parents)
+        .mode(0o700)
+        .create(path)
 }
 
 /// The identity of an open file, whose metadata these are.
@@ -136,12 +204,62 @@ pub(super) fn open_error(path: &Path, source: io::Error) -> SpawnLockError {
     }
 }
 
-/// Whether the file system has no locks, as against a lock that is held or broken.
-pub(super) fn is_unsupported(error: &io::Error) -> bool {
-    matches!(
-        Errno::from_io_error(error),
-        Some(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK)
-    )
+/// Whether the file system has no locks, as against a lock that is held, or locks that are short.
+pub(super) fn is_unsupported(error: &io::Error, file: &File) -> bool {
+    match Errno::from_io_error(error) {
+        Some(Errno::NOSYS | Errno::OPNOTSUPP) => true,
+        Some(Errno::NOLCK) => means_no_locks(is_local(file)),
+        _ => false,
+    }
+}
+
+/// What `ENOLCK` means. A local file system locks within the kernel, which has locks, so it is short of memory for one more. A
+/// file system of another machine asks that one, or its lock daemon, which is not there.
+fn means_no_locks(is_local: Option<bool>) -> bool {
+    // If it is unknown where the file system is, waiting may be in vain.
+    is_local != Some(true)
+}
+
+/// Whether the file's file system is this machine's alone; `None` if that cannot be told.
+fn is_local(file: &File) -> Option<bool> {
+    if cfg!(not(any(target_os = "linux", target_os = "android"))) {
+        return None;
+    }
+    Some(unsafe_filesystem(file).ok()?.is_none())
+}
+
+/// What matters about the file system of a directory that is refused.
+pub(super) struct FilesystemKind {
+    /// Its name, if other machines may share it.
+    pub(super) shared: Option<&'static str>,
+    pub(super) read_only: bool,
+    /// Whether chmod has an effect, as far as is known.
+    pub(super) has_modes: bool,
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(super) fn filesystem_of(directory: &Path) -> io::Result<FilesystemKind> {
+    let magic = rustix::fs::statfs(directory)?.f_type as u32;
+    let flags = rustix::fs::statvfs(directory)?.f_flag;
+    Ok(FilesystemKind {
+        shared: unsafe_filesystem_name(magic),
+        read_only: flags.contains(rustix::fs::StatVfsMountFlags::RDONLY),
+        has_modes: has_modes(magic),
+    })
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(super) fn filesystem_of(_directory: &Path) -> io::Result<FilesystemKind> {
+    Ok(FilesystemKind {
+        shared: None,
+        read_only: false,
+        has_modes: true,
+    })
+}
+
+/// The error of a write to a read-only file system.
+pub(super) fn read_only() -> io::Error {
+    Errno::ROFS.into()
 }
 
 /// The name of the file system if other machines may share it.
@@ -155,6 +273,16 @@ pub(super) fn unsafe_filesystem(file: &File) -> io::Result<Option<&'static str>>
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(super) fn unsafe_filesystem(_file: &File) -> io::Result<Option<&'static str>> {
     Ok(None)
+}
+
+/// Whether the file system keeps modes. Of those that do not, the mount sets one mode for all files.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn has_modes(magic: u32) -> bool {
+    const MSDOS: u32 = 0x4d44;
+    const EXFAT: u32 = 0x2011_bab0;
+    const NTFS: u32 = 0x5346_544e;
+    const NTFS3: u32 = 0x7366_746e;
+    !matches!(magic, MSDOS | EXFAT | NTFS | NTFS3)
 }
 
 /// Numbers from the Linux sources, `include/uapi/linux/magic.h` and the file systems' own headers.
@@ -183,6 +311,15 @@ fn unsafe_filesystem_name(magic: u32) -> Option<&'static str> {
     })
 }
 
+/// How many descriptors this process may have, as things are now.
+pub(super) fn descriptor_limit() -> usize {
+    use rustix::process::{Resource, getrlimit};
+
+    // No limit is as good as a large one.
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
 pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     file.read_at(buffer, offset)
 }
@@ -194,6 +331,23 @@ pub(super) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result
 #[cfg(all(test, any(target_os = "linux", target_os = "android")))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn locks_are_short_on_a_local_file_system_and_missing_on_others() {
+        let is_missing = |is_local| means_no_locks(is_local);
+        assert!(!is_missing(Some(true)));
+        assert!(is_missing(Some(false)));
+        assert!(is_missing(None));
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(is_local(&file), Some(true));
+        assert!(!is_unsupported(&Errno::NOLCK.into(), &file));
+        assert!(is_unsupported(&Errno::NOSYS.into(), &file));
+        let short = SpawnLockError::Lock {
+            path: "indexer.lock".into(),
+            source: Errno::NOLCK.into(),
+        };
+        assert!(short.retry_helps());
+    }
 
     #[test]
     fn file_systems_that_other_machines_may_share_are_told_from_local_ones() {

@@ -86,8 +86,18 @@ pub(super) fn unsafety(_metadata: &Metadata) -> Option<Unsafety> {
 }
 
 /// See [`unsafety`].
-pub(super) fn keep_private(_file: &File, _metadata: &Metadata) -> io::Result<()> {
-    Ok(())
+pub(super) fn keep_private(_file: &File, _metadata: &Metadata) -> io::Result<Option<Unsafety>> {
+    Ok(None)
+}
+
+/// See [`unsafety`].
+pub(super) fn tighten_file(_path: &Path) -> io::Result<Option<Unsafety>> {
+    Ok(None)
+}
+
+/// See [`unsafety`].
+pub(super) fn tighten_directory(_path: &Path, _known: &str) -> io::Result<Option<Unsafety>> {
+    Ok(None)
 }
 
 /// See [`unsafety`].
@@ -95,8 +105,8 @@ pub(super) fn directory_unsafety(_metadata: &Metadata) -> Option<Unsafety> {
     None
 }
 
-pub(super) fn make_directory(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).create(path)
+pub(super) fn make_directory(path: &Path, with_parents: bool) -> io::Result<()> {
+    DirBuilder::new().recursive(with_parents).create(path)
 }
 
 /// The identity of an open file, whose metadata these are.
@@ -149,7 +159,7 @@ fn has_too_long_name(path: &Path) -> bool {
 }
 
 /// Whether the file system has no locks, as against a lock that is held or broken.
-pub(super) fn is_unsupported(error: &io::Error) -> bool {
+pub(super) fn is_unsupported(error: &io::Error, _file: &File) -> bool {
     const ERROR_INVALID_FUNCTION: i32 = 1;
     const ERROR_NOT_SUPPORTED: i32 = 50;
     matches!(
@@ -158,9 +168,34 @@ pub(super) fn is_unsupported(error: &io::Error) -> bool {
     )
 }
 
+/// What matters about the file system of a directory that is refused, which none is here.
+pub(super) struct FilesystemKind {
+    pub(super) shared: Option<&'static str>,
+    pub(super) read_only: bool,
+    pub(super) has_modes: bool,
+}
+
+pub(super) fn filesystem_of(_directory: &Path) -> io::Result<FilesystemKind> {
+    Ok(FilesystemKind {
+        shared: None,
+        read_only: false,
+        has_modes: true,
+    })
+}
+
+/// The error of a write to a read-only file system.
+pub(super) fn read_only() -> io::Error {
+    io::ErrorKind::ReadOnlyFilesystem.into()
+}
+
 /// Not checked here: a share that has locks keeps them on its server.
 pub(super) fn unsafe_filesystem(_file: &File) -> io::Result<Option<&'static str>> {
     Ok(None)
+}
+
+/// There is no limit on handles to run into.
+pub(super) fn descriptor_limit() -> usize {
+    usize::MAX
 }
 
 pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
