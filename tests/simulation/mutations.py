@@ -57,13 +57,13 @@ MUTATIONS = [
     )]),
     ("unclaimed permit kept", [(
         "src/gate/detached.rs",
-        "let _ = lazy_timeout(UNCOLLECTED_FOR, caller.closed()).await;",
-        "let _ = lazy_timeout(UNCOLLECTED_FOR * 1000, caller.closed()).await;",
+        "lazy_timeout(UNCOLLECTED_FOR, collected_or_ended)",
+        "lazy_timeout(UNCOLLECTED_FOR * 1000, collected_or_ended)",
     )]),
     ("charge not written as the lock is taken", [(
         "src/ledger/session.rs",
-        "Verdict::Charged(_) | Verdict::Look => {}",
-        "Verdict::Look => {}\n            Verdict::Charged(_) => return None,",
+        "Verdict::Charged(_) | Verdict::Look => Some(",
+        "Verdict::Charged(_) => None,\n            Verdict::Look => Some(",
     )]),
     ("charge not written after a look", [(
         "src/flight/steps.rs",
@@ -104,8 +104,8 @@ MUTATIONS = [
     )]),
     ("a dropped waiter that goes on waiting", [(
         "src/gate/detached.rs",
-        "if caller.poll_closed(context).is_ready() {",
-        "if caller.poll_closed(context).is_ready() && flight.key().clone() != *flight.key() {",
+        "return Poll::Ready(Err(Outcome::LeaderGone));",
+        "{}",
     )]),
     ("a key forgotten in flight", [(
         "src/budget/decision.rs",
@@ -114,7 +114,7 @@ MUTATIONS = [
     )]),
     ("no second look with the lock", [(
         "src/ledger/session.rs",
-        "known.can_look && (newest_holder.is_none() || known.looked_at != newest_holder)",
+        "known.can_look && (newest_holder.is_none() || known.holder_at_look != newest_holder)",
         "known.can_look && newest_holder.is_none()",
     )]),
     ("retry_after half as long", [(
