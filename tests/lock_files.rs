@@ -7,7 +7,6 @@ use std::error::Error;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use hmac_sha256::Hash as Sha256;
 use spawn_gate::admin::{Ledger, LedgerReading, inspect_spawn_lock};
@@ -1093,15 +1092,11 @@ mod mounted {
     }
 
     #[test]
-    fn a_full_file_system_is_waited_out_and_charges_nothing() {
-        let test = "mounted::a_full_file_system_is_waited_out_and_charges_nothing";
+    fn a_full_file_system_is_told_at_once_and_charges_nothing() {
+        let test = "mounted::a_full_file_system_is_told_at_once_and_charges_nothing";
         on_tmpfs(test, "size=16k", |directory| {
-            let gate = |lock_timeout| -> SpawnGate<&str, u32> {
-                let locks = FileSpawnLock::new(directory).unwrap();
-                SpawnGate::builder(locks).lock_timeout(lock_timeout).build()
-            };
-            let soon = Duration::from_millis(100);
-            let (gate, patient) = (gate(soon), gate(600 * soon));
+            let locks = FileSpawnLock::new(directory).unwrap();
+            let gate: SpawnGate<&str, u32> = SpawnGate::builder(locks).build();
             let filler = fill(directory);
             let runtime = tokio::runtime::Runtime::new().unwrap();
             runtime.block_on(async {
@@ -1109,12 +1104,8 @@ mod mounted {
                 assert!(matches!(error, GateError::Lock(_)), "{error:?}");
                 assert!(error.retry_helps());
                 assert_eq!(gate.snapshot(KEY).await.budget.attempts_used, 0);
-                let room = async {
-                    tokio::time::sleep(soon).await;
-                    fs::remove_file(filler).unwrap();
-                };
-                let (acquired, ()) = tokio::join!(patient.acquire(KEY), room);
-                let Ok(Acquired::Led(permit)) = acquired else {
+                fs::remove_file(filler).unwrap();
+                let Ok(Acquired::Led(permit)) = gate.acquire(KEY).await else {
                     panic!("it does not lead");
                 };
                 assert_eq!(permit.attempt_number(), 1);

@@ -331,10 +331,16 @@ async fn an_end_that_is_reported_while_the_next_one_launches_is_taken_back_and_n
         let ended = || gate.backend_ended(KEY, BackendEnd::orderly(elder));
         ended().await.unwrap();
         ended().await.unwrap();
+        let younger = permit.fencing_token();
         permit.succeed(8).await.unwrap();
         assert_eq!(attempts_used(&gate, KEY).await, 1, "{in_file}");
         ended().await.unwrap();
         assert_eq!(attempts_used(&gate, KEY).await, 1, "{in_file}");
+        // The report of the next end does not take the place of the first.
+        gate.backend_ended(KEY, BackendEnd::orderly(younger))
+            .await
+            .unwrap();
+        assert_eq!(attempts_used(&gate, KEY).await, 0, "{in_file}");
     }
 }
 

@@ -223,7 +223,8 @@ impl LockWait {
         let is_over = self
             .deadline
             .is_some_and(|deadline| Instant::now() >= deadline);
-        if is_over || self.losses > MAX_LOSSES || !error.retry_helps() {
+        let is_final = !error.retry_helps() || error.is_full();
+        if is_over || is_final || self.losses > MAX_LOSSES {
             return Err(LockError::new(key_label(key), error).into());
         }
         self.error = Some(error);

@@ -226,6 +226,22 @@ impl SpawnLockError {
     }
 }
 
+impl SpawnLockError {
+    /// Whether the disk is full or a quota used up: a retry helps, but only after somebody has freed space, so the gate does not
+    /// wait for that.
+    pub(crate) fn is_full(&self) -> bool {
+        match self {
+            Self::Open { source, .. } | Self::Lock { source, .. } | Self::Ledger { source, .. } => {
+                matches!(
+                    source.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+                )
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Whether the error says that something is short, rather than that something is wrong.
 fn is_shortage(error: &io::Error) -> bool {
     use io::ErrorKind::{

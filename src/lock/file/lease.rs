@@ -283,7 +283,12 @@ impl SpawnLease for FileLease {
         self.off_thread_or_here(move || {
             guard.verify()?;
             if let Some(ledger) = &ledger {
-                Written::write(&written, number, &guard, ledger)?;
+                let mut ledger = ledger.clone();
+                // A report that came during the launch: the next one would take its place.
+                if let Some(end) = record::read_note(guard.file()) {
+                    ledger.note_backend_end(&end);
+                }
+                Written::write(&written, number, &guard, &ledger)?;
             }
             Written::end(&written);
             guard.unlock();

@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use super::slots::{FIRST_SLOT, NOTE, RECORD_LEN, Reading, SlotWrite, VERSION, encode_note};
+use super::slots::{
+    FIRST_SLOT, NOTE, NOTE_LEN, RECORD_LEN, Reading, SlotWrite, VERSION, decode_note, encode_note,
+};
 use super::sys;
 use crate::ledger::{BackendEnd, Ledger, LedgerReading};
 use crate::lock::error::SpawnLockError;
@@ -93,6 +95,13 @@ fn is_new(path: &Path, file: &File) -> Result<bool, SpawnLockError> {
     let metadata = file.metadata();
     let metadata = metadata.map_err(|source| ledger_error(path, source))?;
     Ok(metadata.len() == 0)
+}
+
+/// Reads the note beside the records, if there is a good one.
+pub(super) fn read_note(file: &File) -> Option<BackendEnd> {
+    let mut note = [0; NOTE_LEN];
+    let len = sys::read_at(file, &mut note, NOTE).ok()?;
+    decode_note(&note[..len])
 }
 
 /// Writes the note beside the records, which needs no lock. Does nothing unless it is about the newest launch, so that it does

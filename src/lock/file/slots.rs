@@ -36,7 +36,7 @@ const SLOTS_LEN: usize = 2 * SLOT_LEN;
 /// Start of the note.
 pub(super) const NOTE: u64 = FIRST_SLOT + SLOTS_LEN as u64;
 
-const NOTE_LEN: usize = 4096 - NOTE as usize;
+pub(super) const NOTE_LEN: usize = 4096 - NOTE as usize;
 
 /// The number of bytes that a reader reads, from [`FIRST_SLOT`] on.
 pub(super) const RECORD_LEN: usize = SLOTS_LEN + NOTE_LEN;
@@ -109,7 +109,8 @@ pub(super) fn encode_note(end: &BackendEnd) -> Vec<u8> {
     note
 }
 
-fn decode_note(note: &[u8]) -> Option<BackendEnd> {
+/// Reads the bytes of a note; `None` if it is none, or damaged.
+pub(super) fn decode_note(note: &[u8]) -> Option<BackendEnd> {
     let text = std::str::from_utf8(note).ok()?;
     let (line, rest) = text.split_once("\nchecksum ")?;
     let (sum, _) = rest.split_once('\n')?;
