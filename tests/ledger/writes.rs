@@ -3,19 +3,22 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use spawn_gate::admin::{LedgerReading, inspect_spawn_lock};
 use spawn_gate::error::{LaunchError, LockError};
-use spawn_gate::{GateError, How, SpawnBudgetConfig, SpawnLockError, acquire_spawn_lock};
+use spawn_gate::{
+    FileSpawnLock, GateError, How, SpawnBudgetConfig, SpawnLockError, acquire_spawn_lock,
+};
 
 use super::{Gate, KEY, WINDOW, builder, finder, gate, lock_path};
 use crate::support::hooked_lock::At;
-use crate::support::lead;
 use crate::support::lock_file::read_held;
 use crate::support::script::Script;
 use crate::support::scripted_lock::{Scripted, ScriptedLock};
 use crate::support::step_clock::StepClock;
+use crate::support::{lead, led};
 
 #[tokio::test]
 async fn a_request_that_is_dropped_while_its_charge_is_written_leaves_no_charge_and_no_lock() {
@@ -144,4 +147,63 @@ async fn a_reset_is_not_undone_by_the_flight_that_it_waited_for() {
     resetting.await.unwrap().unwrap();
     // At once: a refusal by the ledger is believed for a second.
     assert_eq!(lead(&gate, KEY).await.attempt_number(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shortage_after_the_charge_and_before_the_launch_leaves_no_charge() {
+    for fails in [1, usize::MAX] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = lock_path(directory.path());
+        let lock = FileSpawnLock::new(directory.path()).unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let other = gate(directory.path(), &StepClock::new());
+        let between = move |call| {
+            let other = other.clone();
+            async move {
+                // Another process has the lock before it is tried again.
+                if call == 2 {
+                    let permit = lead(&other, KEY).await;
+                    assert_eq!(permit.attempt_number(), 1);
+                    permit.refund().await;
+                }
+                Ok(())
+            }
+        };
+        let lock = ScriptedLock::new(lock).on_try(between).on_verify({
+            let (path, seen) = (path.clone(), Arc::clone(&seen));
+            move |call| {
+                let no_memory = SpawnLockError::Identity {
+                    path: path.clone(),
+                    source: io::ErrorKind::OutOfMemory.into(),
+                };
+                let charged = || match inspect_spawn_lock(&path).unwrap().ledger {
+                    LedgerReading::Found(ledger) => ledger.attempts_charged(),
+                    other => panic!("{other:?}"),
+                };
+                seen.lock().unwrap().push(charged());
+                async move {
+                    if call <= fails {
+                        Err(no_memory)
+                    } else {
+                        Ok(())
+                    }
+                }
+            }
+        });
+        let gate = builder(lock, &StepClock::new())
+            .lock_timeout(Duration::from_secs(1))
+            .build();
+        let acquired = gate.acquire(KEY).await;
+        // Charged once, whatever number of tries.
+        assert!(seen.lock().unwrap().iter().all(|&charged| charged <= 1));
+        match acquired {
+            Ok(acquired) => {
+                let permit = led(Ok(acquired));
+                assert_eq!((fails, permit.attempt_number()), (1, 1));
+                permit.refund().await;
+            }
+            Err(error) => assert!(fails > 1 && error.retry_helps(), "{error:?}"),
+        }
+        assert_eq!(gate.snapshot(KEY).await.budget.attempts_used, 0, "{fails}");
+    }
 }
