@@ -95,12 +95,12 @@ MUTATIONS = [
     )]),
     ("lock released after the followers were woken", [(
         "src/flight/leader.rs",
-        "drop(self.held.take());\n        self.has_ended = true;\n"
-        "        if self.flight.end(&self.shared.policy, shared, update) {",
-        "self.has_ended = true;\n"
-        "        let was_in_progress = self.flight.end(&self.shared.policy, shared, update);\n"
-        "        drop(self.held.take());\n"
-        "        if was_in_progress {",
+        "drop(self.held.take());\n        self.has_ended = true;\n",
+        "let held = self.held.take();\n        self.has_ended = true;\n",
+    ), (
+        "src/flight/leader.rs",
+        "        Outcome::Failed(self.ended_by_operator())\n    }\n\n",
+        "        drop(held);\n        Outcome::Failed(self.ended_by_operator())\n    }\n\n",
     )]),
     ("a dropped waiter that goes on waiting", [(
         "src/gate/detached.rs",
@@ -114,8 +114,8 @@ MUTATIONS = [
     )]),
     ("no second look with the lock", [(
         "src/ledger/session.rs",
-        "known.can_look && (newest_holder.is_none() || known.holder_at_look != newest_holder)",
-        "known.can_look && newest_holder.is_none()",
+        "(newest_holder.is_none() || known.holder_at_look != newest_holder)",
+        "newest_holder.is_none()",
     )]),
     ("retry_after half as long", [(
         "src/budget/charges.rs",
