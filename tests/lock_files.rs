@@ -11,9 +11,7 @@ use std::path::{Path, PathBuf};
 use hmac_sha256::Hash as Sha256;
 use spawn_gate::admin::{Ledger, LedgerReading, inspect_spawn_lock};
 use spawn_gate::lock::FileKind;
-use spawn_gate::{
-    Acquired, FileSpawnLock, GateError, SpawnGate, SpawnLockError, acquire_spawn_lock,
-};
+use spawn_gate::{FileSpawnLock, SpawnLockError, acquire_spawn_lock};
 use tempfile::TempDir;
 
 use crate::support::lock_file::{locks, read_held, read_lock_holder, take, write_private};
@@ -40,13 +38,6 @@ fn directory_refusal(directory: impl Into<PathBuf>) -> SpawnLockError {
 #[track_caller]
 fn reads_well(error: SpawnLockError) -> SpawnLockError {
     assert!(!error.retry_helps(), "{error}");
-    message_reads_well(error)
-}
-
-/// Checks the message, and that a retry is said to help: something is short, which passes.
-#[track_caller]
-fn passes(error: SpawnLockError) -> SpawnLockError {
-    assert!(error.retry_helps(), "{error}");
     message_reads_well(error)
 }
 
@@ -459,6 +450,7 @@ async fn the_file_says_in_words_what_it_is() {
 mod unix {
     //! What only Unix has: kinds of files, owners and modes, and a user who is not root.
 
+    use spawn_gate::{Acquired, SpawnGate};
     use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
     use std::os::unix::net::UnixListener;
     use std::os::unix::process::CommandExt;
@@ -965,6 +957,7 @@ mod mounted {
     //! File systems that are read-only or full. Each test runs again in a child process with a mount of its own, which
     //! ends with the child.
 
+    use spawn_gate::{Acquired, GateError, SpawnGate};
     use std::process::Command;
 
     use super::*;
@@ -1142,5 +1135,12 @@ mod mounted {
             let error = passes(acquire_spawn_lock(&path).unwrap_err());
             is_open_error(&error, &path, io::ErrorKind::StorageFull);
         });
+    }
+
+    /// Checks the message, and that a retry is said to help: something is short, which passes.
+    #[track_caller]
+    fn passes(error: SpawnLockError) -> SpawnLockError {
+        assert!(error.retry_helps(), "{error}");
+        message_reads_well(error)
     }
 }

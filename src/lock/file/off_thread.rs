@@ -1,5 +1,13 @@
 //! Blocking calls, off the runtime's threads. Where no thread can be started, the call fails with an error; nothing panics.
 
+#![cfg_attr(
+    windows,
+    allow(
+        clippy::missing_const_for_thread_local,
+        reason = "it is const; on Windows the lint does not see that through the macro"
+    )
+)]
+
 use std::cell::Cell;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
