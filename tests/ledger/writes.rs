@@ -12,6 +12,8 @@ use spawn_gate::{
     FileSpawnLock, GateError, How, SpawnBudgetConfig, SpawnLockError, acquire_spawn_lock,
 };
 
+use tokio::time::Instant;
+
 use super::{Gate, KEY, WINDOW, builder, finder, gate, lock_path};
 use crate::support::hooked_lock::At;
 use crate::support::lock_file::read_held;
@@ -112,13 +114,16 @@ async fn a_running_backend_is_found_although_the_disk_is_full() {
     assert_eq!((found.value, found.how), (9, How::Discovered));
 }
 
-#[tokio::test]
-async fn nothing_is_launched_that_a_full_disk_has_no_room_to_charge_and_its_path_is_named() {
+#[tokio::test(start_paused = true)]
+async fn nothing_is_launched_that_a_full_disk_has_no_room_to_charge_and_its_path_is_named_at_once()
+{
     let directory = tempfile::tempdir().unwrap();
     let path = lock_path(directory.path());
     let gate = gate_on_full_disk(directory.path());
     let launcher = Script::launching(|_| async { Ok(7) });
+    let began = Instant::now();
     let error = gate.launch(KEY, launcher.clone()).await.unwrap_err();
+    assert_eq!(began.elapsed(), Duration::ZERO, "it waited for room");
     let GateError::Lock(LockError { source, .. }) = error else {
         panic!("{error:?}");
     };
