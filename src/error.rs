@@ -65,6 +65,7 @@ impl GateError {
     /// which charges nothing, so pause before a retry.
     pub fn retry_helps(&self) -> bool {
         match self {
+            Self::Launch(LaunchError::NotStarted { retry_helps, .. }) => *retry_helps,
             Self::BudgetExhausted(_) | Self::Launch(_) | Self::Timeout(_) => true,
             Self::Lock(error) => error.source.retry_helps(),
             Self::Closed | Self::ShutDown => false,
@@ -285,6 +286,17 @@ pub enum LaunchError {
         /// The launcher's error.
         source: SharedError,
     },
+    /// The launcher failed before it had started anything, and said so with [`NotStarted`]. Nothing is charged.
+    /// [`GateError::retry_helps`] says whether a retry helps.
+    #[error("the launch of {key} did not start")]
+    NotStarted {
+        /// The key as text.
+        key: Arc<str>,
+        /// Whether a retry helps without a fix.
+        retry_helps: bool,
+        /// The launcher's error.
+        source: SharedError,
+    },
     /// A launch outside of this gate (usually by another process) that this gate waited for failed. Nothing was launched here
     /// and nothing charged.
     #[error("another launch of {key} failed: {message}")]
@@ -339,6 +351,7 @@ impl LaunchError {
         match self {
             Self::Discover { key, .. }
             | Self::Failed { key, .. }
+            | Self::NotStarted { key, .. }
             | Self::FailedElsewhere { key, .. }
             | Self::Panicked { key, .. }
             | Self::Abandoned { key }
@@ -361,6 +374,51 @@ impl LaunchError {
             key,
             message: "the task that led the launch panicked".into(),
             left: None,
+        }
+    }
+}
+
+/// A launcher's error that says: nothing was started. The gate takes the charge of the attempt back, and the flight ends with
+/// [`LaunchError::NotStarted`].
+///
+/// Return it for what is not the backend's fault: a shortage of processes, descriptors, memory or space, or a program that was
+/// replaced on disk. Nothing limits how often such a launch is tried, so return it only for what fails at once.
+///
+/// # Examples
+///
+/// ```
+/// use spawn_gate::error::{GateError, LaunchError, NotStarted};
+/// use spawn_gate::{InMemorySpawnLock, SpawnGate, launcher_fn};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let gate: SpawnGate<String, u16> = SpawnGate::builder(InMemorySpawnLock::new()).build();
+/// let indexer = launcher_fn(
+///     |_key| async { Ok(None) },
+///     |_launch| async { Err(NotStarted::new("no more processes", true).into()) },
+/// );
+/// let error = gate.launch("indexer", indexer).await.unwrap_err();
+/// assert!(matches!(error, GateError::Launch(LaunchError::NotStarted { .. })));
+/// assert!(error.retry_helps());
+/// assert_eq!(gate.snapshot("indexer").await.budget.attempts_used, 0);
+/// # }
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+#[non_exhaustive]
+pub struct NotStarted {
+    /// Why nothing was started.
+    pub source: BoxError,
+    /// Whether the same launch can succeed later without a fix.
+    pub retry_helps: bool,
+}
+
+impl NotStarted {
+    /// Creates the error from its cause, or a message.
+    pub fn new(source: impl Into<BoxError>, retry_helps: bool) -> Self {
+        Self {
+            source: source.into(),
+            retry_helps,
         }
     }
 }

@@ -6,12 +6,12 @@ use std::error::Error;
 use std::time::Duration;
 
 use spawn_gate::budget::ExhaustionReason;
-use spawn_gate::error::LaunchError;
+use spawn_gate::error::{LaunchError, NotStarted};
 use spawn_gate::lock::LockName;
 use spawn_gate::lock::SpawnLockError;
 use spawn_gate::{
-    BackendKey, BoxError, BrokerInstanceKey, GateError, GateKey, How, InMemorySpawnLock, Launch,
-    SpawnBudgetConfig, SpawnGate, launcher_fn,
+    BackendKey, BoxError, BrokerInstanceKey, FileSpawnLock, GateError, GateKey, How,
+    InMemorySpawnLock, Launch, SpawnBudgetConfig, SpawnGate, launcher_fn,
 };
 use tokio::time::{advance, sleep};
 
@@ -251,4 +251,51 @@ async fn snapshots_and_reports_can_be_serialized_and_keys_read_back() {
     assert_eq!(report["is_held"], true);
     let holder = &report["ledger"]["Found"]["holder"];
     assert_eq!(holder["pid"], std::process::id());
+}
+
+/// A gate whose budget is one attempt, over this kind of lock.
+fn gate_with_one_attempt<L: spawn_gate::lock::SpawnLock<String>>(lock: L) -> Gate {
+    Gate::builder(lock)
+        .budget(SpawnBudgetConfig::new(1, seconds(30)))
+        .build()
+}
+
+#[tokio::test]
+async fn a_launch_that_started_nothing_is_shared_and_not_charged() {
+    let directory = tempfile::tempdir().unwrap();
+    let in_ledger = gate_with_one_attempt(FileSpawnLock::new(directory.path()).unwrap());
+    for gate in [gate_with_one_attempt(InMemorySpawnLock::new()), in_ledger] {
+        for retry_helps in [true, false] {
+            let short = launcher_fn(
+                |_| async { Ok(None) },
+                move |_| async move {
+                    tokio::task::yield_now().await;
+                    Err::<u32, BoxError>(NotStarted::new("no more processes", retry_helps).into())
+                },
+            );
+            let (led, followed) =
+                tokio::join!(gate.launch("indexer", short), gate.launch("indexer", short));
+            for error in [led.unwrap_err(), followed.unwrap_err()] {
+                assert!(matches!(
+                    error,
+                    GateError::Launch(LaunchError::NotStarted { .. })
+                ));
+                assert_eq!(error.retry_helps(), retry_helps);
+                assert_eq!(error.retry_after(), None);
+                assert_eq!(
+                    format!("{error:#}"),
+                    "the launch of indexer did not start: no more processes"
+                );
+            }
+        }
+        let permit = lead(&gate, "indexer".to_owned()).await;
+        let error = permit.fail(NotStarted::new("no space", true)).await;
+        assert!(matches!(
+            error,
+            GateError::Launch(LaunchError::NotStarted { .. })
+        ));
+        assert_eq!(gate.snapshot("indexer").await.budget.attempts_used, 0);
+        // The lock is free, and the only attempt, too.
+        lead(&gate, "indexer".to_owned()).await.refund().await;
+    }
 }

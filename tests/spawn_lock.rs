@@ -792,3 +792,31 @@ async fn the_lock_is_free_before_a_follower_is_woken_however_a_permit_ends() {
         assert_eq!(*alarm.was_free.lock().unwrap(), [true], "ending {ending}");
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn a_lock_that_was_handed_to_a_child_is_held_until_the_child_is_gone() {
+    use std::process::{Command, Stdio};
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("indexer.lock");
+    let descriptor = acquire_spawn_lock(&path).unwrap().hand_over().unwrap();
+    // `cat` holds it as its standard output, and ends with its standard input.
+    let mut child = Command::new("cat")
+        .stdin(Stdio::piped())
+        .stdout(descriptor)
+        .spawn()
+        .unwrap();
+    assert!(matches!(
+        acquire_spawn_lock(&path),
+        Err(SpawnLockError::AlreadyLocked { .. })
+    ));
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    drop(acquire_spawn_lock(&path).unwrap());
+
+    let kept = acquire_spawn_lock(&path).unwrap().hand_over().unwrap();
+    assert!(acquire_spawn_lock(&path).is_err());
+    drop(kept);
+    drop(acquire_spawn_lock(&path).unwrap());
+}

@@ -100,7 +100,8 @@ pub trait BackendLauncher<K: GateKey, T>: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// An error ends the flight with [`LaunchError::Failed`](crate::error::LaunchError::Failed); all callers share it.
+    /// An error ends the flight with [`LaunchError::Failed`](crate::error::LaunchError::Failed); all callers share it. If nothing
+    /// was started and the backend is not to blame, return [`NotStarted`](crate::error::NotStarted): it is not charged.
     ///
     /// # Cancel safety
     ///

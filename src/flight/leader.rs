@@ -11,7 +11,9 @@ use super::held_lock::HeldLock;
 use super::outcome::{Outcome, Step};
 use super::shared::{Shared, UnlockedLedger};
 use crate::budget::{Attempt, BudgetUpdate, ExhaustionReason, Refusal, Settlement};
-use crate::error::{AttemptsLeft, BoxError, GateError, LaunchError, SharedError, Stage};
+use crate::error::{
+    AttemptsLeft, BoxError, GateError, LaunchError, NotStarted, SharedError, Stage,
+};
 use crate::key::GateKey;
 use crate::ledger::{Known, LedgerSession, picture};
 use crate::lock::SpawnLockError;
@@ -107,8 +109,20 @@ impl<K: GateKey, T> Leader<K, T> {
         }
     }
 
-    /// The error for a failed launch.
-    pub(crate) fn launch_failed(&self, error: impl Into<BoxError>) -> GateError {
+    /// The error for a failed launch. If the launcher says that nothing was started, the launch is called off.
+    pub(crate) fn launch_failed(&mut self, error: impl Into<BoxError>) -> GateError {
+        let error = match error.into().downcast::<NotStarted>() {
+            Ok(not_started) => {
+                self.call_off_launch();
+                return LaunchError::NotStarted {
+                    key: self.flight.label(),
+                    retry_helps: not_started.retry_helps,
+                    source: SharedError::new(not_started.source),
+                }
+                .into();
+            }
+            Err(error) => error,
+        };
         LaunchError::Failed {
             key: self.flight.label(),
             attempt: self.attempt.map_or(0, |attempt| attempt.number),

@@ -124,12 +124,13 @@ impl<K: GateKey, T: Clone> LaunchPermit<K, T> {
     }
 
     /// Settles as a failure: gives the error to all followers and releases the lock; the attempt stays charged. Returns the
-    /// error that the followers get. Processes that wait for the lock get its message and those of its sources.
+    /// error that the followers get. Processes that wait for the lock get its message and those of its sources. With
+    /// [`NotStarted`](crate::error::NotStarted), the attempt is refunded and those processes go on to launch.
     ///
     /// # Cancel safety
     ///
     /// If the future is dropped before the outcome is published, the flight ends like that of a dropped permit.
-    pub async fn fail(self, error: impl Into<BoxError>) -> GateError {
+    pub async fn fail(mut self, error: impl Into<BoxError>) -> GateError {
         let error = self.0.launch_failed(error);
         match self.0.end(Outcome::Failed(error.clone())).await {
             Outcome::Failed(told) => told,

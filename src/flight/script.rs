@@ -116,7 +116,7 @@ where
     let permit = LaunchPermit::new(leader);
     let launching = call(limit, async || launcher.launch(&permit).await);
     let launched = or_interrupted(&flight, or_lost(&permit, launching)).await;
-    let leader = permit.into_leader();
+    let mut leader = permit.into_leader();
     let outcome = match launched {
         Ok(Ok(Ok(value))) => Outcome::Launched(value),
         Ok(Ok(Err(error))) => Outcome::Failed(leader.launch_failed(error)),

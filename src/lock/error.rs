@@ -243,7 +243,7 @@ impl SpawnLockError {
 }
 
 /// Whether the error says that something is short, rather than that something is wrong.
-fn is_shortage(error: &io::Error) -> bool {
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
     use io::ErrorKind::{
         Interrupted, OutOfMemory, QuotaExceeded, ResourceBusy, StorageFull, WouldBlock,
     };

@@ -3,9 +3,11 @@
 mod catch_panic;
 mod error_chain;
 mod lazy_timeout;
+mod off_thread;
 mod shard;
 
 pub(crate) use self::catch_panic::{CatchPanic, caught};
 pub(crate) use self::error_chain::{chain, with_sources};
 pub(crate) use self::lazy_timeout::lazy_timeout;
+pub(crate) use self::off_thread::{NotMade, off_thread};
 pub(crate) use self::shard::shard_index;

@@ -96,6 +96,7 @@ pub(super) fn acquire_with(
         path: path.to_path_buf(),
         absolute,
         pid: std::process::id(),
+        is_handed_over: false,
         slot: None,
     };
     guard.verify()?;
@@ -118,6 +119,8 @@ pub struct SpawnLockGuard {
     identity: SpawnLockFileIdentity,
     /// The process that took the lock.
     pid: u32,
+    /// Whether the lock now belongs to whoever has a copy of the descriptor.
+    is_handed_over: bool,
     /// Counts the descriptors, if they count. Dropped after the files are closed.
     slot: Option<Slot>,
 }
@@ -158,6 +161,21 @@ impl SpawnLockGuard {
         Err(self.replaced_by(current_identity))
     }
 
+    /// Hands the lock over: the returned descriptor keeps it held, as does each copy of it, until the last one is closed. Give it
+    /// to a child process and the lock is held as long as that lives. The descriptor is closed on exec.
+    ///
+    /// # Errors
+    ///
+    /// If there is no descriptor for the copy. The lock is released.
+    #[cfg(unix)]
+    pub fn hand_over(mut self) -> io::Result<std::os::fd::OwnedFd> {
+        use std::os::fd::AsFd;
+
+        let copy = self.file.as_fd().try_clone_to_owned()?;
+        self.is_handed_over = true;
+        Ok(copy)
+    }
+
     fn replaced_by(&self, current_identity: Option<SpawnLockFileIdentity>) -> SpawnLockError {
         SpawnLockError::DeletedOrRecreated {
             path: self.path.clone(),
@@ -177,9 +195,10 @@ impl SpawnLockGuard {
         self.writer.as_ref().unwrap_or(&self.file)
     }
 
-    /// Releases the lock before the handles are closed. Does nothing in a forked child, which shares the lock with its parent.
+    /// Releases the lock before the handles are closed. Does nothing in a forked child, which shares the lock with its parent, or
+    /// once the lock was handed over.
     pub(super) fn unlock(&self) {
-        if self.is_of_this_process() {
+        if self.is_of_this_process() && !self.is_handed_over {
             sys::unlock(&self.file);
         }
     }

@@ -1,32 +1,9 @@
-//! Blocking calls, off the runtime's threads. Where no thread can be started, the call fails with an error; nothing panics.
+//! Blocking calls about a lock file, off the runtime's threads.
 
-#![cfg_attr(
-    windows,
-    allow(
-        clippy::missing_const_for_thread_local,
-        reason = "it is const; on Windows the lint does not see that through the macro"
-    )
-)]
-
-use std::cell::Cell;
-use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
-
-use tokio::runtime::Handle;
-use tokio::sync::oneshot;
 
 use crate::lock::error::SpawnLockError;
-
-/// How long a runtime surely keeps the thread that made a call. Its threads stay idle for ten seconds by default.
-const KEPT_FOR: Duration = Duration::from_secs(1);
-
-thread_local! {
-    /// When this thread last saw a call return.
-    static LAST_RETURN: Cell<Option<Instant>> = const { Cell::new(None) };
-}
+use crate::util::{NotMade, off_thread as call_off_thread};
 
 /// Runs a blocking call about the lock at `path` off the runtime's threads.
 ///
@@ -37,84 +14,12 @@ pub(super) async fn off_thread<V: Send + 'static>(
     call: impl FnOnce(&Path) -> Result<V, SpawnLockError> + Send + 'static,
 ) -> Result<V, SpawnLockError> {
     let named = path.clone();
-    let no_thread = |source| SpawnLockError::NoThread {
-        path: named.clone(),
-        source,
-    };
-    let shut_down = || SpawnLockError::RuntimeShutDown {
-        path: named.clone(),
-    };
-    let call = move || call(&path);
-    let runtime = Handle::current();
-    if cfg!(panic = "abort") {
-        // A runtime without a thread to spare panics, which cannot be caught here.
-        let answer = on_own_thread(call).map_err(no_thread)?;
-        return answer.await.unwrap_or_else(|_| Err(shut_down()));
-    }
-    if !has_thread() {
-        try_thread().map_err(no_thread)?;
-    }
-    // Threads may have run short since: `spawn_blocking` then panics, for nothing else.
-    let spawned = catch_unwind(AssertUnwindSafe(|| runtime.spawn_blocking(call)));
-    let spawned = spawned.map_err(|_| no_thread(out_of_threads()))?;
-    let returned = spawned.await;
-    LAST_RETURN.set(Some(Instant::now()));
-    match returned {
+    match call_off_thread(move || call(&path)).await {
         Ok(returned) => returned,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => resume_unwind(panic),
-            Err(_) => Err(shut_down()),
-        },
-    }
-}
-
-/// Whether the runtime of this thread surely has a thread for the call.
-fn has_thread() -> bool {
-    LAST_RETURN
-        .get()
-        .is_some_and(|last| last.elapsed() < KEPT_FOR)
-}
-
-/// Checks that a thread can be started. A runtime would panic, or keep the call until it has a thread.
-fn try_thread() -> io::Result<()> {
-    let tried = thread::Builder::new().spawn(|| {})?;
-    // Joined, so that it does not take the place of the runtime's thread.
-    let _ = tried.join();
-    Ok(())
-}
-
-/// Makes the call on a thread of its own.
-fn on_own_thread<V: Send + 'static>(
-    call: impl FnOnce() -> V + Send + 'static,
-) -> io::Result<oneshot::Receiver<V>> {
-    let (answer, answered) = oneshot::channel();
-    thread::Builder::new()
-        .name("spawn-gate-lock".to_owned())
-        .spawn(move || {
-            // Nobody may wait for it any more; what it took is then dropped, which releases it.
-            drop(answer.send(call()));
-        })?;
-    Ok(answered)
-}
-
-#[cfg(unix)]
-fn out_of_threads() -> io::Error {
-    rustix::io::Errno::AGAIN.into()
-}
-
-#[cfg(windows)]
-fn out_of_threads() -> io::Error {
-    io::ErrorKind::WouldBlock.into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_call_on_a_thread_of_its_own_returns_its_answer() {
-        let here = thread::current().id();
-        let answer = on_own_thread(move || thread::current().id() != here).unwrap();
-        assert!(answer.await.unwrap());
+        Err(NotMade::NoThread(source)) => Err(SpawnLockError::NoThread {
+            path: named,
+            source,
+        }),
+        Err(NotMade::RuntimeShutDown) => Err(SpawnLockError::RuntimeShutDown { path: named }),
     }
 }
