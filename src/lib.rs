@@ -32,6 +32,7 @@
 //! | keys | [`GateKey`]: strings, integers, [`BackendKey`], or a type of your own; [`lock::LockName`] names a key's lock file |
 //! | locks | [`FileSpawnLock`], [`InMemorySpawnLock`]; the module [`lock`] for a lock of your own and for one lock file |
 //! | budgets | the module [`budget`]: limits, windows, reasons of a refusal, and the coordinator for code without async |
+//! | processes | the module `process` (feature `process`): start a command, wait until it is ready, find it, stop it |
 //! | operators | the module [`admin`]: snapshots, reset, abort, reports of a backend's end, what a lock file says |
 //!
 //! # Words
@@ -56,6 +57,8 @@ mod gate;
 mod key;
 mod ledger;
 pub mod lock;
+#[cfg(all(feature = "process", unix))]
+pub mod process;
 mod util;
 
 pub mod admin;

@@ -236,6 +236,16 @@ pub struct Launch<K> {
     pub fencing_token: u64,
 }
 
+impl<K: GateKey> Launch<K> {
+    pub(crate) fn of<T>(permit: &LaunchPermit<K, T>) -> Self {
+        Self {
+            key: permit.key().clone(),
+            attempt_number: permit.attempt_number(),
+            fencing_token: permit.fencing_token(),
+        }
+    }
+}
+
 #[async_trait]
 impl<K, T, L, LookFuture, F, LaunchFuture> BackendLauncher<K, T> for LauncherFn<L, F>
 where
@@ -251,11 +261,6 @@ where
     }
 
     async fn launch(&self, permit: &LaunchPermit<K, T>) -> Result<T, BoxError> {
-        let launch = (self.launch)(Launch {
-            key: permit.key().clone(),
-            attempt_number: permit.attempt_number(),
-            fencing_token: permit.fencing_token(),
-        });
-        launch.await
+        (self.launch)(Launch::of(permit)).await
     }
 }

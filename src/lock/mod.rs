@@ -15,6 +15,8 @@ mod identity;
 mod memory;
 mod traits;
 
+#[cfg(all(feature = "process", unix))]
+pub(crate) use self::error::is_shortage;
 pub use self::error::{FileKind, SpawnLockError, Unsafety};
 pub use self::file::{
     FileSpawnLock, LockReport, SpawnLockGuard, acquire_spawn_lock, inspect_spawn_lock,

@@ -1,0 +1,62 @@
+//! Ending a backend, whichever process started it.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::time::Instant;
+
+use super::error::ProcessError;
+use super::files::Files;
+use super::identity::{Condition, ProcessIdentity};
+use super::look::Sight;
+use super::ready::Pause;
+
+/// Ends a backend: SIGTERM for its process alone, so that it can end its children itself; once that is gone, SIGTERM for what it
+/// left behind in its group; and by force SIGKILL for the whole group. Returns, once all is gone, whether force was needed.
+pub(super) async fn end_process(
+    files: &Files,
+    process: &ProcessIdentity,
+    grace: Duration,
+    force: bool,
+) -> Result<bool, ProcessError> {
+    process.signal(Signal::TERM);
+    if is_gone(files, process, grace).await? {
+        return Ok(false);
+    }
+    if force {
+        process.signal_group(Signal::KILL);
+        process.signal(Signal::KILL);
+        if is_gone(files, process, grace).await? {
+            return Ok(true);
+        }
+    }
+    Err(ProcessError::NotEnded {
+        pid: process.pid,
+        after: grace,
+    })
+}
+
+/// Waits until it is gone. False if it is still there, or a process that it started and that holds the lock for its life.
+async fn is_gone(
+    files: &Files,
+    process: &ProcessIdentity,
+    limit: Duration,
+) -> Result<bool, ProcessError> {
+    let deadline = Instant::now() + limit;
+    let mut pause = Pause::default();
+    let mut has_told_group = false;
+    loop {
+        let sight = Sight::take(files).await?;
+        // Another one may have been launched since.
+        if !sight.is_there() || sight.process() != Some(process) {
+            return Ok(true);
+        }
+        if !has_told_group && process.condition() == Condition::Gone {
+            process.signal_group(Signal::TERM);
+            has_told_group = true;
+        }
+        if pause.is_over(deadline).await {
+            return Ok(false);
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Where a backend listens.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+/// A local connection takes microseconds. A longer wait means that nobody accepts.
+const PROBE_LIMIT: Duration = Duration::from_secs(1);
+
+/// The longest path of a Unix socket, without the final NUL: 107 bytes on Linux, 103 on macOS and the BSDs.
+const LONGEST_SOCKET_PATH: usize = if cfg!(any(target_os = "linux", target_os = "android")) {
+    107
+} else {
+    103
+};
+
+/// Where a backend listens: a TCP address or the path of a Unix socket.
+///
+/// As text: `tcp:127.0.0.1:7201` or `unix:/run/user/1000/indexer.sock`.
+///
+/// ```
+/// use spawn_gate::process::Endpoint;
+///
+/// let endpoint: Endpoint = "tcp:127.0.0.1:7201".parse().unwrap();
+/// assert_eq!(endpoint, Endpoint::Tcp("127.0.0.1:7201".parse().unwrap()));
+/// assert_eq!(endpoint.to_string(), "tcp:127.0.0.1:7201");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Endpoint {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl Endpoint {
+    /// Returns the TCP address.
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(*address),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// Returns the path of the Unix socket.
+    pub fn unix(&self) -> Option<&Path> {
+        match self {
+            Self::Unix(path) => Some(path),
+            Self::Tcp(_) => None,
+        }
+    }
+
+    /// Connects once, and hangs up.
+    pub(super) async fn probe(&self) -> io::Result<()> {
+        let connect = async {
+            match self {
+                Self::Tcp(address) => {
+                    let stream = TcpStream::connect(address).await?;
+                    match is_to_itself(&stream)? {
+                        true => Err(io::ErrorKind::ConnectionRefused.into()),
+                        false => Ok(()),
+                    }
+                }
+                Self::Unix(path) => UnixStream::connect(path).await.map(drop),
+            }
+        };
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no connection within a second");
+        timeout(PROBE_LIMIT, connect).await.map_err(late)?
+    }
+
+    /// Why the socket can never be bound or connected to: its path is longer than the system allows.
+    pub(super) fn excess(path: &Path) -> Option<usize> {
+        (path.as_os_str().len() > LONGEST_SOCKET_PATH).then_some(LONGEST_SOCKET_PATH)
+    }
+}
+
+/// A connection from a port of the system's choice to that same port connects to itself, although nobody listens.
+fn is_to_itself(stream: &TcpStream) -> io::Result<bool> {
+    Ok(stream.local_addr()? == stream.peer_addr()?)
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(address: SocketAddr) -> Self {
+        Self::Tcp(address)
+    }
+}
+
+impl From<PathBuf> for Endpoint {
+    fn from(path: PathBuf) -> Self {
+        Self::Unix(path)
+    }
+}
+
+/// A path that is not UTF-8 is shown with replacement characters.
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "tcp:{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// The text is not an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not an endpoint: {0:?} (expected tcp:ADDRESS:PORT or unix:PATH)")]
+pub struct ParseEndpointError(String);
+
+impl FromStr for Endpoint {
+    type Err = ParseEndpointError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let error = || ParseEndpointError(text.to_owned());
+        match text.split_once(':') {
+            Some(("tcp", address)) => Ok(Self::Tcp(address.parse().map_err(|_| error())?)),
+            Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
+            _ => Err(error()),
+        }
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for Endpoint {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_to_itself_is_none() {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = socket.local_addr().unwrap();
+        let itself = socket.connect(address).await.unwrap();
+        assert!(is_to_itself(&itself).unwrap());
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = Endpoint::Tcp(listener.local_addr().unwrap());
+        endpoint.probe().await.unwrap();
+        drop(listener);
+        assert!(endpoint.probe().await.is_err());
+    }
+
+    #[test]
+    fn what_is_no_endpoint_is_named() {
+        for text in ["", "tcp:", "tcp:localhost:80", "unix:", "http://127.0.0.1"] {
+            let error = text.parse::<Endpoint>().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("not an endpoint: {text:?}")));
+        }
+    }
+}

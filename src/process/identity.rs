@@ -1,0 +1,182 @@
+//! Which process a process id means: the number alone may be another process by now, or another one in another container.
+
+use std::fs;
+
+use rustix::process::{
+    Pid, Signal, kill_process, kill_process_group, test_kill_process, test_kill_process_group,
+};
+
+/// A process, told apart from later ones with the same id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ProcessIdentity {
+    pub(super) pid: u32,
+    /// Its start time in ticks since boot; `None` if the system does not tell.
+    pub(super) started: Option<u64>,
+    /// The boot and the process namespace in which the id is valid; `None` if the system does not tell.
+    pub(super) place: Option<String>,
+}
+
+/// What is known about a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Condition {
+    Running,
+    /// Stopped by a signal (SIGSTOP, or a debugger).
+    Stopped,
+    Gone,
+    Unknown,
+}
+
+impl ProcessIdentity {
+    pub(super) fn of_this_process() -> Self {
+        Self::of(std::process::id())
+    }
+
+    /// The process that has this id now.
+    pub(super) fn of(pid: u32) -> Self {
+        Self {
+            pid,
+            started: stat(pid).map(|stat| stat.started),
+            place: this_place(),
+        }
+    }
+
+    pub(super) fn condition(&self) -> Condition {
+        if self.place.is_some() && self.place != this_place() {
+            return match (&self.place, this_place()) {
+                // Nothing outlives its boot.
+                (Some(then), Some(now)) if boot_of(then) != boot_of(&now) => Condition::Gone,
+                _ => Condition::Unknown,
+            };
+        }
+        match (self.started, stat(self.pid)) {
+            (Some(started), Some(stat)) if started != stat.started => Condition::Gone,
+            (
+                _,
+                Some(Stat {
+                    state: 'Z' | 'X', ..
+                }),
+            ) => Condition::Gone,
+            (
+                _,
+                Some(Stat {
+                    state: 'T' | 't', ..
+                }),
+            ) => Condition::Stopped,
+            (Some(_), Some(_)) => Condition::Running,
+            // The system tells no start times, so the id may be another process by now.
+            (_, None) | (None, Some(_)) => match self.is_free() {
+                true => Condition::Gone,
+                false => Condition::Unknown,
+            },
+        }
+    }
+
+    /// Whether no process has the id.
+    fn is_free(&self) -> bool {
+        let tried = self.raw().map(test_kill_process);
+        matches!(tried, None | Some(Err(rustix::io::Errno::SRCH)))
+    }
+
+    fn raw(&self) -> Option<Pid> {
+        Pid::from_raw(i32::try_from(self.pid).ok()?)
+    }
+
+    /// Sends a signal to the process. False if it is gone, or cannot be told from a later one.
+    pub(super) fn signal(&self, signal: Signal) -> bool {
+        if !self.may_be_signalled() {
+            return false;
+        }
+        let sent = self.raw().map(|pid| kill_process(pid, signal));
+        matches!(sent, Some(Ok(())))
+    }
+
+    /// Sends a signal to the group that the process leads. False if that is gone.
+    pub(super) fn signal_group(&self, signal: Signal) -> bool {
+        if self.place.is_some() && self.place != this_place() {
+            return false;
+        }
+        let sent = self.raw().map(|pid| kill_process_group(pid, signal));
+        matches!(sent, Some(Ok(())))
+    }
+
+    /// Whether the group that the process led has a member.
+    pub(super) fn group_exists(&self) -> bool {
+        let tried = self.raw().map(test_kill_process_group);
+        matches!(tried, Some(Ok(()) | Err(rustix::io::Errno::PERM)))
+    }
+
+    fn may_be_signalled(&self) -> bool {
+        match self.condition() {
+            Condition::Running | Condition::Stopped => true,
+            Condition::Gone => false,
+            // Where the system tells no start times, the lock for the backend's life has to do.
+            Condition::Unknown => self.place.is_none() || self.place == this_place(),
+        }
+    }
+}
+
+struct Stat {
+    state: char,
+    started: u64,
+}
+
+/// What the kernel says about a process; `None` if there is none, or the system does not tell.
+fn stat(pid: u32) -> Option<Stat> {
+    if cfg!(not(any(target_os = "linux", target_os = "android"))) {
+        return None;
+    }
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in brackets may hold anything.
+    let (_, fields) = text.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace();
+    Some(Stat {
+        state: fields.next()?.chars().next()?,
+        started: fields.nth(18)?.parse().ok()?,
+    })
+}
+
+/// Boot and process namespace of this process.
+fn this_place() -> Option<String> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let namespace = fs::read_link("/proc/self/ns/pid").ok()?;
+    let namespace = namespace.to_string_lossy();
+    Some(format!("{}/{namespace}", boot.trim()))
+}
+
+fn boot_of(place: &str) -> Option<&str> {
+    place.split('/').next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_told_from_a_later_one_with_its_id() {
+        let this = ProcessIdentity::of_this_process();
+        assert!(matches!(
+            this.condition(),
+            Condition::Running | Condition::Unknown
+        ));
+        if this.started.is_none() {
+            return;
+        }
+        let mut earlier = this.clone();
+        earlier.started = earlier.started.map(|started| started - 1);
+        assert_eq!(earlier.condition(), Condition::Gone);
+        assert!(!earlier.signal(Signal::CONT));
+
+        let mut elsewhere = this.clone();
+        elsewhere.place = this
+            .place
+            .as_ref()
+            .map(|place| format!("{}/pid:[1]", boot_of(place).unwrap()));
+        assert_eq!(elsewhere.condition(), Condition::Unknown);
+        assert!(!elsewhere.signal(Signal::CONT));
+        assert!(!elsewhere.signal_group(Signal::CONT));
+
+        let mut before_boot = this;
+        before_boot.place = Some("another-boot/pid:[1]".to_owned());
+        assert_eq!(before_boot.condition(), Condition::Gone);
+    }
+}

@@ -1,0 +1,354 @@
+//! The other side of a launch: what a backend in Rust does.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
+
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::endpoint::Endpoint;
+use super::error::ProcessError;
+use super::files::{Files, LAUNCH, STEM};
+use super::identity::ProcessIdentity;
+use super::notify;
+use super::record::{Reading, Record, State};
+use super::use_lock::UseLock;
+use crate::admin::inspect_spawn_lock;
+use crate::lock::{SpawnLockError, SpawnLockFileIdentity, SpawnLockGuard, acquire_spawn_lock};
+
+/// How often a backend looks whether it can still be found.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+
+/// This process as a backend that a [`ProcessLauncher`](super::ProcessLauncher) launched.
+///
+/// It has the lock for the backend's life, which ends with the process. Make it first of all: from then on, children of this
+/// process do not inherit that lock.
+///
+/// # Examples
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use spawn_gate::process::Instance;
+/// use tokio::io::AsyncWriteExt;
+///
+/// #[tokio::main]
+/// async fn main() -> Result<(), spawn_gate::BoxError> {
+///     let instance = Instance::from_env()?.ok_or("start it with the tool")?;
+///     let listener = instance.listen()?;
+///     instance.ready(instance.socket())?;
+///     let serve = async {
+///         loop {
+///             let (mut caller, _) = listener.accept().await?;
+///             let _busy = instance.busy();
+///             caller.write_all(b"hello\n").await?;
+///         }
+///     };
+///     tokio::select! {
+///         _why = instance.until_leave(Some(Duration::from_secs(600))) => Ok(()),
+///         failed = serve => failed,
+///     }
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Instance {
+    files: Files,
+    launch: u64,
+    record: Mutex<Record>,
+    /// The lock for its life, if it was not inherited.
+    _life: Option<SpawnLockGuard>,
+    life_identity: Option<SpawnLockFileIdentity>,
+    activity: watch::Sender<Activity>,
+    /// Kept from the moment it leaves until the process ends.
+    leaving: Mutex<Option<UseLock>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Activity {
+    calls: usize,
+    /// When the last call ended.
+    since: Instant,
+}
+
+/// Why a backend leaves, see [`Instance::until_leave`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Leave {
+    /// It was idle, and no caller is about to use it.
+    Idle,
+    /// It got SIGTERM, SIGINT or SIGHUP.
+    Stopped,
+    /// Its files were deleted or belong to a later launch: nobody finds it any more.
+    Lost,
+}
+
+impl Instance {
+    /// Returns this process as a backend; `None` if its environment says nothing of a launch.
+    ///
+    /// Takes the lock for the backend's life, unless it was inherited. Makes a few short blocking calls.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessError::Superseded`] if another launch was made since (this process was slow, and its launcher is gone): it must
+    /// not serve. That is told by the record, which each launch writes first, so it does not depend on a clock. Other errors if
+    /// the files cannot be used.
+    pub fn from_env() -> Result<Option<Self>, ProcessError> {
+        let stem = std::env::var_os(STEM).map(PathBuf::from);
+        let launch = std::env::var(LAUNCH).ok();
+        let launch = launch.and_then(|launch| launch.parse().ok());
+        match (stem.as_deref().and_then(Files::from_stem), launch) {
+            (Some(files), Some(launch)) => Self::of(files, launch).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    fn of(files: Files, launch: u64) -> Result<Self, ProcessError> {
+        // Else a child of this process would hold the lock for its life after its end.
+        close_fds::set_fds_cloexec_threadsafe(3, &[]);
+        let life = take_life(&files, launch)?;
+        let this = ProcessIdentity::of_this_process();
+        let found = Record::read(&files)?;
+        let record = match found {
+            Reading::Found(record) if record.launch != launch => {
+                let newer = record.launch;
+                return Err(ProcessError::Superseded { launch, newer });
+            }
+            Reading::Found(record) => Record {
+                process: Some(this),
+                ..*record
+            },
+            // Somebody deleted it meanwhile.
+            Reading::Missing | Reading::Junk => Record {
+                state: State::Starting,
+                launch,
+                launcher: this.clone(),
+                process: Some(this),
+                endpoint: None,
+                version: None,
+                since: SystemTime::now(),
+                log_start: 0,
+                ready_line: None,
+                ready_by_connection: false,
+                status: None,
+            },
+        };
+        record.write(&files)?;
+        Ok(Self {
+            launch,
+            record: Mutex::new(record),
+            _life: life,
+            life_identity: identity_of(&files),
+            activity: watch::Sender::new(Activity {
+                calls: 0,
+                since: Instant::now(),
+            }),
+            leaving: Mutex::new(None),
+            files,
+        })
+    }
+
+    /// Returns the launch that started this process: the fencing token of its permit.
+    pub fn launch(&self) -> u64 {
+        self.launch
+    }
+
+    /// Returns the endpoint of [`listen`](Self::listen): a Unix socket beside the backend's other files.
+    pub fn socket(&self) -> Endpoint {
+        Endpoint::Unix(self.files.socket())
+    }
+
+    /// Listens at [`socket`](Self::socket). Removes the socket of an earlier backend first, which is gone: this process has the
+    /// lock for the backend's life.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessError::SocketPathTooLong`], or [`ProcessError::File`] if the socket cannot be bound.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with I/O enabled.
+    pub fn listen(&self) -> Result<UnixListener, ProcessError> {
+        let path = self.files.socket();
+        if let Some(limit) = Endpoint::excess(&path) {
+            return Err(ProcessError::SocketPathTooLong { path, limit });
+        }
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(ProcessError::file(&path, "remove", error));
+            }
+            _ => {}
+        }
+        UnixListener::bind(&path).map_err(|error| ProcessError::file(&path, "bind", error))
+    }
+
+    /// Says what this backend does before it is ready, to whoever waits. Makes a few short blocking calls.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessError::File`] if the record cannot be written.
+    pub fn status(&self, status: &str) -> Result<(), ProcessError> {
+        notify::send(&format!("STATUS={}", status.replace('\n', " ")));
+        self.update(|record| record.status = Some(status.to_owned()))
+    }
+
+    /// Says that this backend is ready to serve at `endpoint`. Makes a few short blocking calls.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessError::File`] if the record cannot be written: nobody would find this backend.
+    pub fn ready(&self, endpoint: impl Into<Endpoint>) -> Result<(), ProcessError> {
+        let endpoint = endpoint.into();
+        // First the record: the launcher leaves it alone then.
+        self.update(|record| {
+            record.state = State::Ready;
+            record.endpoint = Some(endpoint);
+        })?;
+        notify::send(&format!("READY=1\nMAINPID={}", std::process::id()));
+        Ok(())
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Record)) -> Result<(), ProcessError> {
+        let mut record = self.record.lock().unwrap_or_else(|lock| lock.into_inner());
+        change(&mut record);
+        record.write(&self.files)
+    }
+
+    /// Counts a call as in progress until the returned value is dropped: the backend is not idle meanwhile.
+    pub fn busy(&self) -> Busy {
+        let activity = self.activity.clone();
+        activity.send_modify(|activity| activity.calls += 1);
+        Busy { activity }
+    }
+
+    /// Waits until this backend is to leave, and returns why. Then end the process: callers wait for that.
+    ///
+    /// - Idle for `idle` (`None`: never), while no caller that uses it with
+    ///   [`ProcessLauncher::in_use`](super::ProcessLauncher::in_use) is about to call. From then on such callers wait for its end,
+    ///   and launch a new one. A caller without that may be cut off.
+    /// - SIGTERM, SIGINT or SIGHUP, which it handles from its first poll on.
+    /// - Its files were deleted or belong to a later launch, so it cannot be found any more.
+    ///
+    /// # Errors
+    ///
+    /// If no signal handler can be installed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe until it returns.
+    pub async fn until_leave(&self, idle: Option<Duration>) -> std::io::Result<Leave> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
+        let why = tokio::select! {
+            () = self.idle(idle) => Leave::Idle,
+            _ = terminate.recv() => Leave::Stopped,
+            _ = interrupt.recv() => Leave::Stopped,
+            _ = hang_up.recv() => Leave::Stopped,
+            () = self.lost() => return Ok(Leave::Lost),
+        };
+        // On a full disk it leaves all the same; then callers see its end only.
+        let _ = self.update(|record| record.state = State::Leaving);
+        Ok(why)
+    }
+
+    /// Returns once it is idle and has the lock that callers share.
+    async fn idle(&self, limit: Option<Duration>) {
+        let Some(limit) = limit else {
+            return std::future::pending().await;
+        };
+        let mut changes = self.activity.subscribe();
+        loop {
+            let Activity { calls, since } = *changes.borrow_and_update();
+            if calls > 0 {
+                // The sender is in `self`.
+                let _ = changes.changed().await;
+            } else if timeout_at(since + limit, changes.changed()).await.is_err() {
+                if self.try_leave() {
+                    return;
+                }
+                // Somebody is about to call.
+                let now = Instant::now();
+                self.activity.send_modify(|activity| activity.since = now);
+            }
+        }
+    }
+
+    fn try_leave(&self) -> bool {
+        let Ok(Some(lock)) = UseLock::try_take(&self.files) else {
+            return false;
+        };
+        if self.activity.borrow().calls > 0 {
+            return false;
+        }
+        *self.leaving.lock().unwrap_or_else(|lock| lock.into_inner()) = Some(lock);
+        true
+    }
+
+    /// Returns once nobody can find this backend any more.
+    async fn lost(&self) {
+        loop {
+            sleep(LOOK_AFTER).await;
+            let other = match Record::read(&self.files) {
+                Ok(Reading::Found(record)) => record.launch != self.launch,
+                Ok(Reading::Missing | Reading::Junk) => self.update(|_| {}).is_err(),
+                // That says nothing about the file.
+                Err(_) => false,
+            };
+            let life = identity_of(&self.files);
+            if other || life != self.life_identity {
+                return;
+            }
+        }
+    }
+}
+
+/// A call in progress, see [`Instance::busy`].
+#[derive(Debug)]
+#[must_use = "once it is dropped, the call does not count"]
+pub struct Busy {
+    activity: watch::Sender<Activity>,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.activity.send_modify(|activity| {
+            activity.calls -= 1;
+            activity.since = Instant::now();
+        });
+    }
+}
+
+/// Takes the lock for the backend's life if nobody has it: this process did not inherit it.
+fn take_life(files: &Files, launch: u64) -> Result<Option<SpawnLockGuard>, ProcessError> {
+    match inspect_spawn_lock(files.life()) {
+        Ok(report) if report.is_held => return Ok(None),
+        _ => {}
+    }
+    match acquire_spawn_lock(files.life()) {
+        Ok(guard) => Ok(Some(guard)),
+        // A later launch took it at this moment, or somebody looks at it. The record tells.
+        Err(SpawnLockError::AlreadyLocked { .. }) => {
+            let found = Record::read(files)?;
+            match found {
+                Reading::Found(record) if record.launch != launch => {
+                    let newer = record.launch;
+                    Err(ProcessError::Superseded { launch, newer })
+                }
+                _ => take_life(files, launch),
+            }
+        }
+        Err(error) => Err(ProcessError::Directory(error)),
+    }
+}
+
+fn identity_of(files: &Files) -> Option<SpawnLockFileIdentity> {
+    use std::os::unix::fs::MetadataExt;
+
+    let metadata = files.life().symlink_metadata().ok()?;
+    Some(SpawnLockFileIdentity {
+        device: metadata.dev(),
+        file: metadata.ino(),
+    })
+}

@@ -1,0 +1,161 @@
+//! The log of a backend: bounded, private, and the source of its last words.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::time::SystemTime;
+
+use rustix::fs::FlockOperation;
+
+use super::error::ProcessError;
+use super::files::{open_to_append, open_to_read};
+
+/// How much of the log is searched for last words.
+const LAST: u64 = 8 * 1024;
+const MOST_LINES: usize = 10;
+const MOST_BYTES: usize = 1000;
+
+/// Opens the log for a launch, cuts it if it is longer than `limit` bytes, and writes a line that says which launch begins.
+/// Returns the file and where the backend's words will begin.
+pub(super) fn open(path: &Path, limit: u64, launch: u64) -> Result<(File, u64), ProcessError> {
+    let mut file = open_to_append(path)?;
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let since = since.unwrap_or_default().as_secs();
+    let begun = (|| {
+        cut(&mut file, limit)?;
+        // Also shows that the log can be written.
+        file.write_all(format!("--- launch {launch}, {since} s after 1970\n").as_bytes())?;
+        file.metadata().map(|metadata| metadata.len())
+    })();
+    let start = begun.map_err(|error| ProcessError::file(path, "write", error))?;
+    Ok((file, start))
+}
+
+/// Cuts the log of a running backend if it is longer than `limit` bytes. What the backend writes meanwhile may be lost. Does
+/// nothing if that is not possible, in a read-only directory for example: the next launch cuts it.
+pub(super) fn keep_short(path: &Path, limit: u64) {
+    let is_long = path
+        .symlink_metadata()
+        .is_ok_and(|metadata| metadata.len() > limit);
+    if !is_long {
+        return;
+    }
+    if let Ok(mut file) = open_to_append(path) {
+        let _ = cut(&mut file, limit);
+    }
+}
+
+/// Keeps the last half of `limit` bytes.
+fn cut(file: &mut File, limit: u64) -> io::Result<()> {
+    if file.metadata()?.len() <= limit {
+        return Ok(());
+    }
+    // Released when the file is closed. Two that cut at once would double what they keep.
+    if rustix::fs::flock(&*file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Ok(());
+    }
+    let mut kept = Vec::new();
+    let length = file.metadata()?.len();
+    let kept_length = length.min(limit / 2);
+    file.seek(SeekFrom::Start(length - kept_length))?;
+    (&*file).take(kept_length).read_to_end(&mut kept)?;
+    // Whole lines.
+    let from = kept.iter().position(|&byte| byte == b'\n').unwrap_or(0);
+    file.set_len(0)?;
+    file.write_all(&kept[from..])?;
+    rustix::fs::flock(&*file, FlockOperation::Unlock)?;
+    Ok(())
+}
+
+/// Returns the end of what was written since `start`.
+fn end_of(path: &Path, start: u64, most: u64) -> io::Result<Vec<u8>> {
+    let opened = open_to_read(path).map_err(io::Error::other)?;
+    let Some(mut file) = opened else {
+        return Ok(Vec::new());
+    };
+    let length = file.metadata()?.len();
+    // It was cut since, so all of it may be of this launch.
+    let start = if start > length { 0 } else { start };
+    file.seek(SeekFrom::Start(start.max(length.saturating_sub(most))))?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Whether a line with these words was written since `start`.
+pub(super) fn has_line(path: &Path, start: u64, words: &str) -> io::Result<bool> {
+    const MOST: u64 = 1024 * 1024;
+    let bytes = end_of(path, start, MOST)?;
+    // A line that is not finished may yet go on otherwise.
+    let finished = bytes.iter().rposition(|&byte| byte == b'\n').unwrap_or(0);
+    let text = String::from_utf8_lossy(&bytes[..finished]);
+    Ok(text.lines().any(|line| line.contains(words)))
+}
+
+/// Returns the last lines since `start`, in one line, without the notes about backtraces that a panic of Rust adds. If the log
+/// cannot be read, that is said instead.
+pub(super) fn last_words(path: &Path, start: u64) -> String {
+    match end_of(path, start, LAST) {
+        Ok(bytes) => words(&String::from_utf8_lossy(&bytes)),
+        Err(error) => format!("its log cannot be read: {error}"),
+    }
+}
+
+fn words(text: &str) -> String {
+    let is_note = |line: &&str| line.starts_with("note: ") && line.contains("RUST_BACKTRACE");
+    let told = |line: &&str| !line.trim().is_empty() && !is_note(line);
+    let lines: Vec<_> = text.lines().filter(told).map(str::trim).collect();
+    let lines = &lines[lines.len().saturating_sub(MOST_LINES)..];
+    // Control characters would reach the terminal of whoever reads the error.
+    let clean = |character: char| match character.is_control() {
+        true => char::REPLACEMENT_CHARACTER,
+        false => character,
+    };
+    let joined: String = lines.join(" | ").chars().map(clean).collect();
+    let mut from = joined.len().saturating_sub(MOST_BYTES);
+    while !joined.is_char_boundary(from) {
+        from += 1;
+    }
+    joined[from..].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_are_without_notes_blank_lines_and_control_characters() {
+        let text = "\nthread 'main' panicked at src/main.rs:1:1:\nno \u{1b}[31mindex\n\
+                    note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace\n\
+                    note: Some details are omitted, run with `RUST_BACKTRACE=full` for a verbose backtrace.\n";
+        assert_eq!(
+            words(text),
+            "thread 'main' panicked at src/main.rs:1:1: | no \u{fffd}[31mindex"
+        );
+        assert_eq!(words(&"é".repeat(1000)).len(), 1000);
+        assert_eq!(words(&"line\n".repeat(50)).matches("line").count(), 10);
+    }
+
+    #[test]
+    fn a_log_is_cut_to_whole_lines_and_private() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("indexer.log");
+        let (mut file, start) = open(&path, 100, 1).unwrap();
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        file.write_all(b"first words\n").unwrap();
+        assert!(has_line(&path, start, "first").unwrap());
+        assert!(!has_line(&path, start, "launch 1").unwrap());
+        file.write_all(&b"0123456789\n".repeat(20)).unwrap();
+        keep_short(&path, 100);
+        // The backend writes on, at the new end.
+        file.write_all(b"last words\n").unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.len() < 100, "{text}");
+        assert!(text.ends_with("\n0123456789\nlast words\n"), "{text}");
+        assert!(last_words(&path, start).ends_with(" | last words"));
+        let (_, next) = open(&path, 100, 2).unwrap();
+        assert_eq!(last_words(&path, next), "");
+    }
+}

@@ -1,0 +1,277 @@
+//! Whether a backend is there: gone, there, or unknown for a reason.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::backend::{Backend, Presence};
+use super::error::{ProcessError, Unusable, Why, off_thread_call};
+use super::files::Files;
+use super::identity::{Condition, ProcessIdentity};
+use super::log;
+use super::ready::Pause;
+use super::record::{Reading, Record, State, read_process};
+use crate::admin::inspect_spawn_lock;
+use crate::lock::SpawnLockError;
+
+/// What the files and the system say at one moment.
+pub(super) struct Sight {
+    pub(super) files: Files,
+    is_life_held: bool,
+    reading: Reading,
+    /// The backend's process, and how it is.
+    process: Option<(ProcessIdentity, Condition)>,
+}
+
+/// What a look wants of a backend.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub(super) version: Option<String>,
+    /// How long a look may take.
+    pub(super) limit: Duration,
+    pub(super) log_limit: u64,
+}
+
+impl Sight {
+    pub(super) async fn take(files: &Files) -> Result<Self, ProcessError> {
+        let files = files.clone();
+        off_thread_call(move || Self::take_blocking(files)).await
+    }
+
+    fn take_blocking(files: Files) -> Result<Self, ProcessError> {
+        let is_life_held = match inspect_spawn_lock(files.life()) {
+            Ok(report) => report.is_held,
+            Err(SpawnLockError::Open { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                false
+            }
+            Err(error) => return Err(ProcessError::Directory(error)),
+        };
+        // After the lock: a record that is older than a lock that was free then is over.
+        let reading = match Record::read(&files) {
+            // What stands there does not matter if no backend is there.
+            Err(ProcessError::File { .. }) if !is_life_held => Reading::Junk,
+            reading => reading?,
+        };
+        let said = match &reading {
+            Reading::Found(record) => record.process.clone(),
+            _ => None,
+        };
+        let process = match said {
+            Some(process) => Some(process),
+            None if is_life_held => read_process(&files)?,
+            None => read_process(&files).unwrap_or_default(),
+        };
+        Ok(Self {
+            files,
+            is_life_held,
+            reading,
+            process: process.map(|process| {
+                let condition = process.condition();
+                (process, condition)
+            }),
+        })
+    }
+
+    /// Whether something is there. If it has let go of the lock for its life (a program that closes descriptors it does not
+    /// know), its process says so.
+    pub(super) fn is_there(&self) -> bool {
+        self.is_life_held || self.process_lives()
+    }
+
+    /// Whether the process that the files name surely lives.
+    pub(super) fn process_lives(&self) -> bool {
+        matches!(
+            self.condition(),
+            Some(Condition::Running | Condition::Stopped)
+        )
+    }
+
+    /// Whether no launch is in progress for what is there.
+    pub(super) fn is_launched(&self) -> bool {
+        let state = self.record().map(|record| record.state);
+        state != Some(State::Starting) || !self.has_launcher()
+    }
+
+    pub(super) fn record(&self) -> Option<&Record> {
+        match &self.reading {
+            Reading::Found(record) => Some(record),
+            _ => None,
+        }
+    }
+
+    pub(super) fn process(&self) -> Option<&ProcessIdentity> {
+        self.process.as_ref().map(|(process, _)| process)
+    }
+
+    fn condition(&self) -> Option<Condition> {
+        self.process.as_ref().map(|(_, condition)| *condition)
+    }
+
+    /// The backend as a value, if its process is known.
+    pub(super) fn backend(&self) -> Option<Backend> {
+        let record = self.record();
+        let process = self.process()?.clone();
+        Some(Backend {
+            pid: process.pid,
+            launch: record.map_or(0, |record| record.launch),
+            endpoint: record.and_then(|record| record.endpoint.clone()),
+            started: record.map_or(std::time::SystemTime::UNIX_EPOCH, |record| record.since),
+            version: record.and_then(|record| record.version.clone()),
+            log: self.files.log(),
+            process,
+        })
+    }
+
+    pub(super) fn unusable(&self, why: Why) -> ProcessError {
+        let record = self.record();
+        ProcessError::Unusable(Box::new(Unusable {
+            pid: self.process().map(|process| process.pid),
+            launch: record.map(|record| record.launch),
+            version: record.and_then(|record| record.version.clone()),
+            why,
+        }))
+    }
+
+    fn no_record(&self) -> ProcessError {
+        self.unusable(Why::NoRecord {
+            record: self.files.record(),
+        })
+    }
+
+    pub(super) fn no_process(&self) -> ProcessError {
+        self.unusable(Why::NoProcess {
+            life: self.files.life(),
+        })
+    }
+
+    /// Whether the process that launched it may still see it through.
+    fn has_launcher(&self) -> bool {
+        let launcher = self.record().map(|record| record.launcher.condition());
+        !matches!(launcher, None | Some(Condition::Gone))
+    }
+
+    /// Judges what was seen, and tries to reach a backend that says it is ready.
+    pub(super) async fn presence(&self, wanted: &Wanted) -> Result<Presence, ProcessError> {
+        if !self.is_there() {
+            return Ok(Presence::Gone);
+        }
+        let Some(record) = self.record() else {
+            return Err(self.no_record());
+        };
+        if record.state == State::Starting && (self.has_launcher() || !self.shows_ready().await) {
+            return Ok(Presence::Starting {
+                launch: record.launch,
+                since: record.since,
+                status: record.status.clone(),
+            });
+        }
+        let Some(backend) = self.backend() else {
+            return Err(self.no_process());
+        };
+        if record.state == State::Leaving {
+            return Ok(Presence::Leaving(backend));
+        }
+        if let Some(version) = &wanted.version {
+            if record.version.as_ref() != Some(version) {
+                return Err(self.unusable(Why::OtherVersion {
+                    wanted: version.clone(),
+                }));
+            }
+        }
+        match self.condition() {
+            Some(Condition::Stopped) => return Err(self.unusable(Why::Stopped)),
+            Some(Condition::Gone) => return Err(self.no_process()),
+            _ => {}
+        }
+        if let Some(endpoint) = &record.endpoint {
+            if let Err(error) = endpoint.probe().await {
+                return Err(self.unusable(Why::NoConnection {
+                    endpoint: endpoint.clone(),
+                    message: error.to_string(),
+                }));
+            }
+        }
+        Ok(Presence::Ready(backend))
+    }
+
+    /// Whether a backend whose launcher is gone has become ready since.
+    async fn shows_ready(&self) -> bool {
+        let Some(record) = self.record() else {
+            return false;
+        };
+        let is_ready = match (&record.ready_line, &record.endpoint) {
+            (Some(words), _) => {
+                log::has_line(&self.files.log(), record.log_start, words).unwrap_or(false)
+            }
+            (None, Some(endpoint)) if record.ready_by_connection => endpoint.probe().await.is_ok(),
+            _ => false,
+        };
+        if is_ready {
+            let record = Record {
+                state: State::Ready,
+                ..record.clone()
+            };
+            // In a read-only directory the next look finds out by itself.
+            let _ = record.write(&self.files);
+        }
+        is_ready
+    }
+
+    /// The error for something that is still there once a look's time is over.
+    pub(super) fn still(&self, presence: &Presence) -> ProcessError {
+        self.unusable(match presence {
+            Presence::Leaving(_) => Why::Leaving,
+            _ => Why::Starting,
+        })
+    }
+}
+
+/// What a look before a launch found.
+pub(super) enum Found {
+    Ready(Backend),
+    /// None is there. If the last one left in an orderly way, its launch.
+    None {
+        left: Option<u64>,
+    },
+    /// One is starting, and the process that launched it sees it through: its spawn lock is to be waited for.
+    BeingLaunched,
+}
+
+/// Looks for a backend. One that is starting on its own, or leaving, is waited for. The record is read anew each time, so an old
+/// one delays nobody.
+pub(super) async fn look(files: &Files, wanted: &Wanted) -> Result<Found, ProcessError> {
+    let deadline = Instant::now() + wanted.limit;
+    let mut pause = Pause::default();
+    loop {
+        let sight = Sight::take(files).await?;
+        let error = match sight.presence(wanted).await {
+            Ok(Presence::Gone) => {
+                let left = sight
+                    .record()
+                    .filter(|record| record.state == State::Leaving)
+                    .map(|record| record.launch);
+                return Ok(Found::None { left });
+            }
+            Ok(Presence::Ready(backend)) => {
+                log::keep_short(&files.log(), wanted.log_limit);
+                return Ok(Found::Ready(backend));
+            }
+            Ok(Presence::Starting { .. }) if sight.has_launcher() => {
+                return Ok(Found::BeingLaunched);
+            }
+            Ok(presence) => sight.still(&presence),
+            // No wait changes that.
+            Err(error @ ProcessError::Unusable(_)) if matches!(&error, ProcessError::Unusable(unusable) if matches!(unusable.why, Why::OtherVersion { .. })) =>
+            {
+                return Err(error);
+            }
+            Err(error @ ProcessError::Unusable(_)) => error,
+            Err(error) => return Err(error),
+        };
+        if pause.is_over(deadline).await {
+            return Err(error);
+        }
+    }
+}

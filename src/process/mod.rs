@@ -1,0 +1,68 @@
+//! Backends that are processes: start, find, stop and end them. On Unix, with the feature `process`.
+//!
+//! The gate decides who may launch. [`ProcessLauncher`] is the launcher that most of its users need: it starts a command, waits
+//! until that is [`Ready`], finds a running one, and ends it. [`Instance`] is the other side, for backends in Rust.
+//!
+//! ```
+//! use std::process::Command;
+//!
+//! use spawn_gate::SpawnGate;
+//! use spawn_gate::process::{Backend, Presence, ProcessLauncher, Ready, Stop, Stopped};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), spawn_gate::BoxError> {
+//! # let temporary = tempfile::tempdir()?;
+//! # let directory = temporary.path();
+//! let gate: SpawnGate<String, Backend> = SpawnGate::new(directory)?;
+//! let clock = ProcessLauncher::new(&gate, directory, |_launch| {
+//!     let mut shell = Command::new("sh");
+//!     shell.args(["-c", "echo ready; while sleep 1; do date; done"]);
+//!     Ok((shell, Ready::line("ready")))
+//! });
+//! let backend = gate.launch("clock", clock.clone()).await?.value;
+//! assert_eq!(clock.find("clock").await?, Presence::Ready(backend.clone()));
+//! let stopped = clock.stop("clock", Stop::Orderly).await?;
+//! assert_eq!(stopped, Stopped::Orderly { pid: backend.pid });
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Three answers
+//!
+//! Whether a backend is there has three answers: [`Presence::Gone`]; one of the other variants of [`Presence`]; and an error, which
+//! says why that cannot be told or why it cannot be used. A second backend is launched only after `Gone`.
+//!
+//! # What a platform cannot do
+//!
+//! - Windows: the module is not there. A file lock cannot be handed to a child process there.
+//! - macOS and the BSDs: without `/proc`, a process is known by its id alone, a stopped one is not told from a busy one, and
+//!   signals that this process ignores stay ignored in a backend.
+//! - A log is cut only when its backend is launched or found.
+//! - A detached backend is in a session of its own; in a container it ends with the container, and under systemd with the unit.
+
+// Each imports only from those before it: endpoint, identity, error, files, log, notify, record, backend, ready, spawn, look,
+// end, use_lock, instance, launcher, in_use.
+mod backend;
+mod end;
+mod endpoint;
+mod error;
+mod files;
+mod identity;
+mod in_use;
+mod instance;
+mod launcher;
+mod log;
+mod look;
+mod notify;
+mod ready;
+mod record;
+mod spawn;
+mod use_lock;
+
+pub use self::backend::{Backend, Presence};
+pub use self::endpoint::{Endpoint, ParseEndpointError};
+pub use self::error::{ProcessError, Unusable, Why};
+pub use self::in_use::InUse;
+pub use self::instance::{Busy, Instance, Leave};
+pub use self::launcher::{ProcessLauncher, Stop, Stopped};
+pub use self::ready::Ready;

@@ -1,0 +1,142 @@
+//! The notify protocol of systemd, from the side of the one who starts: `NOTIFY_SOCKET`.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::net::UnixDatagram;
+
+use super::endpoint::Endpoint;
+use super::error::ProcessError;
+
+/// The variable with the socket's path.
+pub(super) const VARIABLE: &str = "NOTIFY_SOCKET";
+
+/// The variable of a message with the endpoint, as text. The protocol leaves names with `X_` to its users.
+pub(super) const ENDPOINT: &str = "X_SPAWN_GATE_ENDPOINT";
+
+const LONGEST_MESSAGE: usize = 8 * 1024;
+
+/// The socket that a starting backend sends its messages to. Dropping it removes the socket.
+#[derive(Debug)]
+pub(super) struct Notifications {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
+
+/// A message of a starting backend.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Message {
+    pub(super) is_ready: bool,
+    /// `STATUS=`, or the error that `ERRNO=` names.
+    pub(super) status: Option<String>,
+    /// `EXTEND_TIMEOUT_USEC=`.
+    pub(super) extend: Option<Duration>,
+    /// `MAINPID=`.
+    pub(super) main_pid: Option<u32>,
+    pub(super) endpoint: Option<Endpoint>,
+}
+
+impl Notifications {
+    /// Binds the socket, in a directory that is this user's alone.
+    pub(super) fn bind(path: PathBuf) -> Result<Self, ProcessError> {
+        if let Some(limit) = Endpoint::excess(&path) {
+            return Err(ProcessError::SocketPathTooLong { path, limit });
+        }
+        // Left by a launcher that was killed.
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(ProcessError::file(&path, "remove", error));
+            }
+            _ => {}
+        }
+        let socket = UnixDatagram::bind(&path);
+        let socket = socket.map_err(|error| ProcessError::file(&path, "bind", error))?;
+        Ok(Self { socket, path })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Waits for the next message. Cancel safe.
+    pub(super) async fn next(&self) -> Result<Message, ProcessError> {
+        let mut buffer = [0; LONGEST_MESSAGE];
+        let received = self.socket.recv(&mut buffer).await;
+        let length = received.map_err(|error| ProcessError::file(&self.path, "read", error))?;
+        Ok(Message::parse(&String::from_utf8_lossy(&buffer[..length])))
+    }
+}
+
+impl Drop for Notifications {
+    fn drop(&mut self) {
+        // If that fails, the next launch removes it.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Message {
+    /// Unknown and broken lines are skipped, as the protocol wants it.
+    fn parse(text: &str) -> Self {
+        let mut message = Self::default();
+        for line in text.lines() {
+            let Some((name, value)) = line.split_once('=') else {
+                continue;
+            };
+            match name {
+                "READY" => message.is_ready |= value == "1",
+                "STATUS" => message.status = Some(value.to_owned()),
+                "ERRNO" => {
+                    let number: Option<i32> = value.parse().ok();
+                    let error = number.map(io::Error::from_raw_os_error);
+                    message.status = error.map(|error| error.to_string()).or(message.status);
+                }
+                "EXTEND_TIMEOUT_USEC" => {
+                    message.extend = value.parse().ok().map(Duration::from_micros);
+                }
+                "MAINPID" => message.main_pid = value.parse().ok(),
+                ENDPOINT => message.endpoint = value.parse().ok(),
+                _ => {}
+            }
+        }
+        message
+    }
+}
+
+/// Sends a message to the one who started this process, if that one listens.
+pub(super) fn send(message: &str) {
+    let Some(path) = std::env::var_os(VARIABLE) else {
+        return;
+    };
+    let sent = std::os::unix::net::UnixDatagram::unbound()
+        .and_then(|socket| socket.send_to(message.as_bytes(), path));
+    // Nobody may be left to read it. What it says stands in the record, too.
+    drop(sent);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_read_line_by_line() {
+        let text = "MAINPID=7\nSTATUS=a=b\nEXTEND_TIMEOUT_USEC=1500000\nREADY=1\n\
+                    X_SPAWN_GATE_ENDPOINT=tcp:127.0.0.1:80\nWATCHDOG=1\njunk";
+        let expected = Message {
+            is_ready: true,
+            status: Some("a=b".to_owned()),
+            extend: Some(Duration::from_millis(1500)),
+            main_pid: Some(7),
+            endpoint: Some(Endpoint::Tcp(([127, 0, 0, 1], 80).into())),
+        };
+        assert_eq!(Message::parse(text), expected);
+        assert_eq!(Message::parse("READY=0\nMAINPID=-1\n"), Message::default());
+        assert!(
+            Message::parse("ERRNO=2")
+                .status
+                .unwrap()
+                .contains("No such")
+        );
+    }
+}

@@ -1,0 +1,247 @@
+//! When a starting backend counts as ready.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::endpoint::Endpoint;
+use super::error::{ProcessError, off_thread_call};
+use super::files::Files;
+use super::log;
+use super::notify::{Message, Notifications};
+use super::record::Record;
+use crate::error::BoxError;
+
+/// The first and the longest pause between two looks at something that cannot tell when it changes.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a backend may go on beside another process that has its endpoint. Programs report that at once.
+const TAKEN_LIMIT: Duration = Duration::from_secs(5);
+
+/// What says that a starting backend is ready to serve.
+///
+/// # Examples
+///
+/// ```
+/// use spawn_gate::process::{Endpoint, Ready};
+///
+/// let by_connection = Ready::accepts(Endpoint::Tcp(([127, 0, 0, 1], 7201).into()));
+/// let by_protocol = Ready::notify().at(Endpoint::Unix("/run/indexer/socket".into()));
+/// ```
+#[derive(Clone)]
+pub struct Ready {
+    pub(super) sign: Sign,
+    pub(super) endpoint: Option<Endpoint>,
+}
+
+#[derive(Clone)]
+pub(super) enum Sign {
+    Notify,
+    Accepts,
+    Line(String),
+    Probe(Probe),
+}
+
+type Probe =
+    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<bool, BoxError>> + Send>> + Send + Sync>;
+
+impl Ready {
+    /// Ready once it says so by the notify protocol of systemd: it gets `NOTIFY_SOCKET` and sends `READY=1`.
+    ///
+    /// `STATUS=` and `ERRNO=` are shown to whoever waits, `MAINPID=` names another process as the backend's, and
+    /// `EXTEND_TIMEOUT_USEC=` moves the deadline of its start (not that of the gate's launch timeout). With
+    /// `X_SPAWN_GATE_ENDPOINT=tcp:127.0.0.1:7201`, or `unix:PATH`, it says where it listens; otherwise use [`at`](Self::at).
+    ///
+    /// If the launching process is killed meanwhile, nobody is left to read `READY=1`: the backend is then found ready only if
+    /// it is a Rust program with [`Instance`](super::Instance), and is otherwise [`Why::Starting`](super::Why::Starting).
+    pub fn notify() -> Self {
+        Self {
+            sign: Sign::Notify,
+            endpoint: None,
+        }
+    }
+
+    /// Ready once it accepts connections at `endpoint`.
+    ///
+    /// If another process accepts there already, that does not count: the launch fails, with the backend's own words if it
+    /// reports that, or else after five seconds.
+    pub fn accepts(endpoint: impl Into<Endpoint>) -> Self {
+        Self {
+            sign: Sign::Accepts,
+            endpoint: Some(endpoint.into()),
+        }
+    }
+
+    /// Ready once it has written a line that contains `words` to standard output or standard error.
+    pub fn line(words: impl Into<String>) -> Self {
+        Self {
+            sign: Sign::Line(words.into()),
+            endpoint: None,
+        }
+    }
+
+    /// Ready once `probe` returns true; false means not yet, and it is called again after a pause of at most 50 ms. An error ends
+    /// the launch. If the launching process is killed meanwhile, the backend is [`Why::Starting`](super::Why::Starting) until
+    /// it is stopped.
+    pub fn probe<F, P>(probe: P) -> Self
+    where
+        F: Future<Output = Result<bool, BoxError>> + Send + 'static,
+        P: Fn() -> F + Send + Sync + 'static,
+    {
+        Self {
+            sign: Sign::Probe(Arc::new(move || Box::pin(probe()))),
+            endpoint: None,
+        }
+    }
+
+    /// Says where it will listen, if the sign does not.
+    #[must_use]
+    pub fn at(mut self, endpoint: impl Into<Endpoint>) -> Self {
+        self.endpoint = Some(endpoint.into());
+        self
+    }
+}
+
+impl fmt::Debug for Ready {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = match &self.sign {
+            Sign::Notify => "notify",
+            Sign::Accepts => "accepts",
+            Sign::Line(words) => words,
+            Sign::Probe(_) => "probe",
+        };
+        f.debug_struct("Ready")
+            .field("sign", &sign)
+            .field("endpoint", &self.endpoint)
+            .finish()
+    }
+}
+
+/// A backend that is starting.
+pub(super) struct Start {
+    pub(super) pid: u32,
+    pub(super) files: Files,
+    pub(super) record: Record,
+    pub(super) deadline: Instant,
+    pub(super) notifications: Option<Notifications>,
+    /// Another process accepted connections at the endpoint before the launch.
+    pub(super) is_taken: bool,
+    pub(super) main_pid: Option<u32>,
+}
+
+/// The deadline is over.
+pub(super) struct Late;
+
+impl Start {
+    /// Waits for the sign.
+    pub(super) async fn wait(&mut self, sign: &Sign) -> Result<Result<(), Late>, ProcessError> {
+        let (path, start) = (self.files.log(), self.record.log_start);
+        let mut pause = Pause::default();
+        match sign {
+            Sign::Notify => loop {
+                let Some(notifications) = &self.notifications else {
+                    return Ok(Err(Late));
+                };
+                let Ok(message) = timeout_at(self.deadline, notifications.next()).await else {
+                    return Ok(Err(Late));
+                };
+                let message = message?;
+                let is_ready = message.is_ready;
+                self.note(message).await;
+                if is_ready {
+                    return Ok(Ok(()));
+                }
+            },
+            Sign::Accepts => {
+                let taken_until = Instant::now() + TAKEN_LIMIT;
+                let Some(endpoint) = self.record.endpoint.clone() else {
+                    return Ok(Err(Late));
+                };
+                loop {
+                    match timeout_at(self.deadline, endpoint.probe()).await {
+                        Err(_) => return Ok(Err(Late)),
+                        Ok(Ok(())) if !self.is_taken => return Ok(Ok(())),
+                        Ok(Ok(())) if Instant::now() >= taken_until => {
+                            return Err(ProcessError::EndpointTaken {
+                                endpoint,
+                                words: log::last_words(&path, start),
+                                log: path,
+                            });
+                        }
+                        Ok(Ok(())) => {}
+                        // Nobody accepts there now. Who does next is the backend.
+                        Ok(Err(_)) => self.is_taken = false,
+                    }
+                    if pause.is_over(self.deadline).await {
+                        return Ok(Err(Late));
+                    }
+                }
+            }
+            Sign::Line(words) => loop {
+                let found = log::has_line(&path, start, words);
+                if found.map_err(|error| ProcessError::file(&path, "read", error))? {
+                    return Ok(Ok(()));
+                }
+                if pause.is_over(self.deadline).await {
+                    return Ok(Err(Late));
+                }
+            },
+            Sign::Probe(probe) => loop {
+                match timeout_at(self.deadline, probe()).await {
+                    Err(_) => return Ok(Err(Late)),
+                    Ok(Ok(true)) => return Ok(Ok(())),
+                    Ok(Ok(false)) => {}
+                    Ok(Err(source)) => {
+                        return Err(ProcessError::Probe {
+                            pid: self.pid,
+                            source,
+                        });
+                    }
+                }
+                if pause.is_over(self.deadline).await {
+                    return Ok(Err(Late));
+                }
+            },
+        }
+    }
+
+    async fn note(&mut self, message: Message) {
+        if let Some(extend) = message.extend {
+            self.deadline = Instant::now() + extend;
+        }
+        self.main_pid = message.main_pid.or(self.main_pid);
+        self.record.endpoint = message.endpoint.or(self.record.endpoint.take());
+        if message.status.is_some() && message.status != self.record.status {
+            self.record.status = message.status;
+            let (record, files) = (self.record.clone(), self.files.clone());
+            // For people; the launch goes on without.
+            let _ = off_thread_call(move || record.write(&files)).await;
+        }
+    }
+}
+
+/// Pauses that grow.
+pub(super) struct Pause(Duration);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(FIRST_PAUSE)
+    }
+}
+
+impl Pause {
+    /// Pauses. True, without a pause, once the deadline is over.
+    pub(super) async fn is_over(&mut self, deadline: Instant) -> bool {
+        if Instant::now() >= deadline {
+            return true;
+        }
+        sleep(self.0).await;
+        self.0 = (self.0 * 3 / 2).min(LONGEST_PAUSE);
+        false
+    }
+}

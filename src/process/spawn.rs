@@ -1,0 +1,303 @@
+//! Starting a process that inherits only what it is given, and ending one with its whole group.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use command_fds::CommandFdExt;
+use process_wrap::tokio::{ChildWrapper, CommandWrap, ProcessSession};
+use rustix::process::Signal;
+use tokio::process::ChildStdin;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::error::ProcessError;
+use super::identity::ProcessIdentity;
+
+const POLL: Duration = Duration::from_millis(10);
+
+/// How long the rest of a watched group gets once the backend itself has ended.
+const LEFT_BEHIND_LIMIT: Duration = Duration::from_millis(500);
+
+/// How a backend is tied to this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tie {
+    /// It lives on: a session of its own.
+    Detached,
+    /// It ends with this process: a group of its own, and a watcher in that group.
+    Attached,
+}
+
+/// What a process is started with.
+pub(super) struct Order {
+    pub(super) command: Command,
+    pub(super) tie: Tie,
+    /// The lock for its life.
+    pub(super) life: OwnedFd,
+    pub(super) log: File,
+    /// Its working directory, unless the command names one.
+    pub(super) directory: PathBuf,
+    /// How long it gets to end after SIGTERM.
+    pub(super) grace: Duration,
+}
+
+impl Order {
+    /// Starts the process. Blocks while it forks; to be called within a runtime.
+    pub(super) fn spawn(self) -> Result<Started, ProcessError> {
+        let Self {
+            mut command,
+            tie,
+            life,
+            log,
+            directory,
+            grace,
+        } = self;
+        let program = PathBuf::from(command.get_program());
+        let failed = |error| spawn_error(&program, error);
+        let errors = log.try_clone().map_err(failed)?;
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        if command.get_current_dir().is_none() {
+            command = in_directory(command, &directory).map_err(failed)?;
+        }
+        close_inherited_descriptors();
+        reset_ignored_signals().map_err(failed)?;
+        let mut command = tokio::process::Command::from(command);
+        command.preserved_fds(vec![life]);
+        let (spawned, group) = match tie {
+            Tie::Detached => {
+                let mut wrapped = CommandWrap::from(command);
+                wrapped.wrap(ProcessSession);
+                // Without the wrapper, whose wait is for the whole group.
+                (wrapped.spawn().map(ChildWrapper::into_inner), None)
+            }
+            Tie::Attached => {
+                // First, so that the backend is watched over from its first moment.
+                let watcher = Watcher::start(grace).map_err(ProcessError::Watcher)?;
+                command.process_group(watcher.group.pid as i32);
+                let spawned = command.spawn();
+                let spawned = spawned.map(|child| Box::new(child) as Box<dyn ChildWrapper>);
+                (spawned, Some(watcher))
+            }
+        };
+        let child = spawned.map_err(failed)?;
+        let process = ProcessIdentity::of(child.id().unwrap_or_default());
+        Ok(Started {
+            process: process.clone(),
+            child: Some(Child {
+                child,
+                process,
+                watcher: group,
+                grace,
+            }),
+        })
+    }
+}
+
+/// Makes the command with its program as an absolute path, since a relative one would be looked up from the directory.
+fn in_directory(mut command: Command, directory: &Path) -> io::Result<Command> {
+    let program = Path::new(command.get_program());
+    // A bare name is looked up in PATH.
+    if program.is_relative() && program.components().count() > 1 {
+        let mut absolute = Command::new(std::path::absolute(program)?);
+        absolute.args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => absolute.env(name, value),
+                None => absolute.env_remove(name),
+            };
+        }
+        command = absolute;
+    }
+    command.current_dir(directory);
+    Ok(command)
+}
+
+/// Lets descriptors that this process inherited, or made inheritable, end at exec. Rust's own do already.
+fn close_inherited_descriptors() {
+    close_fds::set_fds_cloexec_threadsafe(3, &[]);
+}
+
+/// Gives signals that this process ignores a handler that does nothing: exec resets handlers, and keeps what is ignored.
+/// (SIGPIPE, which every Rust program ignores, and the signal mask are reset by the standard library.)
+fn reset_ignored_signals() -> io::Result<()> {
+    // KILL and STOP cannot be ignored; what means an error of the program itself (ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS) is left
+    // alone, and so is PIPE. Numbers of Linux, as is the file below.
+    const LEFT_ALONE: [u32; 10] = [4, 5, 6, 7, 8, 9, 11, 13, 19, 31];
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else {
+        return Ok(());
+    };
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let Some(ignored) = ignored else {
+        return Ok(());
+    };
+    for number in (1..32).filter(|number| ignored & (1 << (number - 1)) != 0) {
+        if !LEFT_ALONE.contains(&number) {
+            drop(signal(SignalKind::from_raw(number as i32))?);
+        }
+    }
+    Ok(())
+}
+
+fn spawn_error(program: &Path, source: io::Error) -> ProcessError {
+    let program = program.to_path_buf();
+    match source.kind() {
+        io::ErrorKind::NotFound => match upgraded(&program) {
+            Some(program) => ProcessError::Replaced { program },
+            None => ProcessError::NotFound { program, source },
+        },
+        io::ErrorKind::PermissionDenied => ProcessError::NotExecutable { program, source },
+        _ if source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
+            ProcessError::NotExecutable { program, source }
+        }
+        _ => ProcessError::Spawn { program, source },
+    }
+}
+
+/// The path of a running program that was replaced on disk, if this is what the system reports for one.
+fn upgraded(program: &Path) -> Option<PathBuf> {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    let bytes = program.as_os_str().as_bytes();
+    let path = bytes.strip_suffix(b" (deleted)")?;
+    Some(OsStr::from_bytes(path).into())
+}
+
+/// A process that was started. Until it is [`settled`](Self::settle), dropping it ends its whole group.
+pub(super) struct Started {
+    pub(super) process: ProcessIdentity,
+    child: Option<Child>,
+}
+
+impl Started {
+    /// Waits for its end. Returns its exit status; `None` if the system did not keep it. Cancel safe.
+    pub(super) async fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut()?.child.wait().await.ok()
+    }
+
+    /// Ends the group, and waits until it is gone.
+    pub(super) async fn give_up(mut self) {
+        if let Some(child) = self.child.take() {
+            child.end_group().await;
+        }
+    }
+
+    /// Takes the process as ready.
+    pub(super) fn settle(mut self) -> Settled {
+        Settled(self.child.take())
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let Some(child) = self.child.take() else {
+            return;
+        };
+        match Handle::try_current() {
+            Ok(runtime) => {
+                // At once, since the runtime may end.
+                child.signal_group(Signal::TERM);
+                runtime.spawn(child.end_group());
+            }
+            Err(_) => child.signal_group(Signal::KILL),
+        }
+    }
+}
+
+/// A process that is ready. If it is dropped, a detached one lives on, and an attached one ends.
+pub(super) struct Settled(Option<Child>);
+
+impl Settled {
+    /// Waits for its end and returns its exit status; `None` if the system did not keep it. What an attached one leaves behind
+    /// in its group ends, too.
+    pub(super) async fn ended(self) -> Option<ExitStatus> {
+        let mut child = self.0?;
+        let status = child.child.wait().await.ok();
+        if child.watcher.is_some() {
+            tokio::spawn(child.end_group());
+        }
+        status
+    }
+}
+
+/// A child of this process, and the leader of its group or a member of its watcher's.
+struct Child {
+    child: Box<dyn ChildWrapper>,
+    process: ProcessIdentity,
+    watcher: Option<Watcher>,
+    grace: Duration,
+}
+
+impl Child {
+    fn group(&self) -> &ProcessIdentity {
+        let watched = self.watcher.as_ref().map(|watcher| &watcher.group);
+        watched.unwrap_or(&self.process)
+    }
+
+    fn signal_group(&self, signal: Signal) {
+        self.group().signal_group(signal);
+    }
+
+    /// Ends the group: SIGTERM, the grace time, SIGKILL. Reaps the child. If this is dropped, as by a runtime that ends, the
+    /// rest of the grace time is not waited for.
+    async fn end_group(self) {
+        struct Kill(Child);
+        impl Drop for Kill {
+            fn drop(&mut self) {
+                self.0.signal_group(Signal::KILL);
+            }
+        }
+        let mut kill = Kill(self);
+        kill.0.signal_group(Signal::TERM);
+        let grace = kill.0.grace;
+        let gone = async {
+            // An error says that it has been reaped.
+            let _ = kill.0.child.wait().await;
+            // A watcher is a member, and stays: the rest gets a moment.
+            let until = Instant::now() + LEFT_BEHIND_LIMIT;
+            while kill.0.group().group_exists()
+                && (kill.0.watcher.is_none() || Instant::now() < until)
+            {
+                sleep(POLL).await;
+            }
+        };
+        let _ = timeout(grace, gone).await;
+        kill.0.signal_group(Signal::KILL);
+        let _ = kill.0.child.wait().await;
+    }
+}
+
+/// A shell that leads the backend's group, and ends the group once this value, or this process, is gone: it waits for the end of
+/// a pipe of which this process has the other end. While it lives, the group's number is not used again.
+struct Watcher {
+    group: ProcessIdentity,
+    _pipe: Option<ChildStdin>,
+}
+
+impl Watcher {
+    fn start(grace: Duration) -> io::Result<Self> {
+        // The shell ignores SIGTERM, as does the `sleep` that it starts.
+        let script = format!(
+            "trap '' TERM; read _; kill -TERM 0; sleep {}; kill -KILL 0",
+            grace.as_secs().max(1)
+        );
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", &script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0);
+        let mut child = tokio::process::Command::from(command).spawn()?;
+        let group = ProcessIdentity::of(child.id().unwrap_or_default());
+        let pipe = child.stdin.take();
+        tokio::spawn(async move { child.wait().await });
+        Ok(Self { group, _pipe: pipe })
+    }
+}

@@ -1,0 +1,18 @@
+//! The module `process` on real processes: launching, finding and ending backends. This test binary starts itself again as
+//! backends and as callers.
+#![cfg(all(unix, feature = "process"))]
+
+mod end;
+mod find;
+mod kit;
+mod launch;
+
+/// Does nothing when the tests are run; a child that is started with a role in its environment plays it here.
+#[test]
+fn role() {
+    if let Ok(role) = std::env::var(kit::ROLE) {
+        launch::play(&role);
+        find::play(&role);
+        end::play(&role);
+    }
+}
