@@ -1,43 +1,39 @@
-//! A template for a command-line tool with a daemon: the first invocation that needs the daemon starts it, and it stays.
+//! A command-line tool with a daemon behind it: a template to copy, on Unix. The first `ask` starts the daemon, later ones find
+//! it; it leaves when it is idle.
 //!
 //! ```console
-//! $ cargo run --example cli_daemon -- --state DIR ask TEXT   # answered by the daemon, which is started if need be
-//! $ cargo run --example cli_daemon -- --state DIR stop
-//! $ cargo run --example cli_daemon                           # a self-check with real processes (on Unix)
+//! $ cargo run --features process --example cli_daemon -- --state DIR ask TEXT         # the daemon's answer
+//! $ cargo run --features process --example cli_daemon -- --state DIR status           # how things stand
+//! $ cargo run --features process --example cli_daemon -- --state DIR stop [--force]   # ends the daemon
 //! ```
 //!
-//! `contact.rs` is how the two find and recognise each other, `launcher.rs` how the tool starts the daemon, `daemon.rs` the
-//! daemon; leave out `self_check.rs`. The exit status is 1 for an error, 75 if that says when to try again.
-
-mod contact;
-mod daemon;
-mod launcher;
-#[cfg(unix)]
-mod self_check;
+//! The exit status is 1 for an error, and 75 if a later try can succeed, after the time that the error names.
 
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use spawn_gate::{BoxError, FileSpawnLock, GateError, SpawnGate, SpawnLockError};
+use spawn_gate::admin::{LedgerReading, inspect_spawn_lock};
+use spawn_gate::process::{Instance, Leave, ProcessLauncher, Ready, Stop, Stopped};
+use spawn_gate::{BoxError, FileSpawnLock, GateError, SpawnGate};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
-use crate::contact::{Address, POLL};
-use crate::launcher::Launcher;
+/// Names the daemon. A tool with a daemon for each project would use the project's path.
+const KEY: &str = "daemon";
 
-/// Names the daemon in messages and, hashed, its lock file.
-const KEY: &str = "cli_daemon";
-
-/// Longer than the slowest start: a daemon that takes longer is ended by its launcher.
-const START_LIMIT: Duration = Duration::from_secs(60);
-
-/// A daemon that dies earlier than this has not proved that it works, so its launch stays charged.
+/// A daemon that fails earlier than this has not proved that it works, so its launch stays charged.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 
-const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// How long calls in progress get once the daemon is stopped: less than the grace time of `stop`.
+const DRAIN_LIMIT: Duration = Duration::from_secs(3);
+
+/// The longest request.
+const LONGEST_LINE: u64 = 64 * 1024;
 
 /// The exit status that tells scripts to try again later.
 const EX_TEMPFAIL: u8 = 75;
@@ -45,12 +41,12 @@ const EX_TEMPFAIL: u8 = 75;
 // Without threads of its own a tool starts faster, and it starts often.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let Err(error) = run(&args).await else {
         return ExitCode::SUCCESS;
     };
     // Not `eprintln`, which panics if nobody reads it any more.
-    let _ = writeln!(io::stderr(), "error: {}", with_causes(&*error));
+    let _ = writeln!(io::stderr(), "error: {}", with_sources(&*error));
     match error.downcast_ref().and_then(GateError::retry_after) {
         Some(_) => ExitCode::from(EX_TEMPFAIL),
         None => ExitCode::FAILURE,
@@ -60,95 +56,135 @@ async fn main() -> ExitCode {
 async fn run(args: &[OsString]) -> Result<(), BoxError> {
     let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy()).collect();
     let words: Vec<&str> = words.iter().map(|word| &**word).collect();
-    // Made for this user alone if there is none; one that others can write to is refused: what stands there is trusted.
-    let state = || Ok::<_, SpawnLockError>(FileSpawnLock::new(&args[1])?.directory().to_owned());
+    let daemon = || launcher(Path::new(&args[1]));
     match words[..] {
-        #[cfg(unix)]
-        [] => self_check::run().await,
-        ["--state", _, "ask", text] => ask(&state()?, text).await,
-        ["--state", _, "stop"] => stop(&state()?).await,
-        // Here it is not made: who deleted it meanwhile wants no daemon.
-        ["--state", _, "daemon"] => daemon::run(Path::new(&args[1])).await,
-        _ => Err("usage: cli_daemon --state DIR (ask TEXT | stop)".into()),
+        ["--state", _, "ask", text] => ask(&daemon()?, text).await,
+        ["--state", _, "status"] => status(&daemon()?).await,
+        ["--state", _, "stop"] => stop(&daemon()?, Stop::Orderly).await,
+        ["--state", _, "stop", "--force"] => stop(&daemon()?, Stop::Force).await,
+        ["--state", _, "daemon"] => serve().await,
+        _ => Err("usage: cli_daemon --state DIR (ask TEXT | status | stop [--force])".into()),
     }
 }
 
-async fn ask(state: &Path, text: &str) -> Result<(), BoxError> {
-    // First without the gate: usually the daemon is up, and this connection then carries the question. The gate would find the
-    // daemon too, without the lock, but returns its address only.
-    let found = within(START_LIMIT, "find the daemon", contact::find(state)).await?;
-    let (mut daemon, how) = match found {
-        Some(daemon) => (daemon, "already running".to_owned()),
-        None => {
-            let launcher = Launcher {
-                state: state.to_owned(),
-            };
-            let launched = gate(state)?.launch(KEY.to_owned(), launcher).await?;
-            let daemon = within(START_LIMIT, "connect", launched.value.connect()).await?;
-            let daemon = daemon.ok_or("the daemon is ready, and has ended already")?;
-            (daemon, format!("{:?}", launched.how))
-        }
-    };
-    // If it goes away now, that is an error and no reason for another try: it may have done what it was asked. A deadline for
-    // the answer is for the tool to choose.
-    let answer = daemon.ask(&format!("ask {text}")).await?;
-    writeln!(io::stdout(), "{answer}\nthe daemon: {how}")?;
-    Ok(())
+/// The gate and launcher that all invocations share, by way of the state directory.
+fn launcher(state: &Path) -> Result<ProcessLauncher<String>, BoxError> {
+    let gate = SpawnGate::builder(FileSpawnLock::new(state)?).stable_after(STABLE_AFTER);
+    let state = std::path::absolute(state)?;
+    let launcher = ProcessLauncher::new(&gate.build(), state.clone(), move |_launch| {
+        let mut daemon = Command::new(std::env::current_exe()?);
+        daemon.arg("--state").arg(&state).arg("daemon");
+        Ok((daemon, Ready::notify()))
+    });
+    Ok(launcher.version(env!("CARGO_PKG_VERSION")))
 }
 
-async fn stop(state: &Path) -> Result<(), BoxError> {
-    let end_it = async {
-        let Some(mut daemon) = contact::connect(state).await? else {
-            return Ok(None);
-        };
-        daemon.say("stop").await?;
-        let address = Some(daemon.address);
-        // Its place is free, or another one has it already.
-        while contact::is_taken(state)? && Address::read(state)? == address {
-            sleep(POLL).await;
-        }
-        Ok::<_, BoxError>(address)
-    };
-    let line = match within(STOP_LIMIT, "stop the daemon", end_it).await? {
-        Some(Address { pid, .. }) => format!("stopped process {pid}"),
-        None => "not running".to_owned(),
-    };
-    // To be stopped is no failure, and must not count against the next start.
-    gate(state)?.reset(&KEY.to_owned()).await?;
-    writeln!(io::stdout(), "{line}")?;
-    Ok(())
-}
-
-async fn within<T, E: Into<BoxError>>(
-    limit: Duration,
-    what: &str,
-    step: impl Future<Output = Result<T, E>>,
-) -> Result<T, BoxError> {
-    match timeout(limit, step).await {
-        Ok(done) => done.map_err(E::into),
-        Err(_) => Err(format!("cannot {what}: no answer within {limit:?}; see daemon.log").into()),
+async fn ask(launcher: &ProcessLauncher<String>, text: &str) -> Result<(), BoxError> {
+    // Until this is dropped, the daemon does not leave for being idle.
+    let daemon = launcher.in_use(KEY).await?;
+    let socket = daemon
+        .endpoint
+        .as_ref()
+        .and_then(|endpoint| endpoint.unix());
+    let mut stream = UnixStream::connect(socket.ok_or("the daemon has no socket")?).await?;
+    stream
+        .write_all(format!("{}\n", text.replace('\n', " ")).as_bytes())
+        .await?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).await?;
+    if answer.is_empty() {
+        // No second try: it may have done what it was asked.
+        return Err("the daemon ended during the call".into());
     }
+    write!(io::stdout(), "{answer}")?;
+    writeln!(
+        io::stdout(),
+        "{:?}: process {}, launch {}",
+        daemon.how(),
+        daemon.pid,
+        daemon.launch
+    )?;
+    Ok(())
 }
 
-/// The gate that all invocations share, by way of its directory. It must be the same everywhere.
-fn gate(state: &Path) -> Result<SpawnGate<String, Address>, SpawnLockError> {
-    let locks = FileSpawnLock::new(state.join("locks"))?;
-    Ok(SpawnGate::builder(locks)
-        // Else a daemon that starts well and dies at once would be started again for ever.
-        .stable_after(STABLE_AFTER)
-        // To look for a daemon includes to wait for one that is starting.
-        .discover_timeout(START_LIMIT)
-        .launch_timeout(START_LIMIT)
-        .build())
+async fn status(launcher: &ProcessLauncher<String>) -> Result<(), BoxError> {
+    let mut out = io::stdout();
+    match launcher.find(KEY).await {
+        Ok(presence) => writeln!(out, "{presence}")?,
+        Err(error) => writeln!(out, "{}", with_sources(&error))?,
+    }
+    writeln!(out, "{}", launcher.gate().snapshot(KEY).await)?;
+    let lock = FileSpawnLock::new(launcher.directory())?;
+    let Ok(report) = inspect_spawn_lock(lock.path_of(&KEY)) else {
+        return Ok(()); // Nothing was launched yet.
+    };
+    if let Some(holder) = report.holder() {
+        writeln!(out, "launching: {holder}")?;
+    }
+    if let LedgerReading::Found(ledger) = report.ledger {
+        if let Some(failure) = ledger.last_outcome().and_then(|last| last.failure.clone()) {
+            writeln!(out, "the last launch failed: {failure}")?;
+        }
+    }
+    writeln!(out, "log: {}", launcher.log_path(KEY).display())?;
+    Ok(())
+}
+
+async fn stop(launcher: &ProcessLauncher<String>, how: Stop) -> Result<(), BoxError> {
+    let line = match launcher.stop(KEY, how).await? {
+        Stopped::NotRunning => "not running".to_owned(),
+        Stopped::Forced { pid } => format!("killed process {pid}"),
+        Stopped::Orderly { pid } => format!("stopped process {pid}"),
+        other => format!("{other:?}"),
+    };
+    Ok(writeln!(io::stdout(), "{line}")?)
+}
+
+/// The daemon.
+async fn serve() -> Result<(), BoxError> {
+    let daemon = Instance::from_env()?.ok_or("`ask` starts the daemon")?;
+    let idle = std::env::var("CLI_DAEMON_IDLE_MS")
+        .ok()
+        .and_then(|idle| idle.parse().ok());
+    let idle = Duration::from_millis(idle.unwrap_or(600_000));
+    let listener = daemon.listen()?;
+    // Whatever takes long comes here, before it says that it is ready.
+    daemon.ready(daemon.socket())?;
+    let accept = async {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let busy = daemon.busy();
+                    tokio::spawn(async move { (answer(stream).await, drop(busy)) });
+                }
+                // Out of descriptors, most likely. That passes; callers wait in the listener's queue.
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let why = tokio::select! {
+        why = daemon.until_leave(Some(idle)) => why?,
+        () = accept => Leave::Stopped,
+    };
+    let _ = timeout(DRAIN_LIMIT, daemon.drained()).await;
+    let _ = writeln!(io::stderr(), "leaves: {why:?}");
+    Ok(())
+}
+
+async fn answer(mut stream: UnixStream) -> io::Result<()> {
+    let mut line = String::new();
+    BufReader::new((&mut stream).take(LONGEST_LINE))
+        .read_line(&mut line)
+        .await?;
+    stream
+        .write_all(format!("{}\n", line.trim_end().to_uppercase()).as_bytes())
+        .await
 }
 
 /// The outermost error alone seldom says what to mend.
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: caused by {cause}");
-        next = cause.source();
+fn with_sources(error: &dyn Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", with_sources(source)),
+        None => error.to_string(),
     }
-    text
 }

@@ -1,5 +1,6 @@
 //! A backend as a value, and whether it is there.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -29,6 +30,16 @@ pub struct Backend {
     pub(super) process: ProcessIdentity,
 }
 
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {} of launch {}", self.pid, self.launch)?;
+        match &self.endpoint {
+            Some(endpoint) => write!(f, " at {endpoint}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Whether a backend is there.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -49,4 +60,21 @@ pub enum Presence {
     Ready(Backend),
     /// One is about to end: it was stopped, or was idle.
     Leaving(Backend),
+}
+
+impl fmt::Display for Presence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => f.write_str("not running"),
+            Self::Starting { launch, status, .. } => {
+                write!(f, "starting: launch {launch}")?;
+                match status {
+                    Some(status) => write!(f, ", {status}"),
+                    None => Ok(()),
+                }
+            }
+            Self::Ready(backend) => write!(f, "ready: {backend}"),
+            Self::Leaving(backend) => write!(f, "leaving: {backend}"),
+        }
+    }
 }

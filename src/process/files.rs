@@ -77,12 +77,20 @@ impl Files {
 
     /// The socket of the notify protocol.
     pub(super) fn notify(&self) -> PathBuf {
-        self.with(".notify")
+        self.short(".notify")
     }
 
     /// The socket of a backend that has no other place for it.
     pub(super) fn socket(&self) -> PathBuf {
-        self.with(".sock")
+        self.short(".sock")
+    }
+
+    /// A name that is short, since the path of a socket has to be: a part of the hash in the key's name.
+    fn short(&self, suffix: &str) -> PathBuf {
+        const DIGITS: usize = 24;
+        let hash = self.name.rsplit('-').next().unwrap_or_default();
+        let hash = hash.get(..DIGITS).unwrap_or(hash);
+        self.directory.join(format!("{hash}{suffix}"))
     }
 
     fn with(&self, suffix: &str) -> PathBuf {

@@ -222,7 +222,8 @@ impl Instance {
         Busy { activity }
     }
 
-    /// Waits until this backend is to leave, and returns why. Then end the process: callers wait for that.
+    /// Waits until this backend is to leave, and returns why. Then end the process, perhaps after [`drained`](Self::drained):
+    /// callers wait for that.
     ///
     /// - Idle for `idle` (`None`: never), while no caller that uses it with
     ///   [`ProcessLauncher::in_use`](super::ProcessLauncher::in_use) is about to call. From then on such callers wait for its end,
@@ -251,6 +252,17 @@ impl Instance {
         // On a full disk it leaves all the same; then callers see its end only.
         let _ = self.update(|record| record.state = State::Leaving);
         Ok(why)
+    }
+
+    /// Returns once no call is in progress.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn drained(&self) {
+        let mut changes = self.activity.subscribe();
+        // An error would say that the sender is gone, which is in `self`.
+        let _ = changes.wait_for(|activity| activity.calls == 0).await;
     }
 
     /// Returns once it is idle and has the lock that callers share.

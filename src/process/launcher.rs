@@ -206,6 +206,21 @@ impl<K: GateKey> ProcessLauncher<K> {
         self
     }
 
+    /// Returns the gate.
+    pub fn gate(&self) -> &SpawnGate<K, Backend> {
+        &self.gate
+    }
+
+    /// Returns the directory of the backends' files.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Returns the path of a backend's log, whether or not it exists.
+    pub fn log_path(&self, key: impl Into<K>) -> PathBuf {
+        Files::new(&self.directory, &key.into()).log()
+    }
+
     /// Looks once whether a backend is there, and whether it can be reached. Needs no right to write.
     ///
     /// # Errors
@@ -290,14 +305,6 @@ impl<K: GateKey> ProcessLauncher<K> {
                 return Ok(Some(sight));
             }
         }
-    }
-
-    pub(super) fn gate(&self) -> &SpawnGate<K, Backend> {
-        &self.gate
-    }
-
-    pub(super) fn directory(&self) -> &Path {
-        &self.directory
     }
 
     /// How long a backend that is leaving is waited for.

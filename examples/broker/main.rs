@@ -1,0 +1,233 @@
+//! An HTTP broker that starts backends on demand: a template to copy, on Unix.
+//!
+//! ```console
+//! $ cargo run --features process --example broker -- DIRECTORY 127.0.0.1:7200
+//! $ curl -L http://127.0.0.1:7200/indexer/1.0        # starts the backend, or finds it
+//! $ curl http://127.0.0.1:7200/admin                 # keys, budgets, flights
+//! $ curl -X POST http://127.0.0.1:7200/admin/indexer/1.0/reset    # or abort, or stop
+//! ```
+//!
+//! Brokers with the same directory share their backends; a backend ends with the broker that launched it. This program is also
+//! the backends: `indexer` and `search` serve, `broken` fails to start, `slow` is never ready.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::{HeaderValue, StatusCode, header::RETRY_AFTER};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::{get, post};
+use spawn_gate::error::LaunchError;
+use spawn_gate::process::{Instance, ProcessError, ProcessLauncher, Ready, Stop};
+use spawn_gate::{BackendKey, BoxError, BrokerInstanceKey, FileSpawnLock, GateError, SpawnGate};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+const SERVICES: [&str; 4] = ["indexer", "search", "broken", "slow"];
+
+type Launcher = ProcessLauncher<BackendKey>;
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    match args.as_slice() {
+        [role, service] if role == "backend" => backend(&service.to_string_lossy()).await,
+        [directory, address] => {
+            let address = address.to_str().ok_or("not an address")?.parse()?;
+            broker(directory.into(), address).await
+        }
+        _ => Err("usage: broker DIRECTORY ADDRESS:PORT".into()),
+    }
+}
+
+async fn broker(directory: PathBuf, address: SocketAddr) -> Result<(), BoxError> {
+    let gate = SpawnGate::builder(FileSpawnLock::new(&directory)?)
+        // A backend that dies earlier than this has not proved that it works.
+        .stable_after(Duration::from_secs(10))
+        .build();
+    let start_timeout = std::env::var("BROKER_START_TIMEOUT_MS")
+        .ok()
+        .and_then(|limit| limit.parse().ok());
+    let launcher = Launcher::new(&gate, directory, |launch| {
+        let mut backend = Command::new(std::env::current_exe()?);
+        backend.args(["backend", &launch.key.service_name]);
+        Ok((backend, Ready::notify()))
+    })
+    .attached()
+    .start_timeout(Duration::from_millis(start_timeout.unwrap_or(30_000)));
+    let routes = Router::new()
+        .route("/{service}/{version}", get(find_or_start))
+        .route("/admin", get(overview))
+        .route("/admin/{service}/{version}/{action}", post(operate))
+        .with_state(Arc::new(launcher));
+    let listener = TcpListener::bind(address).await?;
+    println!("listening on {}", listener.local_addr()?);
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        // Waiting requests get an answer, then the server ends, and with this process its backends.
+        if let Err(error) = gate.close().await {
+            eprintln!("{error}");
+        }
+    };
+    Ok(axum::serve(listener, routes)
+        .with_graceful_shutdown(stop)
+        .await?)
+}
+
+/// Sends the client to the backend.
+async fn find_or_start(
+    State(launcher): State<Arc<Launcher>>,
+    Path((service, version)): Path<(String, String)>,
+) -> Result<Redirect, Failure> {
+    let key = key(service, version)?;
+    // If the client hangs up, the launch goes on; the next client finds its backend.
+    let backend = launcher
+        .gate()
+        .launch(key, Launcher::clone(&launcher))
+        .await?
+        .value;
+    let address = backend.endpoint.and_then(|endpoint| endpoint.tcp());
+    let address = address.ok_or((
+        StatusCode::BAD_GATEWAY,
+        "the backend has no address".to_owned(),
+    ))?;
+    Ok(Redirect::temporary(&format!("http://{address}/")))
+}
+
+/// All keys that this broker has to do with.
+async fn overview(State(launcher): State<Arc<Launcher>>) -> String {
+    let mut page = String::new();
+    for known in launcher.gate().snapshots().await {
+        let key = known.budget.key;
+        // Read anew, since brokers that share the directory share the budget.
+        let snapshot = launcher.gate().snapshot(key.clone()).await;
+        let backend = match launcher.find(key).await {
+            Ok(presence) => presence.to_string(),
+            Err(error) => error.to_string(),
+        };
+        page.push_str(&format!("{snapshot}\n    {backend}\n"));
+    }
+    page
+}
+
+/// What an operator asks for.
+async fn operate(
+    State(launcher): State<Arc<Launcher>>,
+    Path((service, version, action)): Path<(String, String, String)>,
+) -> Result<String, Failure> {
+    let key = key(service, version)?;
+    match &*action {
+        "reset" => launcher
+            .gate()
+            .reset(key)
+            .await
+            .map(|()| "reset\n".to_owned())
+            .map_err(Failure::from),
+        "abort" => Ok(format!(
+            "aborted a launch: {}\n",
+            launcher.gate().abort(key).await
+        )),
+        "stop" => match launcher.stop(key, Stop::Force).await {
+            Ok(stopped) => Ok(format!("{stopped:?}\n")),
+            Err(error) => Err((StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into()),
+        },
+        _ => Err((StatusCode::NOT_FOUND, "reset, abort or stop".to_owned()).into()),
+    }
+}
+
+fn key(service: String, version: String) -> Result<BackendKey, Failure> {
+    // Clients choose the key, and each key can start a process: only known ones.
+    match SERVICES.contains(&&*service) && version == "1.0" {
+        true => Ok(BackendKey::new(BrokerInstanceKey::Shared, service, version)),
+        false => Err((StatusCode::NOT_FOUND, "no such service".to_owned()).into()),
+    }
+}
+
+/// An error as a response.
+struct Failure {
+    status: StatusCode,
+    text: String,
+    retry_after: Option<Duration>,
+}
+
+impl From<(StatusCode, String)> for Failure {
+    fn from((status, text): (StatusCode, String)) -> Self {
+        Self {
+            status,
+            text,
+            retry_after: None,
+        }
+    }
+}
+
+impl From<GateError> for Failure {
+    fn from(error: GateError) -> Self {
+        let retry_soon = error.retry_helps().then_some(Duration::from_secs(1));
+        Self {
+            status: status(&error),
+            text: format!("{error:#}"),
+            retry_after: error.retry_after().or(retry_soon),
+        }
+    }
+}
+
+fn status(error: &GateError) -> StatusCode {
+    match error {
+        GateError::BudgetExhausted(_) => StatusCode::TOO_MANY_REQUESTS,
+        GateError::Timeout(_) => StatusCode::GATEWAY_TIMEOUT,
+        GateError::Launch(LaunchError::Failed { source, .. }) => match source.downcast_ref() {
+            Some(ProcessError::NotReady { .. }) => StatusCode::GATEWAY_TIMEOUT,
+            _ => StatusCode::BAD_GATEWAY,
+        },
+        GateError::Launch(LaunchError::FailedElsewhere { .. }) => StatusCode::BAD_GATEWAY,
+        // It could not be tried: a shortage, a lock, a shutdown. Somebody else's turn, or a person's.
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, self.text + "\n").into_response();
+        if let Some(wait) = self.retry_after {
+            // Whole seconds, rounded up: a client that waits as long as told must not be too early.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            response
+                .headers_mut()
+                .insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+/// The backend: takes a free port, and says which.
+async fn backend(service: &str) -> Result<(), BoxError> {
+    let instance = Instance::from_env()?.ok_or("the broker starts the backends")?;
+    match service {
+        "broken" => return Err("its index is broken".into()),
+        "slow" => std::future::pending().await,
+        _ => {}
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let greeting = format!(
+        "{service}: process {}, launch {}\n",
+        std::process::id(),
+        instance.launch()
+    );
+    let routes = Router::new().route("/", get(|| async { greeting }));
+    instance.ready(listener.local_addr()?)?;
+    let stop = async move { drop(instance.until_leave(None).await) };
+    Ok(axum::serve(listener, routes)
+        .with_graceful_shutdown(stop)
+        .await?)
+}
