@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use spawn_gate::admin::{LedgerReading, inspect_spawn_lock};
+use spawn_gate::admin::{LedgerReading, LockReport, inspect_spawn_lock};
 use spawn_gate::process::{Instance, Leave, ProcessLauncher, Ready, Stop, Stopped};
 use spawn_gate::{BoxError, FileSpawnLock, GateError, SpawnGate};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -31,6 +31,9 @@ const STABLE_AFTER: Duration = Duration::from_secs(10);
 
 /// How long calls in progress get once the daemon is stopped: less than the grace time of `stop`.
 const DRAIN_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long an answer may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
 /// The longest request.
 const LONGEST_LINE: u64 = 64 * 1024;
@@ -86,25 +89,26 @@ async fn ask(launcher: &ProcessLauncher<String>, text: &str) -> Result<(), BoxEr
         .endpoint
         .as_ref()
         .and_then(|endpoint| endpoint.unix());
-    let mut stream = UnixStream::connect(socket.ok_or("the daemon has no socket")?).await?;
-    stream
-        .write_all(format!("{}\n", text.replace('\n', " ")).as_bytes())
-        .await?;
-    let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer).await?;
-    if answer.is_empty() {
-        // No second try: it may have done what it was asked.
-        return Err("the daemon ended during the call".into());
-    }
-    write!(io::stdout(), "{answer}")?;
-    writeln!(
+    let socket = socket.ok_or("the daemon has no socket")?;
+    // No second try if that fails: the daemon may have done what it was asked.
+    let answer = timeout(ANSWER_LIMIT, call(socket, text)).await;
+    let answer = answer.map_err(|_| format!("no answer within {ANSWER_LIMIT:?}"))??;
+    let (how, pid, launch) = (daemon.how(), daemon.pid, daemon.launch);
+    Ok(write!(
         io::stdout(),
-        "{:?}: process {}, launch {}",
-        daemon.how(),
-        daemon.pid,
-        daemon.launch
-    )?;
-    Ok(())
+        "{answer}{how:?}: process {pid}, launch {launch}\n"
+    )?)
+}
+
+async fn call(socket: &Path, text: &str) -> io::Result<String> {
+    let mut stream = UnixStream::connect(socket).await?;
+    let line = format!("{}\n", text.replace('\n', " "));
+    stream.write_all(line.as_bytes()).await?;
+    let mut answer = String::new();
+    match BufReader::new(stream).read_line(&mut answer).await? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(answer),
+    }
 }
 
 async fn status(launcher: &ProcessLauncher<String>) -> Result<(), BoxError> {
@@ -115,13 +119,11 @@ async fn status(launcher: &ProcessLauncher<String>) -> Result<(), BoxError> {
     }
     writeln!(out, "{}", launcher.gate().snapshot(KEY).await)?;
     let lock = FileSpawnLock::new(launcher.directory())?;
-    let Ok(report) = inspect_spawn_lock(lock.path_of(&KEY)) else {
-        return Ok(()); // Nothing was launched yet.
-    };
-    if let Some(holder) = report.holder() {
+    let report = inspect_spawn_lock(lock.path_of(&KEY)).ok();
+    if let Some(holder) = report.as_ref().and_then(LockReport::holder) {
         writeln!(out, "launching: {holder}")?;
     }
-    if let LedgerReading::Found(ledger) = report.ledger {
+    if let Some(LedgerReading::Found(ledger)) = report.map(|report| report.ledger) {
         if let Some(failure) = ledger.last_outcome().and_then(|last| last.failure.clone()) {
             writeln!(out, "the last launch failed: {failure}")?;
         }

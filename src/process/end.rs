@@ -20,7 +20,14 @@ pub(super) async fn end_process(
     force: bool,
 ) -> Result<bool, ProcessError> {
     process.signal(Signal::TERM);
-    if is_gone(files, process, grace).await? {
+    // A stopped process cannot react.
+    let is_stopped = process.condition() == Condition::Stopped;
+    let grace_for_term = if force && is_stopped {
+        Duration::ZERO
+    } else {
+        grace
+    };
+    if is_gone(files, process, grace_for_term).await? {
         return Ok(false);
     }
     if force {
