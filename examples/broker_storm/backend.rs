@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use spawn_gate::BoxError;
+use spawn_gate::process::Instance;
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use crate::protocol::{BackendId, Connection, listen};
-use crate::role;
 
 /// In its directory, a backend appends a line here when it starts: the count of launches that does not come from the gate.
 pub(crate) const JOURNAL: &str = "journal";
@@ -26,7 +26,9 @@ pub(crate) const BROKEN_SAYS: &str = "its index is broken";
 
 const START_UP: Duration = Duration::from_millis(150);
 
-pub(crate) async fn run(directory: &Path, service: &str, launch: u64) -> Result<(), BoxError> {
+pub(crate) async fn run(directory: &Path, service: &str) -> Result<(), BoxError> {
+    let instance = Instance::from_env()?.ok_or("a broker starts the backends")?;
+    let launch = instance.launch();
     let id = BackendId {
         service: service.to_owned(),
         pid: std::process::id(),
@@ -39,22 +41,21 @@ pub(crate) async fn run(directory: &Path, service: &str, launch: u64) -> Result<
         .open(directory.join(JOURNAL))?
         .write_all(format!("{id}\n").as_bytes())?;
     tokio::select! {
-        () = role::parent_gone() => Ok(()),
-        served = serve(directory, id) => served,
+        why = instance.until_leave(None) => why.map(drop).map_err(Into::into),
+        served = serve(directory, id, &instance) => served,
     }
 }
 
-async fn serve(directory: &Path, id: BackendId) -> Result<(), BoxError> {
+async fn serve(directory: &Path, id: BackendId, instance: &Instance) -> Result<(), BoxError> {
     while directory.join(HOLD).exists() {
         sleep(Duration::from_millis(5)).await;
     }
     sleep(START_UP).await;
     if directory.join(BROKEN).exists() {
-        role::say(format_args!("{} cannot start: {BROKEN_SAYS}", id.service));
-        std::process::exit(3);
+        return Err(format!("{} cannot start: {BROKEN_SAYS}", id.service).into());
     }
     let listener = listen()?;
-    role::say(format_args!("ready {}", listener.local_addr()?));
+    instance.ready(listener.local_addr()?)?;
     loop {
         // As in the broker: what makes `accept` fail passes.
         match listener.accept().await {

@@ -1,18 +1,19 @@
-//! The broker: a server in front of a spawn gate. This file and `launcher.rs` are the part to copy.
+//! The broker: a server in front of a spawn gate. This is the part to copy.
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use spawn_gate::error::LaunchError;
+use spawn_gate::process::{Backend, ProcessLauncher, Ready};
 use spawn_gate::{
     BackendKey, BoxError, BrokerInstanceKey, DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW, FileSpawnLock,
-    GateError, SpawnBudgetConfig, SpawnGate, SpawnLockError,
+    GateError, SpawnBudgetConfig, SpawnGate,
 };
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::launcher::{Endpoint, Launcher};
 use crate::protocol::{Connection, Refusal, Reply, Request, Status, What, listen};
 use crate::role;
 
@@ -25,9 +26,14 @@ const RETRY_SOON: Duration = Duration::from_millis(100);
 /// When to ask again after a failure that somebody must mend first.
 const RETRY_LATE: Duration = Duration::from_secs(60);
 
+/// A backend that takes longer to start is ended. Longer than the slowest start.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+type Gate = SpawnGate<BackendKey, Backend>;
+
 struct Broker {
-    gate: SpawnGate<BackendKey, Endpoint>,
-    launcher: Arc<Launcher>,
+    gate: Gate,
+    launcher: ProcessLauncher<BackendKey>,
 }
 
 /// Serves until the parent process is gone. Brokers that are given the same directory share their backends.
@@ -37,20 +43,17 @@ pub(crate) async fn run(
     lock_timeout: Duration,
 ) -> Result<(), BoxError> {
     let locks = FileSpawnLock::new(directory.join("locks"))?;
-    let broker = Arc::new(Broker {
-        gate: SpawnGate::builder(locks)
-            .budget(SpawnBudgetConfig::new(
-                DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW,
-                window,
-            ))
-            // Longer than the slowest start: what is given up as too slow may still come up.
-            .launch_timeout(Duration::from_secs(20))
-            // How long to wait for another broker's launch. To outlast it, wait longer than a launch may take.
-            .lock_timeout(lock_timeout)
-            .drain_timeout(Duration::from_secs(1))
-            .build(),
-        launcher: Arc::new(Launcher::new(directory)),
-    });
+    let gate = SpawnGate::builder(locks)
+        .budget(SpawnBudgetConfig::new(
+            DEFAULT_SPAWN_ATTEMPTS_PER_WINDOW,
+            window,
+        ))
+        // How long to wait for another broker's launch. To outlast it, wait longer than a launch may take.
+        .lock_timeout(lock_timeout)
+        .drain_timeout(Duration::from_secs(1))
+        .build();
+    let launcher = launcher(&gate, directory);
+    let broker = Arc::new(Broker { gate, launcher });
     let listener = listen()?;
     role::say(format_args!("listening {}", listener.local_addr()?));
 
@@ -67,10 +70,24 @@ pub(crate) async fn run(
         }
     }
 
-    // A launch that is not done by then ends with the runtime, and its child with it (`kill_on_drop`).
+    // The backends are tied to this process, and end with it.
     let _ = broker.gate.close().await;
-    broker.launcher.end_all().await;
     Ok(())
+}
+
+/// Starts this program as the backend, which says itself when it is ready.
+pub(crate) fn launcher(gate: &Gate, directory: &Path) -> ProcessLauncher<BackendKey> {
+    let scene = directory.to_owned();
+    let launcher =
+        ProcessLauncher::<BackendKey>::new(gate, directory.join("locks"), move |launch| {
+            let mut backend = Command::new(std::env::current_exe()?);
+            backend
+                .arg("backend")
+                .arg(&scene)
+                .arg(&launch.key.service_name);
+            Ok((backend, Ready::notify()))
+        });
+    launcher.attached().start_timeout(START_LIMIT)
 }
 
 /// Names a backend: brokers that share backends must agree on it.
@@ -109,13 +126,13 @@ impl Broker {
     }
 
     async fn backend_for(&self, key: BackendKey) -> Reply {
-        // The gate does not remember what it launched: it is asked only when there is no backend that works.
-        if let Some(endpoint) = self.launcher.running_backend(&key) {
-            return Reply::Negotiated(endpoint.address);
-        }
-        match self.gate.launch(key, Arc::clone(&self.launcher)).await {
-            Ok(launched) => Reply::Negotiated(launched.value.address),
-            Err(error) => refused_by_gate(&error),
+        let launched = match self.gate.launch(key, self.launcher.clone()).await {
+            Ok(launched) => launched.value,
+            Err(error) => return refused_by_gate(&error),
+        };
+        match launched.endpoint.and_then(|endpoint| endpoint.tcp()) {
+            Some(address) => Reply::Negotiated(address),
+            None => refused("no-address", RETRY_LATE, launched.log.display().to_string()),
         }
     }
 
@@ -136,7 +153,7 @@ fn refused_by_gate(error: &GateError) -> Reply {
         None if error.retry_helps() => RETRY_SOON,
         None => RETRY_LATE,
     };
-    refused(code(error), retry_after, with_sources(error))
+    refused(code(error), retry_after, format!("{error:#}"))
 }
 
 fn refused(code: &str, retry_after: Duration, reason: String) -> Reply {
@@ -152,26 +169,9 @@ fn code(error: &GateError) -> &'static str {
         GateError::BudgetExhausted(_) => "budget-exhausted",
         GateError::Lock(_) => "lock-failed",
         GateError::Launch(LaunchError::LockLost { .. }) => "lock-lost",
-        // The launcher checks the lock too, before it publishes what it launched.
-        GateError::Launch(LaunchError::Failed { source, .. })
-            if source.downcast_ref::<SpawnLockError>().is_some() =>
-        {
-            "lock-lost"
-        }
         GateError::Launch(_) => "launch-failed",
         GateError::Timeout(_) => "timeout",
         GateError::Closed => "closing",
         _ => "unavailable",
     }
-}
-
-/// The error and its causes, as one sentence.
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text = format!("{text}: {source}");
-        next = source.source();
-    }
-    text
 }

@@ -81,7 +81,6 @@ impl Scene {
     }
 
     /// Stops a broker until what this returns is dropped.
-    #[cfg(unix)]
     pub(crate) async fn stop(&self, broker: &Broker) -> Result<Lifeline, BoxError> {
         let (sender, mut lines) = mpsc::unbounded_channel();
         let args = [broker.pid().to_string()];
@@ -185,7 +184,7 @@ impl Broker {
         self.lifeline.pid
     }
 
-    /// Kills it, and waits until it is gone, and the backends that it launched.
+    /// Kills it, and waits until it is gone. The backends that it launched end by themselves.
     pub(crate) async fn kill(mut self) -> Result<(), BoxError> {
         self.lifeline.kill();
         within("the broker to be gone", async {

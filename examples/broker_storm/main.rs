@@ -1,9 +1,9 @@
 //! The library's main job, with real processes and sockets: brokers that share their backends, hundreds of clients, backends
 //! that are slow, broken or gone, and brokers that are killed or stopped in the middle of a launch. Run it with
-//! `cargo run --release --example broker_storm`.
+//! `cargo run --release --features process --example broker_storm`, on Unix.
 //!
 //! This program plays all the parts: it starts itself again as `broker`, `clients`, `backend` and `stopper`. The part to copy
-//! for a broker of your own is `broker.rs` and `launcher.rs`; `protocol.rs`, `client.rs`, `operator.rs` and `backend.rs` are
+//! for a broker of your own is `broker.rs`; `protocol.rs`, `client.rs`, `operator.rs` and `backend.rs` are
 //! what they talk to. The rest directs and judges: `scenarios` on top of `scene.rs`, `cast.rs`, `stage.rs` and `report.rs`.
 //!
 //! The exit status is 0 if all was as expected, 1 if not, 130 after Ctrl-C.
@@ -12,7 +12,6 @@ mod backend;
 mod broker;
 mod cast;
 mod client;
-mod launcher;
 mod operator;
 mod protocol;
 mod report;
@@ -20,7 +19,6 @@ mod role;
 mod scenarios;
 mod scene;
 mod stage;
-#[cfg(unix)]
 mod stopper;
 
 use std::io;
@@ -64,15 +62,12 @@ async fn play_role(args: &[&str]) -> Result<(), BoxError> {
             let lock_timeout = Duration::from_millis(lock_timeout.parse()?);
             broker::run(Path::new(directory), window, lock_timeout).await
         }
-        ["backend", directory, service, launch] => {
-            backend::run(Path::new(directory), service, launch.parse()?).await
-        }
+        ["backend", directory, service] => backend::run(Path::new(directory), service).await,
         ["clients", brokers, services, count] => {
             let brokers: Result<Vec<_>, _> = brokers.split(',').map(str::parse).collect();
             let services: Vec<_> = services.split(',').map(str::to_owned).collect();
             client::run(&brokers?, &services, count.parse()?).await
         }
-        #[cfg(unix)]
         ["stopper", pid] => stopper::run(pid.parse()?).await,
         _ => Err(format!("no such role: {args:?}; start it without arguments").into()),
     }
@@ -107,7 +102,11 @@ async fn direct() -> Result<ExitCode, BoxError> {
         // It was aborted; what counts is that it is gone.
         let _ = play.await;
     }
-    let mut afterwards = vec![stage.settle().await, remove(directory)];
+    let mut afterwards = vec![
+        stage.settle().await,
+        stage.backends_gone().await,
+        remove(directory),
+    ];
     let Some(cut_short) = cut_short else {
         return Ok(ExitCode::from(INTERRUPTED));
     };
@@ -146,7 +145,6 @@ fn remove(directory: TempDir) -> Check {
 }
 
 /// Catches Ctrl-C, and what `kill` sends, from the moment of the call. The future returns when one of them comes.
-#[cfg(unix)]
 fn interruption() -> io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
 
@@ -157,14 +155,5 @@ fn interruption() -> io::Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-    })
-}
-
-/// Catches Ctrl-C from the moment of the call. The future returns when it comes.
-#[cfg(windows)]
-fn interruption() -> io::Result<impl Future<Output = ()>> {
-    let mut ctrl_c = tokio::signal::windows::ctrl_c()?;
-    Ok(async move {
-        ctrl_c.recv().await;
     })
 }

@@ -6,10 +6,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use spawn_gate::BoxError;
+use spawn_gate::process::Presence;
+use spawn_gate::{BoxError, SpawnGate};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::backend::{BROKEN, HOLD, JOURNAL};
+use crate::broker::{backend_key, launcher};
+use crate::client::VERSION;
 use crate::protocol::BackendId;
 use crate::stage::Stage;
 
@@ -76,15 +79,18 @@ impl Scene {
             .await
     }
 
-    /// Waits until a launched backend can be found by other brokers.
-    pub(crate) async fn backend_published(&self) -> Result<(), BoxError> {
-        self.wait_until("a backend to be published", || {
-            for entry in fs::read_dir(&self.directory)? {
-                if entry?.path().extension().is_some_and(|it| it == "endpoint") {
-                    return Ok(true);
-                }
+    /// Waits until the backend of this service can be found by other brokers.
+    pub(crate) async fn backend_is_ready(&self, service: &str) -> Result<(), BoxError> {
+        let launcher = launcher(
+            &SpawnGate::new(self.directory.join("locks"))?,
+            &self.directory,
+        );
+        let key = backend_key(service, VERSION);
+        within("a backend to be ready", async {
+            while !matches!(launcher.find(key.clone()).await?, Presence::Ready(_)) {
+                sleep(POLL).await;
             }
-            Ok(false)
+            Ok(())
         })
         .await
     }

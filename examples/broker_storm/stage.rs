@@ -8,14 +8,18 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Pid, test_kill_process};
 use spawn_gate::BoxError;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
+use crate::backend::JOURNAL;
+use crate::protocol::BackendId;
 use crate::report::{Check, Report};
+use crate::scene::POLL;
 
 /// How long processes may take to end once they are asked to.
 const END_LIMIT: Duration = Duration::from_secs(5);
@@ -103,10 +107,46 @@ impl Stage {
         };
         Check::same(expected, seen)
     }
+
+    /// Waits until all backends are gone: they are tied to the brokers, which are gone by now.
+    pub(crate) async fn backends_gone(&self) -> Check {
+        let expected = "all backends end with their brokers";
+        let pids = match backends(&self.directory) {
+            Ok(pids) => pids,
+            Err(error) => return Check::same(expected, error),
+        };
+        let lives = |pid: &&u32| {
+            let pid = i32::try_from(**pid).ok().and_then(Pid::from_raw);
+            pid.is_some_and(|pid| test_kill_process(pid).is_ok())
+        };
+        let gone = async {
+            while pids.iter().any(|pid| lives(&pid)) {
+                sleep(POLL).await;
+            }
+        };
+        let _ = timeout(END_LIMIT, gone).await;
+        match pids.iter().filter(lives).count() {
+            0 => Check::same(expected, expected),
+            left => Check::same(expected, format_args!("{left} backends are left")),
+        }
+    }
 }
 
-/// Passes on what a process says until it has ended, and all the processes that it started: they share its standard error,
-/// which ends with the last of them.
+/// The process ids in the journals of all scenarios' backends.
+fn backends(directory: &Path) -> io::Result<Vec<u32>> {
+    let mut pids = Vec::new();
+    for scenario in std::fs::read_dir(directory)? {
+        let journal = std::fs::read_to_string(scenario?.path().join(JOURNAL));
+        let lines = journal.unwrap_or_default();
+        let backends = lines
+            .lines()
+            .filter_map(|line| line.parse::<BackendId>().ok());
+        pids.extend(backends.map(|backend| backend.pid));
+    }
+    Ok(pids)
+}
+
+/// Passes on what a process says until it has ended.
 async fn watch(
     role: &'static str,
     mut child: Child,

@@ -26,7 +26,7 @@ pub(super) async fn cold_start(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     scene.say("all have their answer");
 
     crash(scene, &brokers[0]).await?;
-    scene.say("the backend crashed, its endpoint file is still there; 80 more clients ask");
+    scene.say("the backend crashed, its record is still there; 80 more clients ask");
     let clients = scene.clients((2, 40), &brokers, &["search"]).await?;
     let tally_after = clients.finish(scene).await?;
     let restarted = &scene.started()?[started.len()..];

@@ -3,7 +3,6 @@
 mod brokers;
 mod killed_broker;
 mod one_broker;
-#[cfg(unix)]
 mod stopped_broker;
 mod verdict;
 
@@ -68,7 +67,6 @@ pub(crate) const ALL: &[Scenario] = &[
         title: "10 launching broker is killed",
         play: |scene| Box::pin(killed_broker::killed(scene)),
     },
-    #[cfg(unix)]
     Scenario {
         title: "11 launching broker is stopped",
         play: |scene| Box::pin(stopped_broker::stopped(scene)),

@@ -122,7 +122,7 @@ pub(super) async fn hang_ups(scene: &Scene) -> Result<Vec<Check>, BoxError> {
     clients.hang_up(scene).await?;
     scene.say("60 clients have hung up while the backend starts");
     scene.release_backends()?;
-    scene.backend_published().await?;
+    scene.backend_is_ready("search").await?;
     scene.say("the backend is ready, with nobody waiting for it");
     let answer = scene.ask(&broker, "search").await?;
     let started = scene.started_of("search")?;
@@ -178,7 +178,6 @@ pub(super) async fn lock_file_replaced(scene: &Scene) -> Result<Vec<Check>, BoxE
     scene.backends_started(1).await?;
     let locks = FileSpawnLock::new(scene.directory.join("locks"))?;
     let lock_file = locks.path_of(&backend_key("search", VERSION));
-    // Not deleted: on Windows a deleted file can keep its name until it is closed.
     std::fs::rename(&lock_file, lock_file.with_extension("old"))?;
     // The harm that is to be noticed: the broker holds the lock, and so could somebody else now.
     drop(acquire_spawn_lock(&lock_file)?);
