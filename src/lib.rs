@@ -46,8 +46,9 @@
 //! # Features and platforms
 //!
 //! The feature `process` (off by default, Unix, Rust 1.87) has a launcher for backends that are processes. The feature `serde` (off
-//! by default) serializes snapshots, reports and their parts; keys and budgets can be deserialized, too. Linux is tested; macOS and the BSDs share its code; for Windows most of the tests were run, under wine and not on
-//! Windows itself. The gate needs a tokio runtime with time enabled.
+//! by default) serializes snapshots, reports and their parts; keys and budgets can be deserialized, too. Linux is tested; macOS and
+//! the BSDs share its code; for Windows most of the tests were run, under wine and not on Windows itself. The gate needs a tokio
+//! runtime with time enabled.
 
 // docs/design.md, "Rooms", says which room may import which. Each `mod.rs` says what its room is for.
 pub mod budget;

@@ -71,6 +71,12 @@ impl ProcessIdentity {
         }
     }
 
+    /// Whether another process has the id. Then the group is gone, too: the id is not used again while its group has members.
+    fn is_another_by_now(&self) -> bool {
+        let now = stat(self.pid).map(|stat| stat.started);
+        matches!((self.started, now), (Some(then), Some(now)) if then != now)
+    }
+
     /// Whether no process has the id.
     fn is_free(&self) -> bool {
         let tried = self.raw().map(test_kill_process);
@@ -92,7 +98,7 @@ impl ProcessIdentity {
 
     /// Sends a signal to the group that the process leads. False if that is gone.
     pub(super) fn signal_group(&self, signal: Signal) -> bool {
-        if self.place.is_some() && self.place != this_place() {
+        if self.place.is_some() && self.place != this_place() || self.is_another_by_now() {
             return false;
         }
         let sent = self.raw().map(|pid| kill_process_group(pid, signal));
@@ -164,6 +170,7 @@ mod tests {
         let mut earlier = this.clone();
         earlier.started = earlier.started.map(|started| started - 1);
         assert_eq!(earlier.condition(), Condition::Gone);
+        assert!(!earlier.signal_group(Signal::CONT));
         assert!(!earlier.signal(Signal::CONT));
 
         let mut elsewhere = this.clone();

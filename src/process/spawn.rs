@@ -61,8 +61,8 @@ impl Order {
         let failed = |error| spawn_error(&program, error);
         let errors = log.try_clone().map_err(failed)?;
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
-        if command.get_current_dir().is_none() {
-            command = in_directory(command, &directory).map_err(failed)?;
+        if command.get_current_dir().is_none() && !is_relative_path(&program) {
+            command.current_dir(&directory);
         }
         close_inherited_descriptors();
         reset_ignored_signals().map_err(failed)?;
@@ -98,23 +98,9 @@ impl Order {
     }
 }
 
-/// Makes the command with its program as an absolute path, since a relative one would be looked up from the directory.
-fn in_directory(mut command: Command, directory: &Path) -> io::Result<Command> {
-    let program = Path::new(command.get_program());
-    // A bare name is looked up in PATH.
-    if program.is_relative() && program.components().count() > 1 {
-        let mut absolute = Command::new(std::path::absolute(program)?);
-        absolute.args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => absolute.env(name, value),
-                None => absolute.env_remove(name),
-            };
-        }
-        command = absolute;
-    }
-    command.current_dir(directory);
-    Ok(command)
+/// Whether the program is looked up from the working directory: a path that is relative, as against a bare name.
+fn is_relative_path(program: &Path) -> bool {
+    program.is_relative() && program.components().count() > 1
 }
 
 /// Lets descriptors that this process inherited, or made inheritable, end at exec. Rust's own do already.

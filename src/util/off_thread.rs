@@ -41,6 +41,10 @@ pub(crate) async fn off_thread<V: Send + 'static>(
     let runtime = Handle::current();
     if cfg!(panic = "abort") {
         // A runtime without a thread to spare panics, which cannot be caught here.
+        let call = move || {
+            let _entered = runtime.enter();
+            call()
+        };
         let answer = on_own_thread(call).map_err(NotMade::NoThread)?;
         return answer.await.map_err(|_| NotMade::RuntimeShutDown);
     }
