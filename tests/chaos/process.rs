@@ -93,6 +93,8 @@ impl Process {
 
     /// What the process is doing: as the system sees it, and as its gate does.
     pub(crate) fn report(&mut self) -> String {
+        // What it said before, and nobody waited for.
+        while self.said.try_recv().is_ok() {}
         self.tell("report");
         let status = format!("/proc/{}/status", self.child.id());
         let status = std::fs::read_to_string(status).unwrap_or_default();
