@@ -115,6 +115,18 @@ pub(crate) fn harms(events: &[Event], key: &str) -> Vec<Harm> {
         .collect()
 }
 
+/// The newest launch of the key that a caller heard to be a success, if nobody has touched the key's ledger.
+pub(crate) fn newest_success(events: &[Event], key: &str) -> Option<u64> {
+    if harms(events, key).iter().any(|harm| harm.is_of_ledger()) {
+        return None;
+    }
+    let led = |event: &&Event| event.key == key && event.how == "led";
+    of("heard", events)
+        .filter(led)
+        .map(|event| event.token)
+        .max()
+}
+
 /// The requests of processes that were not killed that have no answer.
 pub(crate) fn unanswered(events: &[Event]) -> Vec<String> {
     let killed: HashSet<_> = of("killed", events).map(|event| event.process).collect();
@@ -149,7 +161,7 @@ fn check_answers(events: &[Event]) -> Checked {
             "led" | "joined" | "discovered" | "dropped" => true,
             "refused" | "failed" | "failed-elsewhere" | "abandoned" | "aborted" | "timeout" => true,
             "lost" | "replaced" => before.iter().any(|harm| harm.is_loss()),
-            "unsafe" | "denied" => before.iter().any(|harm| harm.is_of_mode()),
+            "unsafe" | "denied" => before.iter().any(|harm| Harm::OF_MODE.contains(harm)),
             _ => false,
         };
         if !is_caused {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::chance::Chance;
+use crate::harm::Harm;
 
 pub(crate) const KEYS: [&str; 3] = ["indexer", "builder", "broker"];
 
@@ -17,6 +18,8 @@ pub(crate) struct Config {
     pub(crate) failures: u64,
     /// The longest launch.
     pub(crate) launch: Duration,
+    /// What may be done to lock files. Without that, the promises are the strictest.
+    pub(crate) harms: &'static [Harm],
     /// The number of things that the driver does.
     pub(crate) acts: u64,
 }
@@ -42,6 +45,7 @@ impl Config {
             window,
             failures: chance.pick(&[0, 25, 70]),
             launch: Duration::from_micros(chance.pick(&[500, 4_000, 15_000])),
+            harms: chance.pick(&[&Harm::ALL, &Harm::ALL, &Harm::OF_MODE, &[]]),
             acts: chance.between(20, 50),
         }
     }

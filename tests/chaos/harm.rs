@@ -37,6 +37,9 @@ impl Harm {
         Self::Forbid,
     ];
 
+    /// These leave file and ledger as they are.
+    pub(crate) const OF_MODE: [Self; 2] = [Self::GiveAway, Self::Forbid];
+
     pub(crate) fn of(name: &str) -> Self {
         let named = Self::ALL.into_iter().find(|it| format!("{it:?}") == name);
         named.expect(name)
@@ -50,10 +53,6 @@ impl Harm {
     /// Whether the ledger is another one from then on.
     pub(crate) fn is_of_ledger(self) -> bool {
         self.is_loss() || matches!(self, Self::Truncate | Self::Junk)
-    }
-
-    pub(crate) fn is_of_mode(self) -> bool {
-        matches!(self, Self::GiveAway | Self::Forbid)
     }
 }
 
