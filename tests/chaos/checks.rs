@@ -115,7 +115,7 @@ pub(crate) fn harms(events: &[Event], key: &str) -> Vec<Harm> {
         .collect()
 }
 
-/// The newest launch of the key that a caller heard to be a success, if nobody has touched the key's ledger.
+/// The newest launch of the key that a caller heard to be a success, if the key's ledger was not damaged.
 pub(crate) fn newest_success(events: &[Event], key: &str) -> Option<u64> {
     if harms(events, key).iter().any(|harm| harm.is_of_ledger()) {
         return None;
@@ -286,8 +286,8 @@ fn check_tokens(key: &str, launches: &[Launch]) -> Checked {
     Ok(())
 }
 
-/// In one window, at most so many launches begin between two successes, by all processes together and whoever is killed; as long
-/// as nobody has touched the ledger.
+/// In one window, at most `max_attempts` launches begin between two successes, by all processes together and also across kills, as
+/// long as the ledger is not damaged.
 fn check_budget(config: &Config, events: &[(usize, &Event)], key: &str) -> Checked {
     if config.window < ENDLESS {
         return Ok(());

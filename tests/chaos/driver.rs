@@ -33,7 +33,7 @@ struct Round<'a> {
     started: usize,
 }
 
-/// Runs one round. The error says what was not kept, and what everybody was doing.
+/// Runs one round. The error says which promise was broken, and what each process was doing.
 pub(crate) fn round(seed: u64) -> Result<Tally, String> {
     let directory = tempfile::tempdir().unwrap();
     let (config, chance) = Config::chance_of(seed, None);
@@ -73,9 +73,10 @@ impl Round<'_> {
         }
         self.journal.read();
         self.check_ledgers()?;
-        // Whoever comes now gets every lock, and an answer.
-        let mut visitor = Process::start(self.seed, self.directory, self.started, true);
-        visitor.ends(self.deadline)?;
+        // A process that comes now gets every lock, and its answers.
+        let visitor = Process::start(self.seed, self.directory, self.started, true);
+        self.processes = vec![visitor];
+        self.processes[0].ends(self.deadline)?;
 
         self.journal.read();
         let tally = checks::check(&self.config, &self.journal.events)?;
@@ -183,7 +184,8 @@ impl Round<'_> {
         }
     }
 
-    /// The last record of a launch is written before its lock is free, so no older one comes after it, whoever is killed.
+    /// The last record of a launch is written before its lock is free, so no older one comes after it, also if
+    /// processes are killed.
     fn check_ledgers(&self) -> Result<(), String> {
         for &key in self.config.keys {
             let Some(success) = checks::newest_success(&self.journal.events, key) else {

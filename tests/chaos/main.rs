@@ -18,7 +18,7 @@
 //!   of `acquire` still holds is kept apart from the next launch by its file alone.
 //! - Launches overlap only if the file was deleted or replaced between the open of the one and the begin of the other.
 //! - Of launches that overlap, at most one succeeds: a success is published only if the path names the holder's file both before
-//!   the launch and after it, and a path does not come back to a file. The others are `LockLost`.
+//!   the launch and after it, and a path does not come back to a file. Another one whose launcher succeeds is `LockLost`.
 //! - Stops, kills, truncation, junk and chmod lead to no overlap at all.
 //! - A launch that a kill ends is over when its process is; what it has started is not this test's subject.
 #![cfg(unix)]
@@ -48,7 +48,7 @@ fn role() {
 }
 
 #[test]
-fn whatever_happens_to_processes_and_lock_files_what_can_be_kept_is_kept() {
+fn killed_processes_and_destroyed_lock_files_break_no_promise() {
     let number = |name| env::var(name).ok().map(|it| it.parse().expect(name));
     let seeds: Vec<u64> = match (number("CHAOS_SEED"), number("CHAOS_ROUNDS")) {
         (Some(seed), _) => vec![seed],
