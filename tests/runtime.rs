@@ -4,6 +4,8 @@ mod support;
 
 use std::error::Error;
 use std::io;
+#[cfg(target_os = "linux")]
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -388,6 +390,70 @@ async fn a_caller_that_drives_its_requests_by_itself_is_woken_however_many_it_ma
     // As a blocking executor does that runs on a runtime's thread: nothing else gets that thread meanwhile.
     while requests.poll().is_pending() {
         assert!(requests.is_woken());
+    }
+}
+
+// Waiting does not block the thread of the runtime.
+
+/// How often this thread waited in the kernel by itself, as against losing the processor to another one. `None` if the kernel does
+/// not count that.
+#[cfg(target_os = "linux")]
+fn times_blocked() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/thread-self/status").ok()?;
+    let count = |line: &str| {
+        line.strip_prefix("voluntary_ctxt_switches:")?
+            .trim()
+            .parse()
+            .ok()
+    };
+    status.lines().find_map(count)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn waiters_of_a_lock_file_that_come_and_go_do_not_block_the_only_thread_of_a_runtime() {
+    const WAITERS: u64 = 300;
+
+    let directory = tempfile::tempdir().unwrap();
+    let locks = FileSpawnLock::new(directory.path()).unwrap();
+    let _held = acquire_spawn_lock(locks.path_of(&"key")).unwrap();
+    let waits = Arc::new(AtomicU64::new(0));
+    let lock = ScriptedLock::new(locks).on_wait({
+        let waits = Arc::clone(&waits);
+        move |_| {
+            waits.fetch_add(1, Ordering::SeqCst);
+            async { Ok(()) }
+        }
+    });
+    let gate = Gate::builder(lock).build();
+    one_thread().block_on(async {
+        let Some(before) = times_blocked() else {
+            return eprintln!("left out: this kernel does not count blocking calls");
+        };
+        for _ in 0..WAITERS {
+            let waits_before = waits.load(Ordering::SeqCst);
+            let mut waiter = task::spawn(gate.acquire("key"));
+            assert_pending!(waiter.poll());
+            while waits.load(Ordering::SeqCst) == waits_before {
+                tokio::task::yield_now().await;
+            }
+            // It waits for the release by now, or does so within these turns.
+            turns().await;
+            drop(waiter);
+            turns().await;
+        }
+        // This task is always ready, so the runtime itself never waits: what waits is a system call. If each wait or try made
+        // one that does (the close of an inotify instance, an fsync, the join of a thread), there would be about as many as
+        // waiters. Two or three come from mutexes whose holder is not running at that moment.
+        let blocked = times_blocked().unwrap() - before;
+        assert!(blocked < WAITERS / 10, "blocked {blocked} times");
+    });
+}
+
+#[cfg(target_os = "linux")]
+async fn turns() {
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
     }
 }
 

@@ -102,6 +102,8 @@ impl Home {
         match tightened {
             Ok(None) => Ok(()),
             Ok(Some(problem)) => Err(SpawnLockError::Unsafe { path, problem }),
+            // Deleted since: the next try makes it anew.
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(source) => Err(sys::open_error(&path, source)),
         }
     }
@@ -158,4 +160,23 @@ fn not_a_directory(directory: &Path, source: io::Error) -> SpawnLockError {
         }
     }
     sys::open_error(directory, source)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_gone_before_its_mode_is_mended_is_tried_again() {
+        let outer = tempfile::tempdir().unwrap();
+        let home = Home::make(&outer.path().join("locks")).unwrap();
+        let file = home.path().join("indexer.lock");
+        let given_away = |path: &Path| SpawnLockError::Unsafe {
+            path: path.to_path_buf(),
+            problem: Unsafety::Writable { mode: 0o666 },
+        };
+        home.mend(&file, given_away(&file)).unwrap();
+        std::fs::remove_dir(home.path()).unwrap();
+        home.mend(&file, given_away(home.path())).unwrap();
+    }
 }
