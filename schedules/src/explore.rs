@@ -100,8 +100,8 @@ impl Drop for Hint<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
             eprintln!(
-                "to replay: SCHEDULES_REPLAY=(the schedule above) cargo test --release --manifest-path \
-                 schedules/Cargo.toml {} -- --exact",
+                "to replay: SCHEDULES_REPLAY='(the schedule above)' cargo test --release \
+                 --manifest-path schedules/Cargo.toml --test schedules {} -- --exact",
                 self.0
             );
         }

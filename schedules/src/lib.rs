@@ -24,7 +24,7 @@
 //! A schedule that fails is printed, with the command that runs this one again:
 //!
 //! ```text
-//! SCHEDULES_REPLAY=9102... cargo test --release --manifest-path schedules/Cargo.toml NAME -- --exact
+//! SCHEDULES_REPLAY='9102...' cargo test --release --manifest-path schedules/Cargo.toml --test schedules NAME -- --exact
 //! ```
 //!
 //! The spaces and line breaks in a schedule do not matter. It fits the source that it was found with, and no other.
