@@ -40,8 +40,6 @@ impl Caller {
             .env(PROGRAM, place.program.name)
             .env(DIRECTORY, &place.directory)
             .env(PORT, place.port.to_string())
-            // The scene looks there for processes that are left.
-            .current_dir(&place.directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)

@@ -25,7 +25,7 @@ const LAUNCHES: &str = "launches";
 
 pub(crate) type Launcher = ProcessLauncher<String>;
 
-/// A program with its directories. Dropping it kills every process that still works in them.
+/// A program with its directories. Dropping it kills every process that still has a file of them open.
 pub(crate) struct Scene {
     pub(crate) place: Place,
     pub(crate) gate: SpawnGate<String, Backend>,
@@ -91,7 +91,7 @@ impl Scene {
         text.unwrap_or_default().lines().count()
     }
 
-    /// The processes that work in the scene's directory, or have a file there open.
+    /// The processes that have a file of the scene's directory open.
     pub(crate) fn processes(&self) -> BTreeSet<u32> {
         processes_at(&self.place.directory)
     }
@@ -99,7 +99,7 @@ impl Scene {
     /// The processes of the scene that no other one of them started.
     pub(crate) fn first_processes(&self) -> BTreeSet<u32> {
         let all = self.processes();
-        let is_first = |pid: &u32| parent(*pid).is_none_or(|parent| !all.contains(&parent));
+        let is_first = |pid: &u32| parent(*pid).is_some_and(|parent| !all.contains(&parent));
         all.iter().copied().filter(is_first).collect()
     }
 }
@@ -165,18 +165,19 @@ fn note(path: &Path, launch: u64) {
 fn processes_at(directory: &Path) -> BTreeSet<u32> {
     let all = fs::read_dir("/proc").unwrap().flatten();
     let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    numbers
-        .filter(|&pid| pid != std::process::id() && is_at(pid, directory))
-        .collect()
+    numbers.filter(|&pid| is_at(pid, directory)).collect()
 }
 
-/// A zombie has neither.
+/// Whether a process has a file of the directory open, as has each that inherited the lock for its life. One that is ending has
+/// none. Not counted are callers, which are killed when they are dropped, and children of this process that have not executed
+/// their program yet: they have all that this process has open.
 fn is_at(pid: u32, directory: &Path) -> bool {
     let process = Path::new("/proc").join(pid.to_string());
+    let is_program = fs::read_link(process.join("exe"))
+        .is_ok_and(|program| std::env::current_exe().is_ok_and(|this| program != this));
     let open = fs::read_dir(process.join("fd")).into_iter().flatten();
-    let open = open.flatten().map(|entry| entry.path());
-    let mut links = std::iter::once(process.join("cwd")).chain(open);
-    links.any(|link| fs::read_link(link).is_ok_and(|target| target.starts_with(directory)))
+    let mut open = open.flatten().map(|entry| fs::read_link(entry.path()));
+    is_program && open.any(|file| file.is_ok_and(|file| file.starts_with(directory)))
 }
 
 fn parent(pid: u32) -> Option<u32> {
