@@ -9,7 +9,7 @@ use spawn_gate::process::{Presence, Stop, Stopped};
 
 use crate::caller::{Answer, Caller};
 use crate::program::Program;
-use crate::scene::{KEY, Scene, chain, kill_9, until_gone, within};
+use crate::scene::{KEY, Scene, chain, kill_9, tell, until_gone, within};
 
 const CALLERS: usize = 20;
 
@@ -31,10 +31,10 @@ pub(crate) async fn twenty_processes_at_once_start_one_and_each_uses_it(program:
     }
     let took = begun.elapsed();
     let launches = scene.launches();
-    eprintln!(
-        "{}: {CALLERS} processes: {took:.2?}, launches: {launches}",
-        program.name
-    );
+    let name = program.name;
+    tell(&format!(
+        "{name}: {CALLERS} processes: {took:.2?}, launches: {launches}"
+    ));
 
     assert_eq!(launches, 1);
     assert_eq!(answers.iter().filter(|answer| answer.has_led).count(), 1);

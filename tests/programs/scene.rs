@@ -53,7 +53,10 @@ impl Scene {
             let file = program.file_name();
             let is_required = std::env::var_os("REQUIRE_PROGRAMS").is_some_and(|it| it == "1");
             assert!(!is_required, "{file} is not installed, and is required");
-            eprintln!("SKIPPED: {}: {file} is not installed", program.name);
+            tell(&format!(
+                "SKIPPED: {}: {file} is not installed",
+                program.name
+            ));
             return None;
         }
         let temporary = tempfile::tempdir().unwrap();
@@ -204,6 +207,11 @@ pub(crate) async fn until_gone(pid: u32) {
         }
     })
     .await;
+}
+
+/// Writes a line at once, so that those of tests that run beside it are not mixed with it.
+pub(crate) fn tell(line: &str) {
+    eprint!("{}", format!("\n{line}\n"));
 }
 
 /// A limit for what should not take long.
