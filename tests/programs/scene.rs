@@ -211,7 +211,8 @@ pub(crate) async fn until_gone(pid: u32) {
 
 /// Writes a line at once, so that those of tests that run beside it are not mixed with it.
 pub(crate) fn tell(line: &str) {
-    eprint!("{}", format!("\n{line}\n"));
+    let line = format!("\n{line}\n");
+    eprint!("{line}");
 }
 
 /// A limit for what should not take long.
