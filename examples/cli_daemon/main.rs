@@ -94,10 +94,8 @@ async fn ask(launcher: &ProcessLauncher<String>, text: &str) -> Result<(), BoxEr
     let answer = timeout(ANSWER_LIMIT, call(socket, text)).await;
     let answer = answer.map_err(|_| format!("no answer within {ANSWER_LIMIT:?}"))??;
     let (how, pid, launch) = (daemon.how(), daemon.pid, daemon.launch);
-    Ok(write!(
-        io::stdout(),
-        "{answer}{how:?}: process {pid}, launch {launch}\n"
-    )?)
+    let line = format!("{answer}{how:?}: process {pid}, launch {launch}");
+    Ok(writeln!(io::stdout(), "{line}")?)
 }
 
 async fn call(socket: &Path, text: &str) -> io::Result<String> {

@@ -8,10 +8,15 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 /// A local connection takes microseconds. A longer wait means that nobody accepts.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long the first try of a probe may take; each further one may take twice as long. While many callers connect at once, the
+/// queue of a listener is full for a moment (Python's `http.server` has room for 5 connections), and the system itself tries
+/// again only after a second.
+const FIRST_TRY: Duration = Duration::from_millis(50);
 
 /// The longest path of a Unix socket, without the final NUL: 107 bytes on Linux, 103 on macOS and the BSDs.
 const LONGEST_SOCKET_PATH: usize = if cfg!(any(target_os = "linux", target_os = "android")) {
@@ -57,22 +62,38 @@ impl Endpoint {
         }
     }
 
-    /// Connects once, and hangs up.
+    /// Connects, and hangs up. Tries again while the queue of the listener is full.
     pub(super) async fn probe(&self) -> io::Result<()> {
-        let connect = async {
-            match self {
-                Self::Tcp(address) => {
-                    let stream = TcpStream::connect(address).await?;
-                    match is_to_itself(&stream)? {
-                        true => Err(io::ErrorKind::ConnectionRefused.into()),
-                        false => Ok(()),
+        let tries = async {
+            let mut limit = FIRST_TRY;
+            loop {
+                let ends = Instant::now() + limit;
+                match timeout_at(ends, self.connect()).await {
+                    // A Unix socket says so at once.
+                    Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                        sleep_until(ends).await;
                     }
+                    Ok(done) => return done,
+                    Err(_) => {}
                 }
-                Self::Unix(path) => UnixStream::connect(path).await.map(drop),
+                limit *= 2;
             }
         };
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no connection within a second");
-        timeout(PROBE_LIMIT, connect).await.map_err(late)?
+        timeout(PROBE_LIMIT, tries).await.map_err(late)?
+    }
+
+    async fn connect(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                match is_to_itself(&stream)? {
+                    true => Err(io::ErrorKind::ConnectionRefused.into()),
+                    false => Ok(()),
+                }
+            }
+            Self::Unix(path) => UnixStream::connect(path).await.map(drop),
+        }
     }
 
     /// Why the socket can never be bound or connected to: its path is longer than the system allows.
@@ -152,6 +173,37 @@ mod tests {
         endpoint.probe().await.unwrap();
         drop(listener);
         assert!(endpoint.probe().await.is_err());
+    }
+
+    /// A listener whose queue is full, and the connections in it.
+    async fn full_listener() -> (TcpListener, Vec<TcpStream>) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut queue = Vec::new();
+        while let Ok(connected) =
+            timeout(Duration::from_millis(200), TcpStream::connect(address)).await
+        {
+            queue.push(connected.unwrap());
+        }
+        (listener, queue)
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_is_full_for_a_moment_is_no_failure() {
+        let (listener, _queue) = full_listener().await;
+        let endpoint = Endpoint::Tcp(listener.local_addr().unwrap());
+        let probe = tokio::spawn(async move { endpoint.probe().await });
+        // It has tried, in vain, once it waits for a time.
+        tokio::task::yield_now().await;
+        let accept = tokio::spawn(async move {
+            loop {
+                drop(listener.accept().await);
+            }
+        });
+        probe.await.unwrap().unwrap();
+        accept.abort();
     }
 
     #[test]

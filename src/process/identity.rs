@@ -105,10 +105,20 @@ impl ProcessIdentity {
         matches!(sent, Some(Ok(())))
     }
 
-    /// Whether the group that the process led has a member.
-    pub(super) fn group_exists(&self) -> bool {
-        let tried = self.raw().map(test_kill_process_group);
-        matches!(tried, Some(Ok(()) | Err(rustix::io::Errno::PERM)))
+    /// Whether the group that the process led has a member that lives, other than `except`. Zombies do not count: who is to reap
+    /// them may take long.
+    pub(super) fn group_lives(&self, except: Option<&Self>) -> bool {
+        let exists = self.raw().map(test_kill_process_group);
+        if !matches!(exists, Some(Ok(()) | Err(rustix::io::Errno::PERM))) {
+            return false;
+        }
+        let Ok(processes) = fs::read_dir("/proc") else {
+            return except.is_none();
+        };
+        let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| except.is_none_or(|except| except.pid != *pid))
+            .filter_map(stat)
+            .any(|stat| stat.group == self.pid && !matches!(stat.state, 'Z' | 'X'))
     }
 
     fn may_be_signalled(&self) -> bool {
@@ -123,6 +133,7 @@ impl ProcessIdentity {
 
 struct Stat {
     state: char,
+    group: u32,
     started: u64,
 }
 
@@ -134,10 +145,11 @@ fn stat(pid: u32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in brackets may hold anything.
     let (_, fields) = text.rsplit_once(')')?;
-    let mut fields = fields.split_whitespace();
+    let fields: Vec<_> = fields.split_whitespace().collect();
     Some(Stat {
-        state: fields.next()?.chars().next()?,
-        started: fields.nth(18)?.parse().ok()?,
+        state: fields.first()?.chars().next()?,
+        group: fields.get(2)?.parse().ok()?,
+        started: fields.get(19)?.parse().ok()?,
     })
 }
 

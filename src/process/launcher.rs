@@ -136,7 +136,8 @@ impl<K: GateKey> ProcessLauncher<K> {
     /// Creates a launcher. `directory` may be the gate's lock directory. `command` is called once for each launch, in the
     /// flight's task: it must not block. An error of it fails the launch.
     ///
-    /// The standard input and outputs of the command are replaced. All processes that share the gate's locks must use the same
+    /// The standard input and outputs of the command are replaced. A command that runs as another user needs a working directory
+    /// that this user may enter; the launcher's own is private. All processes that share the gate's locks must use the same
     /// directory. A launch makes the directory (mode 0700) if it does not exist.
     pub fn new(
         gate: &SpawnGate<K, Backend>,

@@ -14,15 +14,12 @@ use rustix::process::Signal;
 use tokio::process::ChildStdin;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::error::ProcessError;
 use super::identity::ProcessIdentity;
 
 const POLL: Duration = Duration::from_millis(10);
-
-/// How long the rest of a watched group gets once the backend itself has ended.
-const LEFT_BEHIND_LIMIT: Duration = Duration::from_millis(500);
 
 /// How a backend is tied to this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +58,11 @@ impl Order {
         let failed = |error| spawn_error(&program, error);
         let errors = log.try_clone().map_err(failed)?;
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
-        if command.get_current_dir().is_none() && !is_relative_path(&program) {
-            command.current_dir(&directory);
+        match command.get_current_dir() {
+            // Else its error would be taken for the program's.
+            Some(chosen) => check_directory(chosen)?,
+            None if is_relative_path(&program) => {}
+            None => _ = command.current_dir(&directory),
         }
         close_inherited_descriptors();
         reset_ignored_signals().map_err(failed)?;
@@ -101,6 +101,15 @@ impl Order {
 /// Whether the program is looked up from the working directory: a path that is relative, as against a bare name.
 fn is_relative_path(program: &Path) -> bool {
     program.is_relative() && program.components().count() > 1
+}
+
+fn check_directory(directory: &Path) -> Result<(), ProcessError> {
+    let metadata = directory.metadata();
+    let is_directory = metadata.and_then(|metadata| match metadata.is_dir() {
+        true => Ok(()),
+        false => Err(io::ErrorKind::NotADirectory.into()),
+    });
+    is_directory.map_err(|error| ProcessError::file(directory, "use the working directory", error))
 }
 
 /// Lets descriptors that this process inherited, or made inheritable, end at exec. Rust's own do already.
@@ -245,11 +254,9 @@ impl Child {
         let gone = async {
             // An error says that it has been reaped.
             let _ = kill.0.child.wait().await;
-            // A watcher is a member, and stays: the rest gets a moment.
-            let until = Instant::now() + LEFT_BEHIND_LIMIT;
-            while kill.0.group().group_exists()
-                && (kill.0.watcher.is_none() || Instant::now() < until)
-            {
+            // What it leaves behind may end, too. A watcher is a member of the group, and stays.
+            let watcher = kill.0.watcher.as_ref().map(|watcher| &watcher.group);
+            while kill.0.group().group_lives(watcher) {
                 sleep(POLL).await;
             }
         };
