@@ -50,6 +50,8 @@
 //! the BSDs share its code; for Windows most of the tests were run, under wine and not on Windows itself. The gate needs a tokio
 //! runtime with time enabled.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 // docs/design.md, "Rooms", says which room may import which. Each `mod.rs` says what its room is for.
 pub mod budget;
 pub mod error;
