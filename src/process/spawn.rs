@@ -60,10 +60,10 @@ impl Order {
         let program = PathBuf::from(command.get_program());
         let failed = |error| spawn_error(&program, error);
         let errors = log.try_clone().map_err(failed)?;
-        command.stdin(Stdio::null()).stdout(log).stderr(errors);
         if command.get_current_dir().is_none() {
             command = in_directory(command, &directory).map_err(failed)?;
         }
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
         close_inherited_descriptors();
         reset_ignored_signals().map_err(failed)?;
         let mut command = tokio::process::Command::from(command);
