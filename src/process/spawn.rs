@@ -246,30 +246,33 @@ impl Child {
 
     /// Ends the group: SIGTERM, the grace time, SIGKILL. Reaps the child. If this is dropped, as by a runtime that ends, the
     /// rest of the grace time is not waited for.
-    async fn end_group(self) {
+    fn end_group(self) -> impl Future<Output = ()> {
         struct Kill(Child);
         impl Drop for Kill {
             fn drop(&mut self) {
                 self.0.signal_group(Signal::KILL);
             }
         }
+        // Outside of the future: a runtime that ends may drop that before it is polled.
         let mut kill = Kill(self);
-        kill.0.signal_group(Signal::TERM);
-        let grace = kill.0.grace;
-        let gone = async {
-            // An error says that it has been reaped.
+        async move {
+            kill.0.signal_group(Signal::TERM);
+            let grace = kill.0.grace;
+            let gone = async {
+                // An error says that it has been reaped.
+                let _ = kill.0.child.wait().await;
+                // A watcher is a member, and stays: the rest gets a moment.
+                let until = Instant::now() + LEFT_BEHIND_LIMIT;
+                while kill.0.group().group_exists()
+                    && (kill.0.watcher.is_none() || Instant::now() < until)
+                {
+                    sleep(POLL).await;
+                }
+            };
+            let _ = timeout(grace, gone).await;
+            kill.0.signal_group(Signal::KILL);
             let _ = kill.0.child.wait().await;
-            // A watcher is a member, and stays: the rest gets a moment.
-            let until = Instant::now() + LEFT_BEHIND_LIMIT;
-            while kill.0.group().group_exists()
-                && (kill.0.watcher.is_none() || Instant::now() < until)
-            {
-                sleep(POLL).await;
-            }
-        };
-        let _ = timeout(grace, gone).await;
-        kill.0.signal_group(Signal::KILL);
-        let _ = kill.0.child.wait().await;
+        }
     }
 }
 
