@@ -9,7 +9,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use command_fds::CommandFdExt;
-use process_wrap::tokio::{ChildWrapper, CommandWrap, ProcessSession};
+use process_wrap::tokio::{ChildWrapper, CommandWrap, ProcessSession, ResetSigmask};
 use rustix::process::Signal;
 use tokio::process::ChildStdin;
 use tokio::runtime::Handle;
@@ -68,9 +68,10 @@ impl Order {
         reset_ignored_signals().map_err(failed)?;
         let mut command = tokio::process::Command::from(command);
         command.preserved_fds(vec![life]);
+        let mut wrapped = CommandWrap::from(command);
+        wrapped.wrap(ResetSigmask);
         let (spawned, group) = match tie {
             Tie::Detached => {
-                let mut wrapped = CommandWrap::from(command);
                 wrapped.wrap(ProcessSession);
                 // Without the wrapper, whose wait is for the whole group.
                 (wrapped.spawn().map(ChildWrapper::into_inner), None)
@@ -78,10 +79,9 @@ impl Order {
             Tie::Attached => {
                 // First, so that the backend is watched over from its first moment.
                 let watcher = Watcher::start(grace).map_err(ProcessError::Watcher)?;
-                command.process_group(watcher.group.pid as i32);
-                let spawned = command.spawn();
-                let spawned = spawned.map(|child| Box::new(child) as Box<dyn ChildWrapper>);
-                (spawned, Some(watcher))
+                let group = watcher.group.pid as i32;
+                wrapped.command_mut().process_group(group);
+                (wrapped.spawn(), Some(watcher))
             }
         };
         let child = spawned.map_err(failed)?;
@@ -123,11 +123,11 @@ fn close_inherited_descriptors() {
 }
 
 /// Gives signals that this process ignores a handler that does nothing: exec resets handlers, and keeps what is ignored.
-/// (SIGPIPE, which every Rust program ignores, and the signal mask are reset by the standard library.)
+/// (The standard library resets SIGPIPE, which every Rust program ignores.)
 fn reset_ignored_signals() -> io::Result<()> {
     // KILL and STOP cannot be ignored; what means an error of the program itself (ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS) is left
-    // alone, and so is PIPE. Numbers of Linux, as is the file below.
-    const LEFT_ALONE: [u32; 10] = [4, 5, 6, 7, 8, 9, 11, 13, 19, 31];
+    // alone, and so are PIPE and the two of the C library. Numbers of Linux, as is the file below.
+    const LEFT_ALONE: [u32; 12] = [4, 5, 6, 7, 8, 9, 11, 13, 19, 31, 32, 33];
     let Ok(status) = std::fs::read_to_string("/proc/self/status") else {
         return Ok(());
     };
@@ -136,7 +136,7 @@ fn reset_ignored_signals() -> io::Result<()> {
     let Some(ignored) = ignored else {
         return Ok(());
     };
-    for number in (1..32).filter(|number| ignored & (1 << (number - 1)) != 0) {
+    for number in (1..=64).filter(|number| ignored & (1 << (number - 1)) != 0) {
         if !LEFT_ALONE.contains(&number) {
             drop(signal(SignalKind::from_raw(number as i32))?);
         }
