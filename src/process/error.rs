@@ -26,7 +26,7 @@ pub enum ProcessError {
     File {
         /// The file.
         path: PathBuf,
-        /// What was tried: `open`, `read`, `write`.
+        /// What was tried: `open`, `read`, `write`, or `enter` the working directory.
         doing: &'static str,
         /// The operating system's error.
         source: io::Error,

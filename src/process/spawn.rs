@@ -58,7 +58,8 @@ impl Order {
             grace,
         } = self;
         let program = PathBuf::from(command.get_program());
-        let failed = |error| spawn_error(&program, error);
+        let at = command.get_current_dir().unwrap_or(&directory).to_owned();
+        let failed = |error| spawn_error(&program, &at, error);
         let errors = log.try_clone().map_err(failed)?;
         if command.get_current_dir().is_none() {
             command = in_directory(command, &directory).map_err(failed)?;
@@ -144,19 +145,33 @@ fn reset_ignored_signals() -> io::Result<()> {
     Ok(())
 }
 
-fn spawn_error(program: &Path, source: io::Error) -> ProcessError {
+fn spawn_error(program: &Path, at: &Path, source: io::Error) -> ProcessError {
+    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+
+    let is_of_a_path = matches!(source.kind(), NotADirectory | NotFound | PermissionDenied);
+    if is_of_a_path && !may_enter(at) {
+        return ProcessError::file(at, "enter", source);
+    }
+    let exists = program.components().count() > 1 && at.join(program).exists();
     let program = program.to_path_buf();
     match source.kind() {
-        io::ErrorKind::NotFound => match upgraded(&program) {
+        // A script whose interpreter is missing.
+        NotFound if exists => ProcessError::NotExecutable { program, source },
+        NotFound => match upgraded(&program) {
             Some(program) => ProcessError::Replaced { program },
             None => ProcessError::NotFound { program, source },
         },
-        io::ErrorKind::PermissionDenied => ProcessError::NotExecutable { program, source },
+        PermissionDenied => ProcessError::NotExecutable { program, source },
         _ if source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
             ProcessError::NotExecutable { program, source }
         }
         _ => ProcessError::Spawn { program, source },
     }
+}
+
+/// Whether a process can have this working directory.
+fn may_enter(directory: &Path) -> bool {
+    directory.is_dir() && rustix::fs::access(directory, rustix::fs::Access::EXEC_OK).is_ok()
 }
 
 /// The path of a running program that was replaced on disk, if this is what the system reports for one.
