@@ -287,6 +287,11 @@ impl Child {
             let _ = timeout(grace, gone).await;
             kill.0.signal_group(Signal::KILL);
             let _ = kill.0.child.wait().await;
+            // The others are gone a moment later, unless nobody reaps them.
+            let until = Instant::now() + LEFT_BEHIND_LIMIT;
+            while kill.0.group().group_exists() && Instant::now() < until {
+                sleep(POLL).await;
+            }
         }
     }
 }
