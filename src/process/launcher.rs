@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use tokio::time::Instant;
 
@@ -625,6 +626,9 @@ impl Preparation {
         let life = life
             .hand_over()
             .map_err(|error| ProcessError::file(&life_path, "pass on", error))?;
+        let held = life
+            .try_clone()
+            .map_err(|error| ProcessError::file(&life_path, "pass on", error))?;
         let order = Order {
             command,
             tie: self.tie,
@@ -633,7 +637,10 @@ impl Preparation {
             directory: files.directory().to_path_buf(),
             grace: self.grace,
         };
-        let started = order.spawn()?;
+        let started = order.spawn().inspect_err(|_| {
+            // A child of another thread, between fork and exec, may have a copy of the descriptor.
+            let _ = flock(&held, FlockOperation::Unlock);
+        })?;
         write_process(&files, &started.process)?;
         Ok((started, record, notifications))
     }
