@@ -312,15 +312,18 @@ impl<K: GateKey> ProcessLauncher<K> {
         launch: Launch<K>,
         command: Command,
         ready: Ready,
-    ) -> Result<Backend, ProcessError> {
+    ) -> Result<Backend, BoxError> {
         if let Some(Endpoint::Unix(path)) = &ready.endpoint {
             if let Some(limit) = Endpoint::excess(path) {
                 let path = path.clone();
-                return Err(ProcessError::SocketPathTooLong { path, limit });
+                return Err(before_start(ProcessError::SocketPathTooLong {
+                    path,
+                    limit,
+                }));
             }
         }
         let files = Files::new(&self.directory, &launch.key);
-        let life = self.take_life(&files).await?;
+        let life = self.take_life(&files).await.map_err(before_start)?;
         let life = match life {
             Life::Taken(life) => life,
             Life::Lives(backend) => return Ok(backend),
@@ -338,7 +341,9 @@ impl<K: GateKey> ProcessLauncher<K> {
             tie: self.tie,
         };
         let (mut started, record, notifications) =
-            off_thread_call(move || preparation.start(life, command)).await?;
+            off_thread_call(move || preparation.start(life, command))
+                .await
+                .map_err(before_start)?;
         let mut start = Start {
             pid: started.process.pid,
             files: files.clone(),
@@ -362,7 +367,7 @@ impl<K: GateKey> ProcessLauncher<K> {
             }
             Err(error) => {
                 started.give_up().await;
-                Err(error)
+                Err(error.into())
             }
         }
     }
@@ -485,6 +490,17 @@ impl<K: GateKey> ProcessLauncher<K> {
     }
 }
 
+/// The error of a launch that has started nothing. It is not charged if the backend is not to blame.
+fn before_start(error: ProcessError) -> BoxError {
+    match error.is_of_environment() {
+        true => {
+            let retry_helps = error.retry_helps();
+            NotStarted::new(error, retry_helps).into()
+        }
+        false => error.into(),
+    }
+}
+
 /// Waits for the end of a backend that is not ready yet.
 async fn end_of(started: &mut Started, files: &Files) -> Option<ExitStatus> {
     let status = started.ended().await;
@@ -568,14 +584,7 @@ impl<K: GateKey> BackendLauncher<K, Backend> for ProcessLauncher<K> {
     async fn launch(&self, permit: &LaunchPermit<K, Backend>) -> Result<Backend, BoxError> {
         let launch = Launch::of(permit);
         let (command, ready) = (self.command)(&launch)?;
-        let started = self.start(launch, command, ready).await;
-        started.map_err(|error| match error.is_of_environment() {
-            true => {
-                let retry_helps = error.retry_helps();
-                NotStarted::new(error, retry_helps).into()
-            }
-            false => error.into(),
-        })
+        self.start(launch, command, ready).await
     }
 
     async fn discard(&self, key: &K, backend: Backend) {
