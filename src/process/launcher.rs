@@ -43,9 +43,9 @@ use crate::lock::{FileSpawnLock, SpawnLockError, SpawnLockGuard, acquire_spawn_l
 /// process group: SIGTERM, [`grace`](Self::grace), SIGKILL.
 ///
 /// By default the backend is *detached*: it gets a session of its own, no standard input, a log (`NAME.log`) as standard output
-/// and standard error, the directory as working directory if the command names none, default signal dispositions, and no
-/// descriptor of this process but the lock for its life. It lives on when this process ends. [`attached`](Self::attached) ties it
-/// to this process.
+/// and standard error, the directory as working directory if the command names none, default signal dispositions and an
+/// empty signal mask, and no descriptor of this process but the lock for its life. It lives on when this process ends.
+/// [`attached`](Self::attached) ties it to this process.
 ///
 /// The environment of the process has `SPAWN_GATE_LAUNCH` (the launch's fencing token), `SPAWN_GATE_BACKEND` (the common part of
 /// its files' paths), and `NOTIFY_SOCKET` if it is to use the notify protocol. A Rust program reads them with
