@@ -26,7 +26,7 @@ pub enum ProcessError {
     File {
         /// The file.
         path: PathBuf,
-        /// What was tried: `open`, `read`, `write`.
+        /// What was tried: `open`, `read`, `write`, or `enter` the working directory.
         doing: &'static str,
         /// The operating system's error.
         source: io::Error,
@@ -181,7 +181,7 @@ impl ProcessError {
         }
     }
 
-    /// Whether this says that nothing was started, and not because of the backend.
+    /// Whether this is not because of the backend, if nothing was started.
     pub(super) fn is_of_environment(&self) -> bool {
         match self {
             Self::Spawn { source, .. } => is_shortage(source),

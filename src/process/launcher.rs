@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use tokio::time::Instant;
 
@@ -43,7 +44,8 @@ use crate::lock::{FileSpawnLock, SpawnLockError, SpawnLockGuard, acquire_spawn_l
 ///
 /// By default the backend is *detached*: it gets a session of its own, no standard input, a log (`NAME.log`) as standard output
 /// and standard error, the directory as working directory if the command names none (and no program by a relative path), default
-/// signal dispositions, and no descriptor of this process but the lock for its life. It lives on when this process ends.
+/// signal dispositions and an empty signal mask, and no descriptor of this process but the lock for its life. It lives on when this
+/// process ends.
 /// [`attached`](Self::attached) ties it to this process.
 ///
 /// The environment of the process has `SPAWN_GATE_LAUNCH` (the launch's fencing token), `SPAWN_GATE_BACKEND` (the common part of
@@ -319,15 +321,18 @@ impl<K: GateKey> ProcessLauncher<K> {
         launch: Launch<K>,
         command: Command,
         ready: Ready,
-    ) -> Result<Backend, ProcessError> {
+    ) -> Result<Backend, BoxError> {
         if let Some(Endpoint::Unix(path)) = &ready.endpoint {
             if let Some(limit) = Endpoint::excess(path) {
                 let path = path.clone();
-                return Err(ProcessError::SocketPathTooLong { path, limit });
+                return Err(before_start(ProcessError::SocketPathTooLong {
+                    path,
+                    limit,
+                }));
             }
         }
         let files = Files::new(&self.directory, &launch.key);
-        let life = self.take_life(&files).await?;
+        let life = self.take_life(&files).await.map_err(before_start)?;
         let life = match life {
             Life::Taken(life) => life,
             Life::Lives(backend) => return Ok(backend),
@@ -345,7 +350,9 @@ impl<K: GateKey> ProcessLauncher<K> {
             tie: self.tie,
         };
         let (mut started, record, notifications) =
-            off_thread_call(move || preparation.start(life, command)).await?;
+            off_thread_call(move || preparation.start(life, command))
+                .await
+                .map_err(before_start)?;
         let mut start = Start {
             pid: started.process.pid,
             files: files.clone(),
@@ -369,7 +376,7 @@ impl<K: GateKey> ProcessLauncher<K> {
             }
             Err(error) => {
                 started.give_up().await;
-                Err(error)
+                Err(error.into())
             }
         }
     }
@@ -492,6 +499,17 @@ impl<K: GateKey> ProcessLauncher<K> {
     }
 }
 
+/// The error of a launch that has started nothing. It is not charged if the backend is not to blame.
+fn before_start(error: ProcessError) -> BoxError {
+    match error.is_of_environment() {
+        true => {
+            let retry_helps = error.retry_helps();
+            NotStarted::new(error, retry_helps).into()
+        }
+        false => error.into(),
+    }
+}
+
 /// Waits for the end of a backend that is not ready yet.
 async fn end_of(started: &mut Started, files: &Files) -> Option<ExitStatus> {
     let status = started.ended().await;
@@ -575,14 +593,7 @@ impl<K: GateKey> BackendLauncher<K, Backend> for ProcessLauncher<K> {
     async fn launch(&self, permit: &LaunchPermit<K, Backend>) -> Result<Backend, BoxError> {
         let launch = Launch::of(permit);
         let (command, ready) = (self.command)(&launch)?;
-        let started = self.start(launch, command, ready).await;
-        started.map_err(|error| match error.is_of_environment() {
-            true => {
-                let retry_helps = error.retry_helps();
-                NotStarted::new(error, retry_helps).into()
-            }
-            false => error.into(),
-        })
+        self.start(launch, command, ready).await
     }
 
     async fn discard(&self, key: &K, backend: Backend) {
@@ -633,6 +644,9 @@ impl Preparation {
         let life = life
             .hand_over()
             .map_err(|error| ProcessError::file(&life_path, "pass on", error))?;
+        let held = life
+            .try_clone()
+            .map_err(|error| ProcessError::file(&life_path, "pass on", error))?;
         let order = Order {
             command,
             tie: self.tie,
@@ -641,7 +655,10 @@ impl Preparation {
             directory: files.directory().to_path_buf(),
             grace: self.grace,
         };
-        let started = order.spawn()?;
+        let started = order.spawn().inspect_err(|_| {
+            // A child of another thread, between fork and exec, may have a copy of the descriptor.
+            let _ = flock(&held, FlockOperation::Unlock);
+        })?;
         write_process(&files, &started.process)?;
         Ok((started, record, notifications))
     }

@@ -1,7 +1,9 @@
 //! The notify protocol of systemd, from the side of the one who starts: `NOTIFY_SOCKET`.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -65,7 +67,7 @@ impl Notifications {
         let mut buffer = [0; LONGEST_MESSAGE];
         let received = self.socket.recv(&mut buffer).await;
         let length = received.map_err(|error| ProcessError::file(&self.path, "read", error))?;
-        Ok(Message::parse(&String::from_utf8_lossy(&buffer[..length])))
+        Ok(Message::parse(&buffer[..length]))
     }
 }
 
@@ -78,10 +80,11 @@ impl Drop for Notifications {
 
 impl Message {
     /// Unknown and broken lines are skipped, as the protocol wants it.
-    fn parse(text: &str) -> Self {
+    fn parse(bytes: &[u8]) -> Self {
         let mut message = Self::default();
-        for line in text.lines() {
-            let Some((name, value)) = line.split_once('=') else {
+        for line in bytes.split(|&byte| byte == b'\n') {
+            let text = String::from_utf8_lossy(line);
+            let Some((name, value)) = text.split_once('=') else {
                 continue;
             };
             match name {
@@ -96,11 +99,19 @@ impl Message {
                     message.extend = value.parse().ok().map(Duration::from_micros);
                 }
                 "MAINPID" => message.main_pid = value.parse().ok(),
-                ENDPOINT => message.endpoint = value.parse().ok(),
+                ENDPOINT => message.endpoint = endpoint(&line[ENDPOINT.len() + 1..]),
                 _ => {}
             }
         }
         message
+    }
+}
+
+/// Reads an endpoint. The path of a Unix socket may be any bytes.
+fn endpoint(value: &[u8]) -> Option<Endpoint> {
+    match value.strip_prefix(b"unix:") {
+        Some(path) if !path.is_empty() => Some(Endpoint::Unix(OsStr::from_bytes(path).into())),
+        _ => std::str::from_utf8(value).ok()?.parse().ok(),
     }
 }
 
@@ -130,10 +141,10 @@ mod tests {
             main_pid: Some(7),
             endpoint: Some(Endpoint::Tcp(([127, 0, 0, 1], 80).into())),
         };
-        assert_eq!(Message::parse(text), expected);
-        assert_eq!(Message::parse("READY=0\nMAINPID=-1\n"), Message::default());
+        assert_eq!(Message::parse(text.as_bytes()), expected);
+        assert_eq!(Message::parse(b"READY=0\nMAINPID=-1\n"), Message::default());
         assert!(
-            Message::parse("ERRNO=2")
+            Message::parse(b"ERRNO=2")
                 .status
                 .unwrap()
                 .contains("No such")

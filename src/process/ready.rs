@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -174,8 +175,11 @@ impl Start {
                             });
                         }
                         Ok(Ok(())) => {}
-                        // Nobody accepts there now. Who does next is the backend.
-                        Ok(Err(_)) => self.is_taken = false,
+                        // Nobody listens there now. Who does next is the backend.
+                        Ok(Err(error)) if error.kind() != io::ErrorKind::TimedOut => {
+                            self.is_taken = false;
+                        }
+                        Ok(Err(_)) => {}
                     }
                     if pause.is_over(self.deadline).await {
                         return Ok(Err(Late));

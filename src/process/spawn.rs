@@ -9,7 +9,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use command_fds::CommandFdExt;
-use process_wrap::tokio::{ChildWrapper, CommandWrap, ProcessSession};
+use process_wrap::tokio::{ChildWrapper, CommandWrap, ProcessSession, ResetSigmask};
 use rustix::process::Signal;
 use tokio::process::ChildStdin;
 use tokio::runtime::Handle;
@@ -55,22 +55,21 @@ impl Order {
             grace,
         } = self;
         let program = PathBuf::from(command.get_program());
-        let failed = |error| spawn_error(&program, error);
+        let at = command.get_current_dir().unwrap_or(&directory).to_owned();
+        let failed = |error| spawn_error(&program, &at, error);
         let errors = log.try_clone().map_err(failed)?;
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
-        match command.get_current_dir() {
-            // Else its error would be taken for the program's.
-            Some(chosen) => check_directory(chosen)?,
-            None if is_relative_path(&program) => {}
-            None => _ = command.current_dir(&directory),
+        if command.get_current_dir().is_none() && !is_relative_path(&program) {
+            command.current_dir(&directory);
         }
         close_inherited_descriptors();
         reset_ignored_signals().map_err(failed)?;
         let mut command = tokio::process::Command::from(command);
         command.preserved_fds(vec![life]);
+        let mut wrapped = CommandWrap::from(command);
+        wrapped.wrap(ResetSigmask);
         let (spawned, group) = match tie {
             Tie::Detached => {
-                let mut wrapped = CommandWrap::from(command);
                 wrapped.wrap(ProcessSession);
                 // Without the wrapper, whose wait is for the whole group.
                 (wrapped.spawn().map(ChildWrapper::into_inner), None)
@@ -78,10 +77,9 @@ impl Order {
             Tie::Attached => {
                 // First, so that the backend is watched over from its first moment.
                 let watcher = Watcher::start(grace).map_err(ProcessError::Watcher)?;
-                command.process_group(watcher.group.pid as i32);
-                let spawned = command.spawn();
-                let spawned = spawned.map(|child| Box::new(child) as Box<dyn ChildWrapper>);
-                (spawned, Some(watcher))
+                let group = watcher.group.pid as i32;
+                wrapped.command_mut().process_group(group);
+                (wrapped.spawn(), Some(watcher))
             }
         };
         let child = spawned.map_err(failed)?;
@@ -103,26 +101,17 @@ fn is_relative_path(program: &Path) -> bool {
     program.is_relative() && program.components().count() > 1
 }
 
-fn check_directory(directory: &Path) -> Result<(), ProcessError> {
-    let metadata = directory.metadata();
-    let is_directory = metadata.and_then(|metadata| match metadata.is_dir() {
-        true => Ok(()),
-        false => Err(io::ErrorKind::NotADirectory.into()),
-    });
-    is_directory.map_err(|error| ProcessError::file(directory, "use the working directory", error))
-}
-
 /// Lets descriptors that this process inherited, or made inheritable, end at exec. Rust's own do already.
 fn close_inherited_descriptors() {
     close_fds::set_fds_cloexec_threadsafe(3, &[]);
 }
 
 /// Gives signals that this process ignores a handler that does nothing: exec resets handlers, and keeps what is ignored.
-/// (SIGPIPE, which every Rust program ignores, and the signal mask are reset by the standard library.)
+/// (The standard library resets SIGPIPE, which every Rust program ignores.)
 fn reset_ignored_signals() -> io::Result<()> {
     // KILL and STOP cannot be ignored; what means an error of the program itself (ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS) is left
-    // alone, and so is PIPE. Numbers of Linux, as is the file below.
-    const LEFT_ALONE: [u32; 10] = [4, 5, 6, 7, 8, 9, 11, 13, 19, 31];
+    // alone, and so are PIPE and the two of the C library. Numbers of Linux, as is the file below.
+    const LEFT_ALONE: [u32; 12] = [4, 5, 6, 7, 8, 9, 11, 13, 19, 31, 32, 33];
     let Ok(status) = std::fs::read_to_string("/proc/self/status") else {
         return Ok(());
     };
@@ -131,7 +120,7 @@ fn reset_ignored_signals() -> io::Result<()> {
     let Some(ignored) = ignored else {
         return Ok(());
     };
-    for number in (1..32).filter(|number| ignored & (1 << (number - 1)) != 0) {
+    for number in (1..=64).filter(|number| ignored & (1 << (number - 1)) != 0) {
         if !LEFT_ALONE.contains(&number) {
             drop(signal(SignalKind::from_raw(number as i32))?);
         }
@@ -139,19 +128,33 @@ fn reset_ignored_signals() -> io::Result<()> {
     Ok(())
 }
 
-fn spawn_error(program: &Path, source: io::Error) -> ProcessError {
+fn spawn_error(program: &Path, at: &Path, source: io::Error) -> ProcessError {
+    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+
+    let is_of_a_path = matches!(source.kind(), NotADirectory | NotFound | PermissionDenied);
+    if is_of_a_path && !may_enter(at) {
+        return ProcessError::file(at, "enter", source);
+    }
+    let exists = program.components().count() > 1 && at.join(program).exists();
     let program = program.to_path_buf();
     match source.kind() {
-        io::ErrorKind::NotFound => match upgraded(&program) {
+        // A script whose interpreter is missing.
+        NotFound if exists => ProcessError::NotExecutable { program, source },
+        NotFound => match upgraded(&program) {
             Some(program) => ProcessError::Replaced { program },
             None => ProcessError::NotFound { program, source },
         },
-        io::ErrorKind::PermissionDenied => ProcessError::NotExecutable { program, source },
+        PermissionDenied => ProcessError::NotExecutable { program, source },
         _ if source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
             ProcessError::NotExecutable { program, source }
         }
         _ => ProcessError::Spawn { program, source },
     }
+}
+
+/// Whether a process can have this working directory.
+fn may_enter(directory: &Path) -> bool {
+    directory.is_dir() && rustix::fs::access(directory, rustix::fs::Access::EXEC_OK).is_ok()
 }
 
 /// The path of a running program that was replaced on disk, if this is what the system reports for one.
@@ -241,28 +244,38 @@ impl Child {
 
     /// Ends the group: SIGTERM, the grace time, SIGKILL. Reaps the child. If this is dropped, as by a runtime that ends, the
     /// rest of the grace time is not waited for.
-    async fn end_group(self) {
+    fn end_group(self) -> impl Future<Output = ()> {
         struct Kill(Child);
         impl Drop for Kill {
             fn drop(&mut self) {
                 self.0.signal_group(Signal::KILL);
             }
         }
+        // Outside of the future: a runtime that ends may drop that before it is polled.
         let mut kill = Kill(self);
-        kill.0.signal_group(Signal::TERM);
-        let grace = kill.0.grace;
-        let gone = async {
-            // An error says that it has been reaped.
+        async move {
+            kill.0.signal_group(Signal::TERM);
+            let grace = kill.0.grace;
+            let gone = async {
+                // An error says that it has been reaped.
+                let _ = kill.0.child.wait().await;
+                // What it leaves behind may end, too. A watcher is a member of the group, and stays.
+                let watcher = kill.0.watcher.as_ref().map(|watcher| &watcher.group);
+                while kill.0.group().group_lives(watcher) {
+                    sleep(POLL).await;
+                }
+            };
+            let _ = timeout(grace, gone).await;
+            kill.0.signal_group(Signal::KILL);
             let _ = kill.0.child.wait().await;
-            // What it leaves behind may end, too. A watcher is a member of the group, and stays.
-            let watcher = kill.0.watcher.as_ref().map(|watcher| &watcher.group);
-            while kill.0.group().group_lives(watcher) {
-                sleep(POLL).await;
-            }
-        };
-        let _ = timeout(grace, gone).await;
-        kill.0.signal_group(Signal::KILL);
-        let _ = kill.0.child.wait().await;
+            // The others are gone a moment later.
+            let gone = async {
+                while kill.0.group().group_lives(None) {
+                    sleep(POLL).await;
+                }
+            };
+            let _ = timeout(grace, gone).await;
+        }
     }
 }
 

@@ -2,16 +2,23 @@
 //! backends and as callers.
 #![cfg(all(unix, feature = "process"))]
 
+mod attached;
+mod bad_input;
+mod detached;
 mod end;
+mod ended;
 mod find;
+mod given_up;
 mod kit;
-mod launch;
+mod ready;
+mod roles;
+mod scenes;
 
 /// Does nothing when the tests are run; a child that is started with a role in its environment plays it here.
 #[test]
 fn role() {
     if let Ok(role) = std::env::var(kit::ROLE) {
-        launch::play(&role);
+        roles::play(&role);
         find::play(&role);
         end::play(&role);
     }

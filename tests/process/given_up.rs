@@ -1,0 +1,269 @@
+//! A launch that is given up leaves no process; a healthy backend stays.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use spawn_gate::error::{LaunchError, Stage};
+use spawn_gate::process::{Presence, ProcessError, Ready};
+use spawn_gate::{GateError, How};
+use tokio::sync::Notify;
+
+use crate::kit::{Gate, Launcher, Scene, eventually, lives, sh, until_gone};
+use crate::roles::{Caller, cause, end, launched};
+use crate::scenes::{
+    AN_AGE, file_of_a, kill, launching, number_in, patient, set_clock_forward, until_no_member,
+};
+
+/// Never ready. It and its child ignore SIGTERM.
+const STUBBORN: &str = "trap '' TERM; sleep 60 & echo $! >child; echo $$ >pid; wait; sleep 60";
+
+/// Never ready, and ends when asked to.
+const MEEK: &str = "sleep 60 & echo $! >child; echo $$ >pid; wait";
+
+fn never_ready(scene: &Scene, script: &'static str) -> Launcher {
+    let launcher = scene.launcher(move |_| Ok((sh(script), Ready::line("is ready"))));
+    launcher
+        .grace(Duration::from_millis(200))
+        .start_timeout(AN_AGE * 10)
+}
+
+/// A backend that is starting, and its child.
+struct Family {
+    pid: u32,
+    child: u32,
+}
+
+impl Family {
+    async fn of(scene: &Scene) -> Self {
+        Self {
+            pid: number_in(scene, "pid").await,
+            child: number_in(scene, "child").await,
+        }
+    }
+
+    /// Waits until both are gone, and the backend has been reaped, too.
+    async fn is_gone(&self, scene: &Scene) {
+        until_gone(self.child).await;
+        let pid = self.pid;
+        eventually(|| (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())).await;
+        until_no_member(pid).await;
+        for name in ["pid", "child"] {
+            fs::remove_file(scene.files().join(name)).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_is_not_ready_in_time_is_gone_with_its_group_when_its_launch_fails() {
+    for script in [STUBBORN, MEEK] {
+        for is_attached in [false, true] {
+            let scene = Scene::new();
+            let gate = patient(&scene);
+            let asked = Arc::new(Notify::new());
+            let launcher = scene.launcher({
+                let asked = Arc::clone(&asked);
+                move |_| {
+                    let asked = Arc::clone(&asked);
+                    let probe = move || {
+                        asked.notify_one();
+                        std::future::pending()
+                    };
+                    Ok((sh(script), Ready::probe(probe)))
+                }
+            });
+            let mut launcher = launcher
+                .start_timeout(AN_AGE)
+                .grace(Duration::from_millis(200));
+            if is_attached {
+                launcher = launcher.attached();
+            }
+            let launching = launching(&gate, &launcher);
+            let family = Family::of(&scene).await;
+            asked.notified().await;
+            set_clock_forward(AN_AGE * 2).await;
+            let error = launching.await.unwrap().unwrap_err();
+            assert!(
+                matches!(cause(&error), ProcessError::NotReady { pid, .. } if *pid == family.pid),
+                "{error:?}"
+            );
+            assert!(!Path::new(&format!("/proc/{}", family.pid)).exists());
+            family.is_gone(&scene).await;
+            assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+        }
+    }
+}
+
+#[tokio::test]
+async fn three_launch_timeouts_leave_no_process() {
+    let scene = Scene::new();
+    let gate = patient(&scene);
+    let launcher = never_ready(&scene, STUBBORN).start_timeout(AN_AGE * 1000);
+    for _ in 0..3 {
+        let launching = launching(&gate, &launcher);
+        let family = Family::of(&scene).await;
+        set_clock_forward(AN_AGE * 200).await;
+        let error = launching.await.unwrap().unwrap_err();
+        assert!(
+            matches!(&error, GateError::Timeout(timeout) if timeout.stage == Stage::Launch),
+            "{error:?}"
+        );
+        family.is_gone(&scene).await;
+        assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+    }
+}
+
+#[tokio::test]
+async fn the_next_launch_waits_until_one_that_was_given_up_has_ended() {
+    let scene = Scene::new();
+    let launcher = never_ready(&scene, STUBBORN);
+    let first = launching(&scene.gate, &launcher);
+    let family = Family::of(&scene).await;
+    assert!(scene.gate.abort("a").await);
+    first.await.unwrap().unwrap_err();
+    let next = scene.launcher(move |_| {
+        Ok((
+            sh("echo $$ >next; echo is ready; exec sleep 60"),
+            Ready::line("is ready"),
+        ))
+    });
+    let backend = scene.gate.launch("a", next.clone()).await.unwrap().value;
+    assert!(!lives(family.pid));
+    family.is_gone(&scene).await;
+    end(&next, &backend).await;
+}
+
+#[tokio::test]
+async fn a_launch_that_is_aborted_leaves_no_process() {
+    for script in [STUBBORN, MEEK] {
+        let scene = Scene::new();
+        let launcher = never_ready(&scene, script);
+        let launching = launching(&scene.gate, &launcher);
+        let family = Family::of(&scene).await;
+        assert!(scene.gate.abort("a").await);
+        let error = launching.await.unwrap().unwrap_err();
+        assert!(
+            matches!(error, GateError::Launch(LaunchError::Aborted { .. })),
+            "{error:?}"
+        );
+        family.is_gone(&scene).await;
+        assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+    }
+}
+
+#[tokio::test]
+async fn a_launch_that_loses_its_lock_leaves_no_process() {
+    let scene = Scene::new();
+    let script = "sleep 60 & echo $! >child; echo $$ >pid; until [ -e go ]; do sleep 0.01; done; echo is ready; wait";
+    let launcher = scene.launcher(move |_| Ok((sh(script), Ready::line("is ready"))));
+    let launching = launching(&scene.gate, &launcher);
+    let family = Family::of(&scene).await;
+    fs::remove_file(file_of_a(&scene, "lock")).unwrap();
+    crate::scenes::touch(&scene, "go");
+    let error = launching.await.unwrap().unwrap_err();
+    assert!(
+        matches!(error, GateError::Launch(LaunchError::LockLost { .. })),
+        "{error:?}"
+    );
+    family.is_gone(&scene).await;
+    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+}
+
+/// Waits until the start of the process has returned, and its name has been written.
+async fn until_named(scene: &Scene) {
+    let life = file_of_a(scene, "life");
+    eventually(|| {
+        let text = fs::read_to_string(&life).ok();
+        text.filter(|text| text.starts_with("process "))
+    })
+    .await;
+}
+
+#[test]
+fn a_launch_whose_runtime_ends_leaves_no_process() {
+    for workers in [None, Some(2)] {
+        for script in [STUBBORN, MEEK] {
+            for is_attached in [false, true] {
+                let scene = Scene::new();
+                let mut launcher = never_ready(&scene, script);
+                if is_attached {
+                    launcher = launcher.attached();
+                }
+                let runtime = match workers {
+                    None => tokio::runtime::Builder::new_current_thread()
+                        .enable_all()
+                        .build(),
+                    Some(_) => tokio::runtime::Builder::new_multi_thread()
+                        .worker_threads(2)
+                        .enable_all()
+                        .build(),
+                };
+                let runtime = runtime.unwrap();
+                let family = runtime.block_on(async {
+                    drop(launching(&scene.gate, &launcher));
+                    until_named(&scene).await;
+                    Family::of(&scene).await
+                });
+                drop(runtime);
+                let rest = tokio::runtime::Runtime::new().unwrap();
+                rest.block_on(until_gone(family.pid));
+                rest.block_on(until_gone(family.child));
+                rest.block_on(until_no_member(family.pid));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_gives_up_does_not_end_a_launch_that_others_may_wait_for() {
+    let scene = Scene::new();
+    let launcher = scene.launcher(|_| {
+        let script =
+            "echo $$ >pid; until [ -e go ]; do sleep 0.01; done; echo is ready; exec sleep 60";
+        Ok((sh(script), Ready::line("is ready")))
+    });
+    let first = launching(&scene.gate, &launcher);
+    let pid = number_in(&scene, "pid").await;
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    crate::scenes::touch(&scene, "go");
+    let launched = scene.gate.launch("a", launcher.clone()).await.unwrap();
+    assert_ne!(launched.how, How::Led);
+    assert_eq!(launched.value.pid, pid);
+    end(&launcher, &launched.value).await;
+}
+
+#[test]
+fn a_healthy_backend_stays_when_its_launch_returns_and_the_runtime_ends() {
+    let scene = Scene::new();
+    let gate: Gate = scene.gate.clone();
+    let launcher =
+        scene.launcher(|_| Ok((sh("echo is ready; exec sleep 60"), Ready::line("is ready"))));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let backend = runtime
+        .block_on(gate.launch("a", launcher.clone()))
+        .unwrap()
+        .value;
+    drop((runtime, gate));
+    let another = tokio::runtime::Runtime::new().unwrap();
+    let found = another.block_on(launcher.find("a")).unwrap();
+    assert_eq!(found, Presence::Ready(backend.clone()));
+    another.block_on(end(&launcher, &backend));
+}
+
+#[tokio::test]
+async fn a_healthy_backend_stays_when_its_caller_ends() {
+    let scene = Scene::new();
+    let caller = Caller::new(&scene, "echo is ready; exec sleep 60");
+    let mut caller = caller.command().spawn().unwrap();
+    let pid = launched(&scene).await;
+    assert!(caller.wait().unwrap().success());
+    let launcher = scene.launcher(|_| unreachable!());
+    let found = launcher.find("a").await.unwrap();
+    assert!(
+        matches!(&found, Presence::Ready(backend) if backend.pid == pid),
+        "{found:?}"
+    );
+    kill(pid);
+}
