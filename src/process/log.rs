@@ -92,7 +92,7 @@ pub(super) fn has_line(path: &Path, start: u64, words: &str) -> io::Result<bool>
     Ok(text.lines().any(|line| line.contains(words)))
 }
 
-/// Returns the last lines since `start`, in one line, without the notes about backtraces that a panic of Rust adds. If the log
+/// Returns the last lines since `start`, in one line, without the backtrace, and the notes about it, that a panic of Rust adds. If the log
 /// cannot be read, that is said instead.
 pub(super) fn last_words(path: &Path, start: u64) -> String {
     match end_of(path, start, LAST) {
@@ -102,8 +102,14 @@ pub(super) fn last_words(path: &Path, start: u64) -> String {
 }
 
 fn words(text: &str) -> String {
-    let is_note = |line: &&str| line.starts_with("note: ") && line.contains("RUST_BACKTRACE");
-    let told = |line: &&str| !line.trim().is_empty() && !is_note(line);
+    let is_note = |line: &str| line.starts_with("note: ") && line.contains("RUST_BACKTRACE");
+    let mut is_in_backtrace = false;
+    let told = |line: &&str| {
+        // The frames are indented.
+        is_in_backtrace =
+            *line == "stack backtrace:" || is_in_backtrace && line.starts_with(char::is_whitespace);
+        !(is_in_backtrace || is_note(line) || line.trim().is_empty())
+    };
     let lines: Vec<_> = text.lines().filter(told).map(str::trim).collect();
     let lines = &lines[lines.len().saturating_sub(MOST_LINES)..];
     // Control characters would reach the terminal of whoever reads the error.
@@ -132,6 +138,9 @@ mod tests {
             words(text),
             "thread 'main' panicked at src/main.rs:1:1: | no \u{fffd}[31mindex"
         );
+        let text = "no index\nstack backtrace:\n   0: std::panicking::begin\n             at /rustc/a.rs:1:1\n\
+                    note: run with `RUST_BACKTRACE=full`\nfailed\n";
+        assert_eq!(words(text), "no index | failed");
         assert_eq!(words(&"é".repeat(1000)).len(), 1000);
         assert_eq!(words(&"line\n".repeat(50)).matches("line").count(), 10);
     }

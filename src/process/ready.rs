@@ -187,8 +187,8 @@ impl Start {
                 }
             }
             Sign::Line(words) => loop {
-                let found = log::has_line(&path, start, words);
-                if found.map_err(|error| ProcessError::file(&path, "read", error))? {
+                // A shortage of descriptors passes.
+                if log::has_line(&path, start, words).unwrap_or(false) {
                     return Ok(Ok(()));
                 }
                 if pause.is_over(self.deadline).await {
