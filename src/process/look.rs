@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::backend::{Backend, Presence};
 use super::error::{ProcessError, Unusable, Why, off_thread_call};
 use super::files::Files;
+use super::holder::holder_of;
 use super::identity::{Condition, ProcessIdentity};
 use super::log;
 use super::ready::Pause;
@@ -62,6 +63,11 @@ impl Sight {
             Some(process) => Some(process),
             None if is_life_held => read_process(&files)?,
             None => read_process(&files).unwrap_or_default(),
+        };
+        let process = match process {
+            // A launcher that lives is about to write it.
+            None if is_life_held && !has_launcher(&reading) => holder_of(&files),
+            process => process,
         };
         Ok(Self {
             files,
@@ -146,10 +152,8 @@ impl Sight {
         })
     }
 
-    /// Whether the process that launched it may still see it through.
     fn has_launcher(&self) -> bool {
-        let launcher = self.record().map(|record| record.launcher.condition());
-        !matches!(launcher, None | Some(Condition::Gone))
+        has_launcher(&self.reading)
     }
 
     /// Judges what was seen, and tries to reach a backend that says it is ready.
@@ -225,6 +229,14 @@ impl Sight {
             Presence::Leaving(_) => Why::Leaving,
             _ => Why::Starting,
         })
+    }
+}
+
+/// Whether the process that launched it may still see it through.
+fn has_launcher(reading: &Reading) -> bool {
+    match reading {
+        Reading::Found(record) => record.launcher.condition() != Condition::Gone,
+        _ => false,
     }
 }
 
