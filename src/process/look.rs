@@ -94,6 +94,11 @@ impl Sight {
         )
     }
 
+    /// Whether a process is known that may live.
+    pub(super) fn process_may_live(&self) -> bool {
+        !matches!(self.condition(), None | Some(Condition::Gone))
+    }
+
     /// Whether no launch is in progress for what is there.
     pub(super) fn is_launched(&self) -> bool {
         let state = self.record().map(|record| record.state);
@@ -213,12 +218,13 @@ impl Sight {
             _ => false,
         };
         if is_ready {
-            let record = Record {
+            let ready = Record {
                 state: State::Ready,
                 ..record.clone()
             };
-            // In a read-only directory the next look finds out by itself.
-            let _ = record.write(&self.files);
+            // The backend itself, or a stop, may have said more meanwhile. In a read-only directory the next look finds out by
+            // itself.
+            let _ = ready.replace(record, &self.files);
         }
         is_ready
     }
