@@ -182,6 +182,10 @@ impl Sight {
         if record.state == State::Leaving {
             return Ok(Presence::Leaving(backend));
         }
+        // First: a launch that has just taken the lock has not replaced the record of the last one yet.
+        if self.condition() == Some(Condition::Gone) {
+            return Err(self.no_process());
+        }
         if let Some(version) = &wanted.version {
             if record.version.as_ref() != Some(version) {
                 return Err(self.unusable(Why::OtherVersion {
@@ -189,10 +193,8 @@ impl Sight {
                 }));
             }
         }
-        match self.condition() {
-            Some(Condition::Stopped) => return Err(self.unusable(Why::Stopped)),
-            Some(Condition::Gone) => return Err(self.no_process()),
-            _ => {}
+        if self.condition() == Some(Condition::Stopped) {
+            return Err(self.unusable(Why::Stopped));
         }
         if let Some(endpoint) = &record.endpoint {
             if let Err(error) = endpoint.probe().await {
