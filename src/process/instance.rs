@@ -290,14 +290,17 @@ impl Instance {
     async fn lost(&self) {
         loop {
             sleep(LOOK_AFTER).await;
+            // First: if the lock is another file, the record may be that of a later launch in a moment.
+            if identity_of(&self.files) != self.life_identity {
+                return;
+            }
             let other = match Record::read(&self.files) {
                 Ok(Reading::Found(record)) => record.launch != self.launch,
                 Ok(Reading::Missing | Reading::Junk) => self.update(|_| {}).is_err(),
                 // That says nothing about the file.
                 Err(_) => false,
             };
-            let life = identity_of(&self.files);
-            if other || life != self.life_identity {
+            if other {
                 return;
             }
         }
