@@ -4,15 +4,19 @@
 
 mod end;
 mod find;
+mod idle;
 mod kit;
+mod late;
 mod launch;
+mod life;
+mod read_only;
+mod roles;
 
 /// Does nothing when the tests are run; a child that is started with a role in its environment plays it here.
 #[test]
 fn role() {
     if let Ok(role) = std::env::var(kit::ROLE) {
         launch::play(&role);
-        find::play(&role);
-        end::play(&role);
+        roles::play(&role);
     }
 }

@@ -1,0 +1,180 @@
+//! Promise 11: a backend that comes late, and one that nobody can find any more.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::process::Signal;
+use spawn_gate::How;
+use spawn_gate::process::{Presence, Ready, Stop};
+
+use crate::kit::{Launcher, Scene, eventually, until_gone};
+use crate::life::kill;
+use crate::roles::{backend_in, call, noted, role_in};
+
+/// The first launch starts a program whose child comes as a backend once it may, without descriptors. Later ones start a backend.
+fn first_late(scene: &Scene) -> Launcher {
+    let outer = scene.outer();
+    let is_first = AtomicBool::new(true);
+    scene.launcher(move |_| {
+        Ok(match is_first.swap(false, Ordering::Relaxed) {
+            true => (role_in("fork and stay", &outer), Ready::line("stays")),
+            false => (backend_in(&outer), Ready::notify()),
+        })
+    })
+}
+
+/// Launches it, and ends the process that is known.
+async fn launch_late(scene: &Scene, launcher: &Launcher) -> u64 {
+    let first = scene
+        .gate
+        .launch("a", launcher.clone())
+        .await
+        .unwrap()
+        .value;
+    kill(first.pid, Signal::KILL);
+    until_gone(first.pid).await;
+    eventually(|| {
+        let report = spawn_gate::admin::inspect_spawn_lock(scene.file(".life"));
+        (!report.unwrap().is_held).then_some(())
+    })
+    .await;
+    first.launch
+}
+
+async fn line(outer: &Path, beginning: &str) -> String {
+    eventually(|| {
+        let lines = noted(outer, "journal");
+        lines.into_iter().find(|line| line.starts_with(beginning))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_backend_that_comes_late_steps_back_by_its_launch_number() {
+    let scene = Scene::new();
+    let launcher = first_late(&scene);
+    let first = launch_late(&scene, &launcher).await;
+    let second = scene.gate.launch("a", launcher.clone()).await.unwrap();
+    assert_eq!(second.how, How::Led);
+    let second = second.value;
+    fs::write(scene.outer().join("come"), "").unwrap();
+    let late = line(&scene.outer(), "late").await;
+    let said = format!(
+        "launch {first} of this backend is over: launch {} was made since",
+        second.launch
+    );
+    assert_eq!(late, format!("late {said}"));
+    assert_eq!(
+        launcher.find("a").await.unwrap(),
+        Presence::Ready(second.clone())
+    );
+    assert_eq!(call(&second).await.unwrap(), second.pid);
+    launcher.stop("a", Stop::Orderly).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_that_comes_late_steps_back_also_if_the_later_one_is_gone() {
+    let scene = Scene::new();
+    let launcher = first_late(&scene);
+    launch_late(&scene, &launcher).await;
+    scene.gate.launch("a", launcher.clone()).await.unwrap();
+    launcher.stop("a", Stop::Orderly).await.unwrap();
+    fs::write(scene.outer().join("come"), "").unwrap();
+    let late = line(&scene.outer(), "late").await;
+    assert!(late.contains("is over"), "{late}");
+    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+    let third = scene.gate.launch("a", launcher.clone()).await.unwrap();
+    assert_eq!(third.how, How::Led);
+    launcher.stop("a", Stop::Orderly).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_clock_that_was_set_back_keeps_no_later_backend_out() {
+    let scene = Scene::new();
+    let launcher = scene.rust_launcher();
+    let first = scene
+        .gate
+        .launch("a", launcher.clone())
+        .await
+        .unwrap()
+        .value;
+    launcher.stop("a", Stop::Orderly).await.unwrap();
+    // The last launch was in the future.
+    let path = scene.file(".backend");
+    let record = fs::read_to_string(&path).unwrap();
+    let future = format!("launch {}\n", u64::MAX);
+    fs::write(
+        &path,
+        record.replace(&format!("launch {}\n", first.launch), &future),
+    )
+    .unwrap();
+    for _ in 0..2 {
+        let launched = scene.gate.launch("a", launcher.clone()).await.unwrap();
+        assert_eq!(launched.how, How::Led);
+        assert_eq!(
+            launcher.find("a").await.unwrap(),
+            Presence::Ready(launched.value.clone())
+        );
+        assert_eq!(call(&launched.value).await.unwrap(), launched.value.pid);
+        launcher.stop("a", Stop::Orderly).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_backend_leaves_as_lost_when_its_files_are_deleted_or_belong_to_a_later_launch() {
+    type Lose = fn(&Scene, u64);
+    let ways: [Lose; 3] = [
+        |scene, _| fs::remove_dir_all(scene.files()).unwrap(),
+        |scene, _| {
+            fs::remove_file(scene.file(".life")).unwrap();
+            fs::remove_file(scene.file(".backend")).unwrap();
+        },
+        |scene, launch| {
+            let path = scene.file(".backend");
+            let record = fs::read_to_string(&path).unwrap();
+            let later = format!("launch {}\n", launch + 1);
+            let record = record.replace(&format!("launch {launch}\n"), &later);
+            fs::write(&path, record).unwrap();
+        },
+    ];
+    let scenes = ways.map(|lose| async move {
+        let scene = Scene::new();
+        let launcher = scene.rust_launcher();
+        let backend = scene.gate.launch("a", launcher).await.unwrap().value;
+        lose(&scene, backend.launch);
+        let end = line(&scene.outer(), "end").await;
+        assert_eq!(end, format!("end {} Lost", backend.pid));
+        until_gone(backend.pid).await;
+        scene
+    });
+    let [one, two, three] = scenes;
+    let (_, scene, _) = tokio::join!(one, two, three);
+    // It has not written a record that would be in the way of a later launch.
+    let mut files = fs::read_dir(scene.files()).unwrap();
+    let is_record = |path: &Path| path.extension().is_some_and(|suffix| suffix == "backend");
+    assert!(!files.any(|entry| is_record(&entry.unwrap().path())));
+}
+
+#[tokio::test]
+async fn a_backend_whose_record_was_deleted_writes_it_anew() {
+    let scene = Scene::new();
+    let launcher = scene.rust_launcher();
+    let backend = scene
+        .gate
+        .launch("a", launcher.clone())
+        .await
+        .unwrap()
+        .value;
+    let path = scene.file(".backend");
+    for spoil in [None, Some("junk")] {
+        match spoil {
+            None => fs::remove_file(&path).unwrap(),
+            Some(text) => fs::write(&path, text).unwrap(),
+        }
+        let found = scene.gate.launch("a", launcher.clone()).await.unwrap();
+        assert_eq!(found.how, How::Discovered);
+        assert_eq!(found.value, backend);
+    }
+    launcher.stop("a", Stop::Orderly).await.unwrap();
+}
