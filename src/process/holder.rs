@@ -1,4 +1,4 @@
-//! Finding the process that holds the lock for a backend's life if no file names it: its launcher was killed right after the start.
+//! Which process holds the lock for a backend's life.
 
 use std::fs::{self, Metadata};
 use std::os::unix::ffi::OsStrExt;
@@ -7,6 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use super::files::{Files, STEM};
 use super::identity::ProcessIdentity;
 
+/// Finds the backend's process if no file names it: its launcher was killed right after the start.
+///
 /// Returns the oldest process that has the lock file open and was started as this backend; `None` if there is none, or the
 /// system does not tell (all but Linux). Its children inherit both, and are younger. Whoever only looks at the lock has another
 /// environment.
@@ -23,6 +25,15 @@ pub(super) fn holder_of(files: &Files) -> Option<ProcessIdentity> {
         .filter(|&pid| has_open(pid, &life) && has_in_environment(pid, &mark))
         .map(ProcessIdentity::of)
         .min_by_key(|process| (process.started, process.pid))
+}
+
+/// Whether this process inherited the lock: it has the file open. If the system does not tell, it is assumed that it did.
+pub(super) fn is_inherited(files: &Files) -> bool {
+    if cfg!(not(any(target_os = "linux", target_os = "android"))) {
+        return true;
+    }
+    let life = files.life().symlink_metadata();
+    life.is_ok_and(|life| has_open(std::process::id(), &life))
 }
 
 fn has_open(pid: u32, wanted: &Metadata) -> bool {
