@@ -9,10 +9,8 @@ use spawn_gate::budget::SpawnBudgetConfig;
 use spawn_gate::process::{Endpoint, Presence, ProcessError, Ready, Stop, Stopped, Why};
 use spawn_gate::{FileSpawnLock, How, SpawnGate, acquire_spawn_lock};
 
-use tokio::net::{TcpSocket, TcpStream};
-
 use crate::kit::{Launcher, Scene, eventually, lives, sh, until_gone};
-use crate::life::{freeze, kill};
+use crate::life::{deaf_listener, freeze, kill};
 use crate::roles::{caller_in, noted, process_error, result};
 
 /// A backend that notes SIGTERM and goes on.
@@ -184,20 +182,6 @@ async fn a_stop_right_after_a_launch_has_begun_is_not_misled_by_the_last_ones_re
         matches!(process_error(&error), ProcessError::Ended { pid: ended, .. } if *ended == pid),
         "{error:?}"
     );
-}
-
-/// A listener with as many callers as may wait: a further connection is not made.
-async fn deaf_listener() -> (tokio::net::TcpListener, Vec<TcpStream>) {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
-    let listener = socket.listen(1).unwrap();
-    let address = listener.local_addr().unwrap();
-    let mut callers = Vec::new();
-    let connect = || tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(address));
-    while let Ok(caller) = connect().await {
-        callers.push(caller.unwrap());
-    }
-    (listener, callers)
 }
 
 #[tokio::test]

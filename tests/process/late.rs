@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Signal;
 use spawn_gate::How;
-use spawn_gate::process::{Presence, Ready, Stop};
+use spawn_gate::process::{Endpoint, Presence, Ready, Stop};
 
 use crate::kit::{Launcher, Scene, eventually, until_gone};
-use crate::life::kill;
-use crate::roles::{backend_in, call, noted, role_in};
+use crate::life::{deaf_listener, kill};
+use crate::roles::{WAIT_FOR, backend_in, call, noted, role_in};
 
 /// The first launch starts a program whose child comes as a backend once it may, without descriptors. Later ones start a backend.
 fn first_late(scene: &Scene) -> Launcher {
@@ -87,6 +87,83 @@ async fn one_that_comes_late_steps_back_also_if_the_later_one_is_gone() {
     let third = scene.gate.launch("a", launcher.clone()).await.unwrap();
     assert_eq!(third.how, How::Led);
     launcher.stop("a", Stop::Orderly).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_that_comes_while_a_later_launch_begins_steps_back() {
+    let scene = Scene::new();
+    let launcher = first_late(&scene);
+    launch_late(&scene, &launcher).await;
+    // The later launch has the lock, and writes its record once it knows that nobody accepts at the endpoint. Here that takes a
+    // second.
+    let (listener, callers) = deaf_listener().await;
+    let endpoint = Endpoint::Tcp(listener.local_addr().unwrap());
+    let outer = scene.outer();
+    let launcher =
+        scene.launcher(move |_| Ok((backend_in(&outer), Ready::accepts(endpoint.clone()))));
+    let launching = tokio::spawn({
+        let (gate, launcher) = (scene.gate.clone(), launcher.clone());
+        async move { gate.launch("a", launcher).await }
+    });
+    eventually(|| {
+        let report = spawn_gate::admin::inspect_spawn_lock(scene.file(".life"));
+        report.unwrap().is_held.then_some(())
+    })
+    .await;
+    fs::write(scene.outer().join("come"), "").unwrap();
+    let late = line(&scene.outer(), "late").await;
+    assert!(late.contains("is over"), "{late}");
+    drop(callers);
+    let accepting = tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+    let launched = launching.await.unwrap().unwrap();
+    accepting.abort();
+    assert_eq!(launched.how, How::Led);
+    let begun = noted(&scene.outer(), "journal");
+    assert!(
+        begun.contains(&format!("begin {}", launched.value.pid)),
+        "{begun:?}"
+    );
+    assert_eq!(
+        begun
+            .iter()
+            .filter(|line| line.starts_with("begin"))
+            .count(),
+        1,
+        "{begun:?}"
+    );
+    launcher.stop("a", Stop::Orderly).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_that_learns_of_a_later_launch_before_it_is_ready_steps_back() {
+    let scene = Scene::new();
+    let outer = scene.outer();
+    let launcher = scene.launcher(move |_| {
+        let mut backend = backend_in(&outer);
+        backend.env(WAIT_FOR, outer.join("go"));
+        Ok((backend, Ready::notify()))
+    });
+    let launching = tokio::spawn({
+        let (gate, launcher) = (scene.gate.clone(), launcher.clone());
+        async move { gate.launch("a", launcher).await }
+    });
+    line(&scene.outer(), "begin").await;
+    let path = scene.file(".backend");
+    let record = fs::read_to_string(&path).unwrap();
+    let launch = record
+        .lines()
+        .find(|line| line.starts_with("launch "))
+        .unwrap();
+    let later = record.replace(launch, "launch 18000000000000000000");
+    fs::write(&path, &later).unwrap();
+    fs::write(scene.outer().join("go"), "").unwrap();
+    let late = line(&scene.outer(), "late").await;
+    assert!(
+        late.ends_with("launch 18000000000000000000 was made since"),
+        "{late}"
+    );
+    assert!(launching.await.unwrap().is_err());
+    assert_eq!(fs::read_to_string(&path).unwrap(), later);
 }
 
 #[tokio::test]

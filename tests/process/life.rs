@@ -9,6 +9,8 @@ use spawn_gate::How;
 use spawn_gate::admin::inspect_spawn_lock;
 use spawn_gate::process::{Presence, ProcessError, Ready, Stop, Stopped};
 
+use tokio::net::{TcpSocket, TcpStream};
+
 use crate::kit::{Scene, eventually, lives, sh, until_gone};
 use crate::roles::{WITH_CHILD, backend_in, caller_in, noted, process_error, result, role_in};
 
@@ -23,6 +25,20 @@ pub(crate) fn freeze(pid: u32) {
     while !fs::read_to_string(&stat).unwrap().contains(") T ") {
         std::thread::yield_now();
     }
+}
+
+/// A listener with as many callers as may wait: a further connection is not made.
+pub(crate) async fn deaf_listener() -> (tokio::net::TcpListener, Vec<TcpStream>) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut callers = Vec::new();
+    let connect = || tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(address));
+    while let Ok(caller) = connect().await {
+        callers.push(caller.unwrap());
+    }
+    (listener, callers)
 }
 
 fn is_held(life: &Path) -> bool {
@@ -222,6 +238,32 @@ async fn a_rust_backend_whose_inherited_descriptor_was_closed_takes_the_lock_its
     kill(backend.pid, Signal::KILL);
     until_gone(backend.pid).await;
     eventually(|| (!is_held(&life)).then_some(())).await;
+    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+}
+
+#[tokio::test]
+async fn a_program_that_closes_the_descriptor_counts_as_there_as_long_as_its_process_lives() {
+    let scene = Scene::new();
+    let outer = scene.outer();
+    let launcher = scene.launcher(move |_| {
+        let program = role_in("program without descriptors", &outer);
+        Ok((program, Ready::line("it listens")))
+    });
+    let backend = scene
+        .gate
+        .launch("a", launcher.clone())
+        .await
+        .unwrap()
+        .value;
+    assert!(!is_held(&scene.file(".life")));
+    fs::remove_file(scene.file(".backend")).unwrap();
+    let launcher = launcher.look_timeout(Duration::from_millis(50));
+    let error = scene.gate.launch("a", launcher.clone()).await.unwrap_err();
+    let error = process_error(&error);
+    assert!(matches!(error, ProcessError::Unusable(_)), "{error:?}");
+    assert_eq!(noted(&scene.outer(), "journal").len(), 1);
+    let stopped = launcher.stop("a", Stop::Orderly).await.unwrap();
+    assert_eq!(stopped, Stopped::Orderly { pid: backend.pid });
     assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
 }
 

@@ -53,7 +53,8 @@ const RESULT: &str = "RESULT ";
 pub(crate) fn play(role: &str) {
     match role {
         "backend" => run(backend()),
-        "backend without descriptors" => without_descriptors(),
+        "backend without descriptors" => without_descriptors("backend"),
+        "program without descriptors" => without_descriptors("program"),
         "fork and stay" => fork_and_stay(),
         "program" => program(),
         "caller" => run(caller()),
@@ -204,7 +205,10 @@ async fn backend() {
         instance.until_leave(idle).await.unwrap()
     } else {
         let listener = instance.listen().unwrap();
-        instance.ready(instance.socket()).unwrap();
+        if let Err(error) = instance.ready(instance.socket()) {
+            note(&outer, "journal", &format!("late {}", chain(&error)));
+            std::process::exit(3);
+        }
         let serve = async {
             loop {
                 let (mut caller, _) = listener.accept().await.unwrap();
@@ -223,10 +227,10 @@ async fn backend() {
     std::process::exit(0);
 }
 
-/// A backend in Rust whose inherited descriptors were closed.
-fn without_descriptors() {
+/// Goes on as another role, whose inherited descriptors were closed.
+fn without_descriptors(name: &str) {
     close_fds::set_fds_cloexec_threadsafe(3, &[]);
-    panic!("{}", backend_in(&outer()).exec());
+    panic!("{}", role_in(name, &outer()).exec());
 }
 
 /// A program whose child, without descriptors, comes as a backend later.
