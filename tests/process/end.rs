@@ -11,7 +11,7 @@ use spawn_gate::{FileSpawnLock, How, SpawnGate, acquire_spawn_lock};
 
 use crate::kit::{Launcher, Scene, eventually, lives, sh, until_gone};
 use crate::life::{deaf_listener, freeze, kill};
-use crate::roles::{caller_in, noted, process_error, result};
+use crate::roles::{COME_AFTER, backend_in, caller_in, noted, process_error, result};
 
 /// A backend that notes SIGTERM and goes on.
 const STUBBORN: &str = "trap 'echo told >>told' TERM; echo ready; while :; do sleep 0.01; done";
@@ -41,6 +41,15 @@ async fn a_stop_during_a_start_waits_for_it_and_ends_what_was_started() {
         let launcher = launcher.clone();
         async move { launcher.stop("a", Stop::Orderly).await }
     });
+    // The stop looks again and again meanwhile.
+    for _ in 0..100 {
+        let presence = launcher.find("a").await.unwrap();
+        assert!(
+            matches!(presence, Presence::Starting { .. }),
+            "{presence:?}"
+        );
+    }
+    assert!(!stopping.is_finished());
     fs::write(&go, "").unwrap();
     let launched = result(launching).await;
     let pid: u32 = launched.strip_prefix("Led ").unwrap().parse().unwrap();
@@ -213,6 +222,41 @@ async fn a_backend_whose_files_become_junk_during_its_stop_is_not_taken_for_ende
 }
 
 #[tokio::test]
+async fn a_process_of_the_same_launch_that_says_it_is_the_backend_during_a_stop_is_ended_too() {
+    let scene = Scene::new();
+    let outer = scene.outer();
+    // The first process notes SIGTERM and goes on, and then its child comes as the backend.
+    let launcher = scene.launcher(move |_| {
+        let script = "trap 'echo told >>told' TERM; \"$0\" role --exact --nocapture & \
+                      echo begun >>begun; while :; do sleep 0.01; done";
+        let mut command = sh(script);
+        command.arg(std::env::current_exe()?);
+        for (name, value) in backend_in(&outer).get_envs() {
+            command.env(name, value.unwrap());
+        }
+        command.env(COME_AFTER, outer.join("files/told"));
+        Ok((command, Ready::line("never")))
+    });
+    let launcher = launcher.grace(Duration::from_secs(1));
+    let launching = tokio::spawn({
+        let (gate, launcher) = (scene.gate.clone(), launcher.clone());
+        async move { gate.launch("a", launcher).await }
+    });
+    eventually(|| fs::read(scene.files().join("begun")).ok()).await;
+    let stopped = launcher.stop("a", Stop::Force).await.unwrap();
+    assert!(matches!(stopped, Stopped::Forced { .. }), "{stopped:?}");
+    for line in noted(&scene.outer(), "journal") {
+        until_gone(line.split(' ').nth(1).unwrap().parse().unwrap()).await;
+    }
+    let error = launching.await.unwrap().unwrap_err();
+    assert!(
+        matches!(process_error(&error), ProcessError::Ended { .. }),
+        "{error:?}"
+    );
+    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+}
+
+#[tokio::test]
 async fn what_a_program_hands_over_to_its_child_is_ended_too() {
     let scene = Scene::new();
     // The first process ends at SIGTERM, and its child does not.
@@ -259,8 +303,10 @@ async fn an_orderly_end_is_not_charged_and_the_next_start_is_not_refused() {
         .budget(SpawnBudgetConfig::new(1, Duration::from_secs(3600)))
         .stable_after(Duration::from_secs(3600))
         .build();
+    // It ends with an exit status that is no success.
+    let script = "trap 'exit 1' TERM; echo ready; while :; do sleep 0.01; done";
     let launcher = Launcher::new(&gate, scene.files(), |_| {
-        Ok((sh("echo ready; exec sleep 60"), Ready::line("ready")))
+        Ok((sh(script), Ready::line("ready")))
     });
     for _ in 0..5 {
         let launched = gate.launch("a", launcher.clone()).await.unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use spawn_gate::process::{Ready, Stop};
 
-use crate::kit::{Launcher, Scene};
+use crate::kit::{Launcher, Scene, until_gone};
 use crate::roles::{IDLE, backend_in, noted, result, strict_gate, use_it, user_in};
 
 /// The calls of all callers together. More: set it in the environment.
@@ -83,7 +83,24 @@ async fn a_backend_does_not_leave_while_it_is_in_use_or_busy() {
     }
     let pid = used.pid;
     drop(used);
-    crate::kit::until_gone(pid).await;
+    until_gone(pid).await;
     let journal = noted(&scene.outer(), "journal");
     assert_eq!(journal, [format!("begin {pid}"), format!("end {pid} Idle")]);
+}
+
+#[tokio::test]
+async fn an_idle_exit_is_not_charged_although_the_process_that_launched_it_is_gone() {
+    let scene = Scene::new();
+    let outer = scene.outer();
+    for round in 1..=5 {
+        let user = user_in(&outer, 1).env(IDLE, "0").spawn().unwrap();
+        assert_eq!(result(user).await, "served", "{round}");
+        let journal = noted(&outer, "journal");
+        let begins = journal
+            .iter()
+            .filter_map(|line| line.strip_prefix("begin "));
+        let begins: Vec<u32> = begins.map(|pid| pid.parse().unwrap()).collect();
+        assert_eq!(begins.len(), round, "{journal:?}");
+        until_gone(*begins.last().unwrap()).await;
+    }
 }

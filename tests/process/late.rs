@@ -74,19 +74,34 @@ async fn a_backend_that_comes_late_steps_back_by_its_launch_number() {
 }
 
 #[tokio::test]
-async fn one_that_comes_late_steps_back_also_if_the_later_one_is_gone() {
-    let scene = Scene::new();
-    let launcher = first_late(&scene);
-    launch_late(&scene, &launcher).await;
-    scene.gate.launch("a", launcher.clone()).await.unwrap();
-    launcher.stop("a", Stop::Orderly).await.unwrap();
-    fs::write(scene.outer().join("come"), "").unwrap();
-    let late = line(&scene.outer(), "late").await;
-    assert!(late.contains("is over"), "{late}");
-    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
-    let third = scene.gate.launch("a", launcher.clone()).await.unwrap();
-    assert_eq!(third.how, How::Led);
-    launcher.stop("a", Stop::Orderly).await.unwrap();
+async fn one_that_comes_late_steps_back_also_if_the_later_one_is_gone_or_has_a_lower_number() {
+    for number in [None, Some(1)] {
+        let scene = Scene::new();
+        let launcher = first_late(&scene);
+        launch_late(&scene, &launcher).await;
+        let launched = scene.gate.launch("a", launcher.clone()).await.unwrap();
+        launcher.stop("a", Stop::Orderly).await.unwrap();
+        if let Some(number) = number {
+            // The clock was set back before the later launch.
+            set_launch(&scene, launched.value.launch, number);
+        }
+        fs::write(scene.outer().join("come"), "").unwrap();
+        let late = line(&scene.outer(), "late").await;
+        assert!(late.contains("is over"), "{late}");
+        assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+        let third = scene.gate.launch("a", launcher.clone()).await.unwrap();
+        assert_eq!(third.how, How::Led);
+        launcher.stop("a", Stop::Orderly).await.unwrap();
+    }
+}
+
+/// Changes the launch number in the record.
+fn set_launch(scene: &Scene, launch: u64, number: u64) {
+    let path = scene.file(".backend");
+    let record = fs::read_to_string(&path).unwrap();
+    let record = record.replace(&format!("launch {launch}\n"), &format!("launch {number}\n"));
+    assert!(record.contains(&format!("launch {number}\n")));
+    fs::write(&path, record).unwrap();
 }
 
 #[tokio::test]
@@ -178,14 +193,7 @@ async fn a_clock_that_was_set_back_keeps_no_later_backend_out() {
         .value;
     launcher.stop("a", Stop::Orderly).await.unwrap();
     // The last launch was in the future.
-    let path = scene.file(".backend");
-    let record = fs::read_to_string(&path).unwrap();
-    let future = format!("launch {}\n", u64::MAX);
-    fs::write(
-        &path,
-        record.replace(&format!("launch {}\n", first.launch), &future),
-    )
-    .unwrap();
+    set_launch(&scene, first.launch, u64::MAX);
     for _ in 0..2 {
         let launched = scene.gate.launch("a", launcher.clone()).await.unwrap();
         assert_eq!(launched.how, How::Led);
@@ -207,13 +215,7 @@ async fn a_backend_leaves_as_lost_when_its_files_are_deleted_or_belong_to_a_late
             fs::remove_file(scene.file(".life")).unwrap();
             fs::remove_file(scene.file(".backend")).unwrap();
         },
-        |scene, launch| {
-            let path = scene.file(".backend");
-            let record = fs::read_to_string(&path).unwrap();
-            let later = format!("launch {}\n", launch + 1);
-            let record = record.replace(&format!("launch {launch}\n"), &later);
-            fs::write(&path, record).unwrap();
-        },
+        |scene, launch| set_launch(scene, launch, launch + 1),
     ];
     let scenes = ways.map(|lose| async move {
         let scene = Scene::new();

@@ -23,7 +23,7 @@ const OUTER: &str = "PROCESS_TEST_OUTER";
 pub(crate) const WAIT_FOR: &str = "PROCESS_TEST_WAIT_FOR";
 
 /// A file for which a backend waits before it reads its environment.
-const COME_AFTER: &str = "PROCESS_TEST_COME_AFTER";
+pub(crate) const COME_AFTER: &str = "PROCESS_TEST_COME_AFTER";
 
 /// How long a backend may be idle, in milliseconds.
 pub(crate) const IDLE: &str = "PROCESS_TEST_IDLE";
