@@ -350,7 +350,8 @@ fn take_life(files: &Files, launch: u64) -> Result<Option<SpawnLockGuard>, Proce
             Err(SpawnLockError::AlreadyLocked { .. }) if std::time::Instant::now() < until => {}
             Err(error) => return Err(ProcessError::Directory(error)),
         }
-        match Record::read(files)? {
+        let found = Record::read(files)?;
+        match found {
             Reading::Found(record) if record.launch != launch => {
                 let newer = record.launch;
                 return Err(ProcessError::Superseded { launch, newer });

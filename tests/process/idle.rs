@@ -11,7 +11,7 @@ use crate::roles::{IDLE, backend_in, noted, result, strict_gate, use_it, user_in
 const ROUNDS: &str = "PROCESS_TEST_ROUNDS";
 
 /// About the pace of the calls.
-const IDLE_MILLIS: &str = "3";
+const IDLE_MILLIS: &str = "1";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_call_fails_and_never_are_there_two_backends_when_idle_ones_leave_at_the_pace_of_the_calls()

@@ -282,7 +282,7 @@ async fn a_child_that_a_rust_backend_starts_does_not_keep_the_lock_after_it() {
         .await
         .unwrap()
         .value;
-    let child: u32 = noted(&scene.outer(), "child")[0].parse().unwrap();
+    let child: u32 = scene.written("child").await.trim().parse().unwrap();
     kill(first.pid, Signal::KILL);
     until_gone(first.pid).await;
     eventually(|| (!is_held(&scene.file(".life"))).then_some(())).await;

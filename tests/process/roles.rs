@@ -324,7 +324,7 @@ pub(crate) async fn use_it(launcher: &Launcher, calls: u64) -> Result<(), String
         }
         drop(used);
         // Not to let things settle: the pace of the calls.
-        tokio::time::sleep(Duration::from_micros(number * 997 % 7000)).await;
+        tokio::time::sleep(Duration::from_micros(number * 997 % 11_000)).await;
     }
     Ok(())
 }
