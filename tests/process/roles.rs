@@ -190,10 +190,10 @@ async fn backend() {
     let pid = std::process::id();
     note(&outer, "journal", &format!("begin {pid}"));
     if std::env::var_os(WITH_CHILD).is_some() {
-        let mut child = Command::new("sleep");
+        let mut child = tokio::process::Command::new("sleep");
         child.arg("60").stdout(Stdio::null()).stderr(Stdio::null());
         let child = child.spawn().unwrap();
-        note(&outer, "child", &child.id().to_string());
+        note(&outer, "child", &child.id().unwrap().to_string());
     }
     wait_for(WAIT_FOR).await;
     let idle = std::env::var(IDLE).ok();
@@ -238,11 +238,9 @@ fn fork_and_stay() {
     close_fds::set_fds_cloexec_threadsafe(3, &[]);
     let outer = outer();
     let mut late = backend_in(&outer);
-    late.env(COME_AFTER, outer.join("come")).spawn().unwrap();
+    let late = late.env(COME_AFTER, outer.join("come")).spawn();
     println!("\nstays");
-    loop {
-        std::thread::park();
-    }
+    late.unwrap().wait().unwrap();
 }
 
 /// A program that knows nothing of this crate and listens at a Unix socket, once it may.
