@@ -1058,6 +1058,25 @@ mod mounted {
     }
 
     #[test]
+    fn a_directory_that_became_read_only_is_accepted_to_find_backends_and_refuses_each_launch() {
+        let test = "mounted::a_directory_that_became_read_only_is_accepted_to_find_backends_and_refuses_each_launch";
+        on_tmpfs(test, "rw", |directory| {
+            let locks = FileSpawnLock::new(directory).unwrap();
+            let path = locks.path_of(&KEY);
+            let runtime = runtime();
+            drop(runtime.block_on(take(&locks, KEY)).unwrap());
+            let remount = Command::new("mount")
+                .args(["-o", "remount,bind,ro"])
+                .arg(directory)
+                .status();
+            assert!(remount.unwrap().success());
+            let locks = FileSpawnLock::new(directory).unwrap();
+            let error = reads_well(runtime.block_on(take(&locks, KEY)).unwrap_err());
+            is_read_only(&error, &path);
+        });
+    }
+
+    #[test]
     fn a_full_file_system_is_named_holds_no_lock_and_serves_once_there_is_room() {
         let test =
             "mounted::a_full_file_system_is_named_holds_no_lock_and_serves_once_there_is_room";

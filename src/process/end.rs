@@ -11,11 +11,16 @@ use super::identity::{Condition, ProcessIdentity};
 use super::look::Sight;
 use super::ready::Pause;
 
+/// The system ends a process that got SIGKILL by itself. On a busy machine that may take longer than a short grace time.
+const LEAST_AFTER_KILL: Duration = Duration::from_secs(5);
+
 /// Ends a backend: SIGTERM for its process alone, so that it can end its children itself; once that is gone, SIGTERM for what it
 /// left behind in its group; and by force SIGKILL for the whole group. Returns, once all is gone, whether force was needed.
+/// `launch`, if known, tells it from a later backend.
 pub(super) async fn end_process(
     files: &Files,
     process: &ProcessIdentity,
+    launch: Option<u64>,
     grace: Duration,
     force: bool,
 ) -> Result<bool, ProcessError> {
@@ -27,13 +32,14 @@ pub(super) async fn end_process(
     } else {
         grace
     };
-    if is_gone(files, process, grace_for_term).await? {
+    if is_gone(files, process, launch, grace_for_term).await? {
         return Ok(false);
     }
     if force {
         process.signal_group(Signal::KILL);
         process.signal(Signal::KILL);
-        if is_gone(files, process, grace).await? {
+        let limit = grace.max(LEAST_AFTER_KILL);
+        if is_gone(files, process, launch, limit).await? {
             return Ok(true);
         }
     }
@@ -47,6 +53,7 @@ pub(super) async fn end_process(
 async fn is_gone(
     files: &Files,
     process: &ProcessIdentity,
+    launch: Option<u64>,
     limit: Duration,
 ) -> Result<bool, ProcessError> {
     let deadline = Instant::now() + limit;
@@ -54,16 +61,28 @@ async fn is_gone(
     let mut has_told_group = false;
     loop {
         let sight = Sight::take(files).await?;
-        // Another one may have been launched since.
-        if !sight.is_there() || sight.process() != Some(process) {
+        if !sight.is_there() {
             return Ok(true);
         }
-        if !has_told_group && process.condition() == Condition::Gone {
-            process.signal_group(Signal::TERM);
-            has_told_group = true;
+        if process.condition() == Condition::Gone {
+            if is_another(&sight, process, launch) {
+                return Ok(true);
+            }
+            if !has_told_group {
+                process.signal_group(Signal::TERM);
+                has_told_group = true;
+            }
         }
         if pause.is_over(deadline).await {
             return Ok(false);
         }
+    }
+}
+
+/// Whether what is there was launched since. A process of the same launch is what the first one left behind.
+fn is_another(sight: &Sight, process: &ProcessIdentity, launch: Option<u64>) -> bool {
+    match (launch, sight.record()) {
+        (Some(launch), Some(record)) => record.launch != launch,
+        _ => sight.process().is_some_and(|found| found != process),
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::endpoint::Endpoint;
 use super::error::ProcessError;
 use super::files::{Files, LAUNCH, STEM};
+use super::holder::is_inherited;
 use super::identity::ProcessIdentity;
 use super::notify;
 use super::record::{Reading, Record, State};
@@ -21,6 +22,10 @@ use crate::lock::{SpawnLockError, SpawnLockFileIdentity, SpawnLockGuard, acquire
 
 /// How often a backend looks whether it can still be found.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a backend that did not inherit the lock for its life tries to take it, and the pause between two tries.
+const TAKE_LIMIT: Duration = Duration::from_secs(5);
+const TAKE_PAUSE: Duration = Duration::from_millis(5);
 
 /// This process as a backend that a [`ProcessLauncher`](super::ProcessLauncher) launched.
 ///
@@ -187,7 +192,7 @@ impl Instance {
     ///
     /// # Errors
     ///
-    /// [`ProcessError::File`] if the record cannot be written.
+    /// [`ProcessError::File`] if the record cannot be written, [`ProcessError::Superseded`] if another launch was made since.
     pub fn status(&self, status: &str) -> Result<(), ProcessError> {
         notify::send(&format!("STATUS={}", status.replace('\n', " ")));
         self.update(|record| record.status = Some(status.to_owned()))
@@ -197,7 +202,8 @@ impl Instance {
     ///
     /// # Errors
     ///
-    /// [`ProcessError::File`] if the record cannot be written: nobody would find this backend.
+    /// [`ProcessError::File`] if the record cannot be written: nobody would find this backend. [`ProcessError::Superseded`] if
+    /// another launch was made since: it must not serve.
     pub fn ready(&self, endpoint: impl Into<Endpoint>) -> Result<(), ProcessError> {
         let endpoint = endpoint.into();
         // First the record: the launcher leaves it alone then.
@@ -209,8 +215,15 @@ impl Instance {
         Ok(())
     }
 
+    /// Writes the record, unless it is that of a later launch.
     fn update(&self, change: impl FnOnce(&mut Record)) -> Result<(), ProcessError> {
         let mut record = self.record.lock().unwrap_or_else(|lock| lock.into_inner());
+        if let Ok(Reading::Found(found)) = Record::read(&self.files) {
+            let (launch, newer) = (self.launch, found.launch);
+            if newer != launch {
+                return Err(ProcessError::Superseded { launch, newer });
+            }
+        }
         change(&mut record);
         record.write(&self.files)
     }
@@ -302,14 +315,17 @@ impl Instance {
     async fn lost(&self) {
         loop {
             sleep(LOOK_AFTER).await;
+            // First: if the lock is another file, the record may be that of a later launch in a moment.
+            if identity_of(&self.files) != self.life_identity {
+                return;
+            }
             let other = match Record::read(&self.files) {
                 Ok(Reading::Found(record)) => record.launch != self.launch,
                 Ok(Reading::Missing | Reading::Junk) => self.update(|_| {}).is_err(),
                 // That says nothing about the file.
                 Err(_) => false,
             };
-            let life = identity_of(&self.files);
-            if other || life != self.life_identity {
+            if other {
                 return;
             }
         }
@@ -332,26 +348,28 @@ impl Drop for Busy {
     }
 }
 
-/// Takes the lock for the backend's life if nobody has it: this process did not inherit it.
+/// Takes the lock for the backend's life, unless this process inherited it.
 fn take_life(files: &Files, launch: u64) -> Result<Option<SpawnLockGuard>, ProcessError> {
-    match inspect_spawn_lock(files.life()) {
-        Ok(report) if report.is_held => return Ok(None),
-        _ => {}
-    }
-    match acquire_spawn_lock(files.life()) {
-        Ok(guard) => Ok(Some(guard)),
-        // A later launch took it at this moment, or somebody looks at it. The record tells.
-        Err(SpawnLockError::AlreadyLocked { .. }) => {
-            let found = Record::read(files)?;
-            match found {
-                Reading::Found(record) if record.launch != launch => {
-                    let newer = record.launch;
-                    Err(ProcessError::Superseded { launch, newer })
-                }
-                _ => take_life(files, launch),
-            }
+    let until = std::time::Instant::now() + TAKE_LIMIT;
+    loop {
+        match inspect_spawn_lock(files.life()) {
+            Ok(report) if report.is_held && is_inherited(files) => return Ok(None),
+            _ => {}
         }
-        Err(error) => Err(ProcessError::Directory(error)),
+        match acquire_spawn_lock(files.life()) {
+            Ok(guard) => return Ok(Some(guard)),
+            // A later launch took it, and says so in the record in a moment; or somebody looks at it.
+            Err(SpawnLockError::AlreadyLocked { .. }) if std::time::Instant::now() < until => {}
+            Err(error) => return Err(ProcessError::Directory(error)),
+        }
+        let found = Record::read(files)?;
+        match found {
+            Reading::Found(record) if record.launch != launch => {
+                let newer = record.launch;
+                return Err(ProcessError::Superseded { launch, newer });
+            }
+            _ => std::thread::sleep(TAKE_PAUSE),
+        }
     }
 }
 

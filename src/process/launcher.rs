@@ -269,11 +269,11 @@ impl<K: GateKey> ProcessLauncher<K> {
                 state: State::Leaving,
                 ..record.clone()
             };
-            let files = files.clone();
+            let (files, record) = (files.clone(), record.clone());
             // It only says that the end is wanted. On a full disk the backend ends all the same.
-            let _ = off_thread_call(move || leaving.write(&files)).await;
+            let _ = off_thread_call(move || leaving.replace(&record, &files)).await;
         }
-        let forced = end_process(&files, &process, self.grace, force).await?;
+        let forced = end_process(&files, &process, launch, self.grace, force).await?;
         if let Some(launch) = launch {
             // Without it the next look reports it, from the record.
             let _ = self
@@ -294,17 +294,21 @@ impl<K: GateKey> ProcessLauncher<K> {
         files: &Files,
         force: bool,
     ) -> Result<Option<Sight>, ProcessError> {
-        let deadline = Instant::now() + self.start_timeout;
+        let begun = Instant::now();
         let mut pause = Pause::default();
         loop {
             let sight = Sight::take(files).await?;
             if !sight.is_there() {
                 return Ok(None);
             }
-            // Its process is known a moment after its start.
-            let is_known = sight.process().is_some();
-            let may_end = sight.is_launched() || force && is_known;
-            if may_end || pause.is_over(deadline).await {
+            let is_launched = sight.is_launched();
+            // Right after a launch has begun, the record is still that of the last one, and then the process is not known yet.
+            let may_end = sight.process_may_live() && (is_launched || force);
+            let limit = match is_launched {
+                true => self.wanted.limit,
+                false => self.start_timeout,
+            };
+            if may_end || pause.is_over(begun + limit).await {
                 return Ok(Some(sight));
             }
         }
@@ -599,7 +603,8 @@ impl<K: GateKey> BackendLauncher<K, Backend> for ProcessLauncher<K> {
     async fn discard(&self, key: &K, backend: Backend) {
         let files = Files::new(&self.directory, key);
         // Nobody is left to be told.
-        let _ = end_process(&files, &backend.process, self.grace, true).await;
+        let launch = Some(backend.launch);
+        let _ = end_process(&files, &backend.process, launch, self.grace, true).await;
     }
 }
 

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::backend::{Backend, Presence};
 use super::error::{ProcessError, Unusable, Why, off_thread_call};
 use super::files::Files;
+use super::holder::holder_of;
 use super::identity::{Condition, ProcessIdentity};
 use super::log;
 use super::ready::Pause;
@@ -63,6 +64,11 @@ impl Sight {
             None if is_life_held => read_process(&files)?,
             None => read_process(&files).unwrap_or_default(),
         };
+        let process = match process {
+            // A launcher that lives is about to write it.
+            None if is_life_held && !has_launcher(&reading) => holder_of(&files),
+            process => process,
+        };
         Ok(Self {
             files,
             is_life_held,
@@ -86,6 +92,11 @@ impl Sight {
             self.condition(),
             Some(Condition::Running | Condition::Stopped)
         )
+    }
+
+    /// Whether a process is known that may live.
+    pub(super) fn process_may_live(&self) -> bool {
+        !matches!(self.condition(), None | Some(Condition::Gone))
     }
 
     /// Whether no launch is in progress for what is there.
@@ -146,10 +157,8 @@ impl Sight {
         })
     }
 
-    /// Whether the process that launched it may still see it through.
     fn has_launcher(&self) -> bool {
-        let launcher = self.record().map(|record| record.launcher.condition());
-        !matches!(launcher, None | Some(Condition::Gone))
+        has_launcher(&self.reading)
     }
 
     /// Judges what was seen, and tries to reach a backend that says it is ready.
@@ -173,6 +182,10 @@ impl Sight {
         if record.state == State::Leaving {
             return Ok(Presence::Leaving(backend));
         }
+        // First: a launch that has just taken the lock has not replaced the record of the last one yet.
+        if self.condition() == Some(Condition::Gone) {
+            return Err(self.no_process());
+        }
         if let Some(version) = &wanted.version {
             if record.version.as_ref() != Some(version) {
                 return Err(self.unusable(Why::OtherVersion {
@@ -180,10 +193,8 @@ impl Sight {
                 }));
             }
         }
-        match self.condition() {
-            Some(Condition::Stopped) => return Err(self.unusable(Why::Stopped)),
-            Some(Condition::Gone) => return Err(self.no_process()),
-            _ => {}
+        if self.condition() == Some(Condition::Stopped) {
+            return Err(self.unusable(Why::Stopped));
         }
         if let Some(endpoint) = &record.endpoint {
             if let Err(error) = endpoint.probe().await {
@@ -209,12 +220,13 @@ impl Sight {
             _ => false,
         };
         if is_ready {
-            let record = Record {
+            let ready = Record {
                 state: State::Ready,
                 ..record.clone()
             };
-            // In a read-only directory the next look finds out by itself.
-            let _ = record.write(&self.files);
+            // The backend itself, or a stop, may have said more meanwhile. In a read-only directory the next look finds out by
+            // itself.
+            let _ = ready.replace(record, &self.files);
         }
         is_ready
     }
@@ -225,6 +237,14 @@ impl Sight {
             Presence::Leaving(_) => Why::Leaving,
             _ => Why::Starting,
         })
+    }
+}
+
+/// Whether the process that launched it may still see it through.
+fn has_launcher(reading: &Reading) -> bool {
+    match reading {
+        Reading::Found(record) => record.launcher.condition() != Condition::Gone,
+        _ => false,
     }
 }
 

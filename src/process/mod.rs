@@ -40,13 +40,14 @@
 //! - A log is cut only when its backend is launched or found.
 //! - A detached backend is in a session of its own; in a container it ends with the container, and under systemd with the unit.
 
-// Each imports only from those before it: endpoint, identity, error, files, log, notify, record, backend, ready, spawn, look,
-// end, use_lock, instance, launcher, in_use.
+// Each imports only from those before it: endpoint, identity, error, files, log, notify, record, backend, ready, spawn,
+// holder, look, end, use_lock, instance, launcher, in_use.
 mod backend;
 mod end;
 mod endpoint;
 mod error;
 mod files;
+mod holder;
 mod identity;
 mod in_use;
 mod instance;

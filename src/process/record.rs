@@ -73,6 +73,14 @@ impl Record {
         replace(&files.record(), self.to_text().as_bytes())
     }
 
+    /// Writes the record in place of `last`. Does nothing if another one is there: it is newer.
+    pub(super) fn replace(&self, last: &Self, files: &Files) -> Result<(), ProcessError> {
+        match Self::read(files)? {
+            Reading::Found(found) if found.to_text() == last.to_text() => self.write(files),
+            _ => Ok(()),
+        }
+    }
+
     fn to_text(&self) -> String {
         let state = match self.state {
             State::Starting => "starting",

@@ -1,4 +1,377 @@
-//! TODO
+//! Promise 9: ending a backend, whichever process launched it.
 
-/// Plays the role of a child process.
-pub(crate) fn play(_role: &str) {}
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use spawn_gate::admin::inspect_spawn_lock;
+use spawn_gate::budget::SpawnBudgetConfig;
+use spawn_gate::process::{Endpoint, Presence, ProcessError, Ready, Stop, Stopped, Why};
+use spawn_gate::{FileSpawnLock, How, SpawnGate, acquire_spawn_lock};
+
+use crate::backends::{COME_AFTER, backend_in, caller_in, noted, process_error, result};
+use crate::kit::{Launcher, Scene, eventually, lives, sh, until_gone};
+use crate::life::{deaf_listener, freeze, kill};
+
+/// A backend that notes SIGTERM and goes on.
+const STUBBORN: &str = "trap 'echo told >>told' TERM; echo ready; while :; do sleep 0.01; done";
+
+fn stubborn(scene: &Scene) -> Launcher {
+    scene.launcher(|_| Ok((sh(STUBBORN), Ready::line("ready"))))
+}
+
+fn ordinary(scene: &Scene) -> Launcher {
+    scene.launcher(|_| Ok((sh("echo ready; exec sleep 60"), Ready::line("ready"))))
+}
+
+#[tokio::test]
+async fn a_stop_during_a_start_waits_for_it_and_ends_what_was_started() {
+    let scene = Scene::new();
+    let go = scene.outer().join("go");
+    let script = format!(
+        "sh echo begun >>begun; until [ -e {} ]; do sleep 0.01; done; echo ready; exec sleep 60",
+        go.display()
+    );
+    let launching = caller_in(&scene.outer(), &script, "line ready")
+        .spawn()
+        .unwrap();
+    eventually(|| fs::read(scene.files().join("begun")).ok()).await;
+    let launcher = scene.launcher(|_| Err("nothing is to be launched".into()));
+    let stopping = tokio::spawn({
+        let launcher = launcher.clone();
+        async move { launcher.stop("a", Stop::Orderly).await }
+    });
+    // The stop looks again and again meanwhile.
+    for _ in 0..100 {
+        let presence = launcher.find("a").await.unwrap();
+        assert!(
+            matches!(presence, Presence::Starting { .. }),
+            "{presence:?}"
+        );
+    }
+    assert!(!stopping.is_finished());
+    fs::write(&go, "").unwrap();
+    let launched = result(launching).await;
+    let pid: u32 = launched.strip_prefix("Led ").unwrap().parse().unwrap();
+    assert_eq!(stopping.await.unwrap().unwrap(), Stopped::Orderly { pid });
+    assert!(!lives(pid));
+    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+}
+
+#[tokio::test]
+async fn a_stop_by_force_does_not_wait_for_the_start() {
+    let scene = Scene::new();
+    let launching = caller_in(
+        &scene.outer(),
+        "sh echo begun >>begun; exec sleep 60",
+        "line never",
+    );
+    let launching = { launching }.spawn().unwrap();
+    eventually(|| fs::read(scene.files().join("begun")).ok()).await;
+    let launcher = ordinary(&scene);
+    let stopped = launcher.stop("a", Stop::Force).await.unwrap();
+    let Stopped::Orderly { pid } = stopped else {
+        panic!("{stopped:?}");
+    };
+    assert!(!lives(pid));
+    let launched = result(launching).await;
+    assert!(launched.contains("ended before it was ready"), "{launched}");
+    let again = scene.gate.launch("a", launcher.clone()).await.unwrap();
+    assert_eq!(again.how, How::Led);
+    launcher.stop("a", Stop::Force).await.unwrap();
+}
+
+#[tokio::test]
+async fn stop_says_which_of_the_three_it_was() {
+    let scene = Scene::new();
+    let launcher = ordinary(&scene);
+    for how in [Stop::Orderly, Stop::Force] {
+        assert_eq!(launcher.stop("a", how).await.unwrap(), Stopped::NotRunning);
+        let pid = scene
+            .gate
+            .launch("a", launcher.clone())
+            .await
+            .unwrap()
+            .value
+            .pid;
+        assert_eq!(
+            launcher.stop("a", how).await.unwrap(),
+            Stopped::Orderly { pid }
+        );
+        assert!(!lives(pid));
+    }
+    let launcher = stubborn(&scene).grace(Duration::from_millis(100));
+    let pid = scene
+        .gate
+        .launch("a", launcher.clone())
+        .await
+        .unwrap()
+        .value
+        .pid;
+    let error = launcher.stop("a", Stop::Orderly).await.unwrap_err();
+    assert!(matches!(error, ProcessError::NotEnded { pid: named, .. } if named == pid));
+    assert!(lives(pid));
+    assert_eq!(
+        launcher.stop("a", Stop::Force).await.unwrap(),
+        Stopped::Forced { pid }
+    );
+    assert!(!lives(pid));
+    assert_eq!(
+        launcher.stop("a", Stop::Force).await.unwrap(),
+        Stopped::NotRunning
+    );
+}
+
+#[tokio::test]
+async fn stop_never_says_not_running_or_ended_of_one_that_is_there() {
+    let scene = Scene::new();
+    let launcher = ordinary(&scene).look_timeout(Duration::from_millis(100));
+    scene.gate.launch("a", launcher.clone()).await.unwrap();
+    launcher.stop("a", Stop::Orderly).await.unwrap();
+    // Something has the lock, and is no backend that can be found.
+    let life = scene.file(".life");
+    let held = eventually(|| acquire_spawn_lock(&life).ok()).await;
+    let record = fs::read_to_string(scene.file(".backend")).unwrap();
+    for text in ["junk", "", &record] {
+        fs::write(scene.file(".backend"), text).unwrap();
+        if text != record {
+            fs::write(&life, "junk").unwrap();
+        }
+        for how in [Stop::Orderly, Stop::Force] {
+            let launcher = launcher.clone().grace(Duration::from_millis(50));
+            let stopped = launcher.stop("a", how).await;
+            assert!(stopped.is_err(), "{text:?}: {stopped:?}");
+        }
+    }
+    drop(held);
+    assert_eq!(
+        launcher.stop("a", Stop::Orderly).await.unwrap(),
+        Stopped::NotRunning
+    );
+}
+
+#[tokio::test]
+async fn a_stop_right_after_a_launch_has_begun_is_not_misled_by_the_last_ones_record() {
+    let scene = Scene::new();
+    let first = scene
+        .gate
+        .launch("a", ordinary(&scene))
+        .await
+        .unwrap()
+        .value;
+    kill(first.pid, Signal::KILL);
+    until_gone(first.pid).await;
+    drop(eventually(|| acquire_spawn_lock(scene.file(".life")).ok()).await);
+    // Before it writes its record, a launch tries whether somebody accepts at the endpoint. Here that takes a second.
+    let (listener, _callers) = deaf_listener().await;
+    let endpoint = Endpoint::Tcp(listener.local_addr().unwrap());
+    let launcher = scene.launcher(move |_| {
+        let command = sh("exec sleep 60");
+        Ok((command, Ready::accepts(endpoint.clone())))
+    });
+    let launching = tokio::spawn({
+        let (gate, launcher) = (scene.gate.clone(), launcher.clone());
+        async move { gate.launch("a", launcher).await }
+    });
+    eventually(|| {
+        inspect_spawn_lock(scene.file(".life"))
+            .unwrap()
+            .is_held
+            .then_some(())
+    })
+    .await;
+    let stopped = launcher.stop("a", Stop::Force).await.unwrap();
+    let Stopped::Orderly { pid } = stopped else {
+        panic!("{stopped:?}");
+    };
+    assert_ne!(pid, first.pid);
+    assert!(!lives(pid));
+    let error = launching.await.unwrap().unwrap_err();
+    assert!(
+        matches!(process_error(&error), ProcessError::Ended { pid: ended, .. } if *ended == pid),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_backend_whose_files_become_junk_during_its_stop_is_not_taken_for_ended() {
+    let scene = Scene::new();
+    let launcher = stubborn(&scene).grace(Duration::from_secs(1));
+    let pid = scene
+        .gate
+        .launch("a", launcher.clone())
+        .await
+        .unwrap()
+        .value
+        .pid;
+    let stopping = tokio::spawn({
+        let launcher = launcher.clone();
+        async move { launcher.stop("a", Stop::Orderly).await }
+    });
+    eventually(|| fs::read(scene.files().join("told")).ok()).await;
+    fs::write(scene.file(".backend"), "junk").unwrap();
+    fs::write(scene.file(".life"), "junk").unwrap();
+    let stopped = stopping.await.unwrap();
+    assert!(
+        matches!(stopped, Err(ProcessError::NotEnded { .. })),
+        "{stopped:?}"
+    );
+    assert!(lives(pid));
+    kill(pid, Signal::KILL);
+    until_gone(pid).await;
+}
+
+#[tokio::test]
+async fn a_process_of_the_same_launch_that_says_it_is_the_backend_during_a_stop_is_ended_too() {
+    let scene = Scene::new();
+    let outer = scene.outer();
+    // The first process notes SIGTERM and goes on, and then its child comes as the backend.
+    let launcher = scene.launcher(move |_| {
+        let script = "trap 'echo told >>told' TERM; \"$0\" role --exact --nocapture & \
+                      echo begun >>begun; while :; do sleep 0.01; done";
+        let mut command = sh(script);
+        command.arg(std::env::current_exe()?);
+        for (name, value) in backend_in(&outer).get_envs() {
+            command.env(name, value.unwrap());
+        }
+        command.env(COME_AFTER, outer.join("files/told"));
+        Ok((command, Ready::line("never")))
+    });
+    let launcher = launcher.grace(Duration::from_secs(1));
+    let launching = tokio::spawn({
+        let (gate, launcher) = (scene.gate.clone(), launcher.clone());
+        async move { gate.launch("a", launcher).await }
+    });
+    eventually(|| fs::read(scene.files().join("begun")).ok()).await;
+    let stopped = launcher.stop("a", Stop::Force).await.unwrap();
+    assert!(matches!(stopped, Stopped::Forced { .. }), "{stopped:?}");
+    for line in noted(&scene.outer(), "journal") {
+        until_gone(line.split(' ').nth(1).unwrap().parse().unwrap()).await;
+    }
+    let error = launching.await.unwrap().unwrap_err();
+    assert!(
+        matches!(process_error(&error), ProcessError::Ended { .. }),
+        "{error:?}"
+    );
+    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+}
+
+#[tokio::test]
+async fn what_a_program_hands_over_to_its_child_is_ended_too() {
+    let scene = Scene::new();
+    // The first process ends at SIGTERM, and its child does not.
+    let launcher = scene
+        .launcher(|_| {
+            let script = "(trap '' TERM; echo $(exec sh -c 'echo $PPID') >child; while :; do sleep 0.01; done) & \
+                          until [ -e child ]; do sleep 0.01; done; echo ready; exec sleep 60";
+            Ok((sh(script), Ready::line("ready")))
+        })
+        .grace(Duration::from_millis(100));
+    let pid = scene
+        .gate
+        .launch("a", launcher.clone())
+        .await
+        .unwrap()
+        .value
+        .pid;
+    let child = fs::read_to_string(scene.files().join("child")).unwrap();
+    let child = child.trim().parse().unwrap();
+    let stopped = launcher.stop("a", Stop::Orderly).await;
+    assert!(
+        matches!(stopped, Err(ProcessError::NotEnded { .. })),
+        "{stopped:?}"
+    );
+    assert!(lives(child));
+    assert_ne!(launcher.find("a").await.unwrap(), Presence::Gone);
+    let launcher = launcher.look_timeout(Duration::from_millis(100));
+    let refused = scene.gate.launch("a", launcher.clone()).await.unwrap_err();
+    let ProcessError::Unusable(unusable) = process_error(&refused) else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(unusable.why, Why::Leaving);
+    assert_eq!(
+        launcher.stop("a", Stop::Force).await.unwrap(),
+        Stopped::Forced { pid }
+    );
+    until_gone(child).await;
+}
+
+#[tokio::test]
+async fn an_orderly_end_is_not_charged_and_the_next_start_is_not_refused() {
+    let scene = Scene::new();
+    let gate = SpawnGate::builder(FileSpawnLock::new(scene.files()).unwrap())
+        .budget(SpawnBudgetConfig::new(1, Duration::from_secs(3600)))
+        .stable_after(Duration::from_secs(3600))
+        .build();
+    // It ends with an exit status that is no success.
+    let script = "trap 'exit 1' TERM; echo ready; while :; do sleep 0.01; done";
+    let launcher = Launcher::new(&gate, scene.files(), |_| {
+        Ok((sh(script), Ready::line("ready")))
+    });
+    for _ in 0..5 {
+        let launched = gate.launch("a", launcher.clone()).await.unwrap();
+        assert_eq!(launched.how, How::Led);
+        let stopped = launcher.stop("a", Stop::Orderly).await.unwrap();
+        assert_eq!(
+            stopped,
+            Stopped::Orderly {
+                pid: launched.value.pid
+            }
+        );
+    }
+    // To show that this gate counts: one that was not stopped.
+    let launched = gate.launch("a", launcher.clone()).await.unwrap();
+    kill(launched.value.pid, Signal::KILL);
+    until_gone(launched.value.pid).await;
+    drop(eventually(|| acquire_spawn_lock(scene.file(".life")).ok()).await);
+    let refused = gate.launch("a", launcher.clone()).await.unwrap_err();
+    assert!(refused.to_string().contains("is used up"), "{refused}");
+}
+
+#[tokio::test]
+async fn it_can_be_ended_by_a_process_that_did_not_launch_it() {
+    let scene = Scene::new();
+    let launcher = ordinary(&scene);
+    let pid = scene
+        .gate
+        .launch("a", launcher.clone())
+        .await
+        .unwrap()
+        .value
+        .pid;
+    let mut stopper = caller_in(&scene.outer(), "backend", "notify");
+    let stopper = stopper.env(crate::kit::ROLE, "stopper").spawn().unwrap();
+    assert_eq!(
+        result(stopper).await,
+        format!("Ok(Orderly {{ pid: {pid} }})")
+    );
+    assert!(!lives(pid));
+    assert_eq!(
+        scene.gate.launch("a", launcher.clone()).await.unwrap().how,
+        How::Led
+    );
+    launcher.stop("a", Stop::Orderly).await.unwrap();
+    assert!(noted(&scene.outer(), "journal").is_empty());
+}
+
+#[tokio::test]
+async fn one_that_is_stopped_by_a_signal_can_be_ended_by_force() {
+    let scene = Scene::new();
+    let launcher = ordinary(&scene).grace(Duration::from_millis(100));
+    let pid = scene
+        .gate
+        .launch("a", launcher.clone())
+        .await
+        .unwrap()
+        .value
+        .pid;
+    freeze(pid);
+    let error = launcher.stop("a", Stop::Orderly).await.unwrap_err();
+    assert!(matches!(error, ProcessError::NotEnded { .. }), "{error:?}");
+    assert!(lives(pid));
+    assert_eq!(
+        launcher.stop("a", Stop::Force).await.unwrap(),
+        Stopped::Forced { pid }
+    );
+    assert!(!lives(pid));
+}

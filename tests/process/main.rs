@@ -3,13 +3,18 @@
 #![cfg(all(unix, feature = "process"))]
 
 mod attached;
+mod backends;
 mod bad_input;
 mod detached;
 mod end;
 mod ended;
 mod find;
 mod given_up;
+mod idle;
 mod kit;
+mod late;
+mod life;
+mod read_only;
 mod ready;
 mod roles;
 mod scenes;
@@ -19,7 +24,6 @@ mod scenes;
 fn role() {
     if let Ok(role) = std::env::var(kit::ROLE) {
         roles::play(&role);
-        find::play(&role);
-        end::play(&role);
+        backends::play(&role);
     }
 }

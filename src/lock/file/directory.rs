@@ -1,5 +1,6 @@
 //! The spawn lock over a directory of lock files. Blocking calls run off the runtime's threads.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use super::lease::{self, LockFile};
 use super::off_thread::off_thread;
 use super::record;
 use super::release::released;
+use super::report::inspect_spawn_lock;
 use crate::key::{GateKey, LockName};
 use crate::ledger::{BackendEnd, LedgerReading};
 use crate::lock::error::SpawnLockError;
@@ -80,6 +82,9 @@ impl FileSpawnLock {
     /// Uses `directory`, and creates it (mode 0700, with its parents) if it does not exist. Links in its path are resolved now.
     /// Takes a lock in it once, so a directory that does not work is reported now and not by the first request.
     ///
+    /// A directory that worked before and in which this user may not write now is accepted: running backends can be found there,
+    /// and each launch fails with the error.
+    ///
     /// Makes a few short blocking calls.
     ///
     /// # Errors
@@ -126,6 +131,8 @@ impl FileSpawnLock {
             | Err(
                 SpawnLockError::AlreadyLocked { .. } | SpawnLockError::DeletedOrRecreated { .. },
             ) => {}
+            // What is there can be read, and a backend found. A launch returns the error.
+            Err(error) if is_read_only(&error) && inspect_spawn_lock(&probe).is_ok() => {}
             Err(error) => return Err(error),
         }
         Ok(Self {
@@ -143,6 +150,15 @@ impl FileSpawnLock {
     /// Returns the path of a key's lock file, whether or not it exists.
     pub fn path_of<K: GateKey>(&self, key: &K) -> PathBuf {
         self.directory().join(LockName::new(key).as_str())
+    }
+}
+
+/// Whether the error says that this user may not write.
+fn is_read_only(error: &SpawnLockError) -> bool {
+    match error {
+        SpawnLockError::ReadOnlyFilesystem { .. } => true,
+        SpawnLockError::Open { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+        _ => false,
     }
 }
 

@@ -1,0 +1,55 @@
+//! Which process holds the lock for a backend's life.
+
+use std::fs::{self, Metadata};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+
+use super::files::{Files, STEM};
+use super::identity::ProcessIdentity;
+
+/// Finds the backend's process if no file names it: its launcher was killed right after the start.
+///
+/// Returns the oldest process that has the lock file open and was started as this backend; `None` if there is none, or the
+/// system does not tell (all but Linux). Its children inherit both, and are younger. Whoever only looks at the lock has another
+/// environment.
+pub(super) fn holder_of(files: &Files) -> Option<ProcessIdentity> {
+    if cfg!(not(any(target_os = "linux", target_os = "android"))) {
+        return None;
+    }
+    let life = files.life().symlink_metadata().ok()?;
+    let mut mark = format!("{STEM}=").into_bytes();
+    mark.extend_from_slice(files.stem().as_os_str().as_bytes());
+    let processes = fs::read_dir("/proc").ok()?;
+    processes
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&pid| has_open(pid, &life) && has_in_environment(pid, &mark))
+        .map(ProcessIdentity::of)
+        .min_by_key(|process| (process.started, process.pid))
+}
+
+/// Whether this process inherited the lock: it has the file open. If the system does not tell, it is assumed that it did.
+pub(super) fn is_inherited(files: &Files) -> bool {
+    if cfg!(not(any(target_os = "linux", target_os = "android"))) {
+        return true;
+    }
+    let life = files.life().symlink_metadata();
+    life.is_ok_and(|life| has_open(std::process::id(), &life))
+}
+
+fn has_open(pid: u32, wanted: &Metadata) -> bool {
+    // Those of other users cannot be read, and have nothing to do with a private file.
+    let Ok(mut descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return false;
+    };
+    descriptors.any(|entry| {
+        let opened = entry.and_then(|entry| fs::metadata(entry.path()));
+        opened.is_ok_and(|opened| (opened.dev(), opened.ino()) == (wanted.dev(), wanted.ino()))
+    })
+}
+
+fn has_in_environment(pid: u32, variable: &[u8]) -> bool {
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    environment
+        .split(|&byte| byte == 0)
+        .any(|found| found == variable)
+}
