@@ -24,6 +24,8 @@ pub(super) async fn end_process(
     grace: Duration,
     force: bool,
 ) -> Result<bool, ProcessError> {
+    // As long as the process lives: it may not lead its group (a program started by a script, say).
+    let group = process.group();
     process.signal(Signal::TERM);
     // A stopped process cannot react.
     let is_stopped = process.condition() == Condition::Stopped;
@@ -32,14 +34,14 @@ pub(super) async fn end_process(
     } else {
         grace
     };
-    if is_gone(files, process, launch, grace_for_term).await? {
+    if is_gone(files, process, &group, launch, grace_for_term).await? {
         return Ok(false);
     }
     if force {
-        process.signal_group(Signal::KILL);
+        group.signal_group(Signal::KILL);
         process.signal(Signal::KILL);
         let limit = grace.max(LEAST_AFTER_KILL);
-        if is_gone(files, process, launch, limit).await? {
+        if is_gone(files, process, &group, launch, limit).await? {
             return Ok(true);
         }
     }
@@ -53,6 +55,7 @@ pub(super) async fn end_process(
 async fn is_gone(
     files: &Files,
     process: &ProcessIdentity,
+    group: &ProcessIdentity,
     launch: Option<u64>,
     limit: Duration,
 ) -> Result<bool, ProcessError> {
@@ -69,7 +72,7 @@ async fn is_gone(
                 return Ok(true);
             }
             if !has_told_group {
-                process.signal_group(Signal::TERM);
+                group.signal_group(Signal::TERM);
                 has_told_group = true;
             }
         }

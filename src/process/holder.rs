@@ -27,13 +27,18 @@ pub(super) fn holder_of(files: &Files) -> Option<ProcessIdentity> {
         .min_by_key(|process| (process.started, process.pid))
 }
 
-/// Whether this process inherited the lock: it has the file open. If the system does not tell, it is assumed that it did.
-pub(super) fn is_inherited(files: &Files) -> bool {
+/// Whether a process has the lock for the backend's life. If the system does not tell, it is assumed that it has.
+pub(super) fn holds(pid: u32, files: &Files) -> bool {
     if cfg!(not(any(target_os = "linux", target_os = "android"))) {
         return true;
     }
     let life = files.life().symlink_metadata();
-    life.is_ok_and(|life| has_open(std::process::id(), &life))
+    life.is_ok_and(|life| has_open(pid, &life))
+}
+
+/// Whether this process inherited the lock: it has the file open. If the system does not tell, it is assumed that it did.
+pub(super) fn is_inherited(files: &Files) -> bool {
+    holds(std::process::id(), files)
 }
 
 fn has_open(pid: u32, wanted: &Metadata) -> bool {

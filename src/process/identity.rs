@@ -3,7 +3,8 @@
 use std::fs;
 
 use rustix::process::{
-    Pid, Signal, kill_process, kill_process_group, test_kill_process, test_kill_process_group,
+    Pid, Signal, getpgrp, kill_process, kill_process_group, test_kill_process,
+    test_kill_process_group,
 };
 
 /// A process, told apart from later ones with the same id.
@@ -94,6 +95,15 @@ impl ProcessIdentity {
         }
         let sent = self.raw().map(|pid| kill_process(pid, signal));
         matches!(sent, Some(Ok(())))
+    }
+
+    /// The leader of the group that the process is in; the process itself if that is not known, or is the group of this process.
+    pub(super) fn group(&self) -> Self {
+        let own = getpgrp().as_raw_nonzero().get().unsigned_abs();
+        let group = stat(self.pid)
+            .filter(|stat| Some(stat.started) == self.started && stat.group != own)
+            .map(|stat| Self::of(stat.group));
+        group.unwrap_or_else(|| self.clone())
     }
 
     /// Sends a signal to the group that the process leads. False if that is gone.

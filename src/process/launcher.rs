@@ -14,9 +14,10 @@ use tokio::time::Instant;
 use super::backend::{Backend, Presence};
 use super::end::end_process;
 use super::endpoint::Endpoint;
-use super::error::{ProcessError, off_thread_call};
+use super::error::{ProcessError, Why, off_thread_call};
 use super::files::{Files, LAUNCH, STEM, open_to_write};
-use super::identity::ProcessIdentity;
+use super::holder::{holder_of, holds};
+use super::identity::{Condition, ProcessIdentity};
 use super::log;
 use super::look::{Found, Sight, Wanted, look};
 use super::notify::{self, Notifications};
@@ -101,6 +102,9 @@ const DEFAULT_START_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_GRACE: Duration = Duration::from_secs(5);
 /// Below the gate's discover timeout, so that the error is one of this module.
 const DEFAULT_LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a launch may take from the lock for the backend's life to the record. It takes well below a millisecond.
+const WRITE_LIMIT: Duration = Duration::from_millis(500);
+
 /// The pause between looks at a program that has forked.
 const FORKED_PAUSE: Duration = Duration::from_millis(20);
 
@@ -224,7 +228,8 @@ impl<K: GateKey> ProcessLauncher<K> {
         Files::new(&self.directory, &key.into()).log()
     }
 
-    /// Looks once whether a backend is there, and whether it can be reached. Needs no right to write.
+    /// Looks whether a backend is there, and whether it can be reached. Needs no right to write. Does not wait for one that is
+    /// starting or leaving.
     ///
     /// # Errors
     ///
@@ -235,7 +240,17 @@ impl<K: GateKey> ProcessLauncher<K> {
     /// Cancel safe: it changes nothing.
     pub async fn find(&self, key: impl Into<K>) -> Result<Presence, ProcessError> {
         let files = Files::new(&self.directory, &key.into());
-        Sight::take(&files).await?.presence(&self.wanted).await
+        let deadline = Instant::now() + WRITE_LIMIT;
+        let mut pause = Pause::default();
+        loop {
+            let found = Sight::take(&files).await?.presence(&self.wanted).await;
+            let is_unknown = matches!(&found, Err(ProcessError::Unusable(unusable))
+                if matches!(unusable.why, Why::NoRecord { .. } | Why::NoProcess { .. }));
+            // A launch that has just begun is about to write them.
+            if !is_unknown || pause.is_over(deadline).await {
+                return found;
+            }
+        }
     }
 
     /// Ends the backend of `key`, whichever process launched it, and returns how. Returns only once it is gone.
@@ -358,7 +373,7 @@ impl<K: GateKey> ProcessLauncher<K> {
                 .await
                 .map_err(before_start)?;
         let mut start = Start {
-            pid: started.process.pid,
+            started: started.process.clone(),
             files: files.clone(),
             record,
             deadline: Instant::now() + self.start_timeout,
@@ -453,7 +468,7 @@ impl<K: GateKey> ProcessLauncher<K> {
         start: &mut Start,
         sign: &Sign,
     ) -> Result<(), ProcessError> {
-        let pid = start.pid;
+        let pid = start.started.pid;
         let (files, log_start) = (start.files.clone(), start.record.log_start);
         let words = || log::last_words(&files.log(), log_start);
         tokio::select! {
@@ -533,17 +548,20 @@ async fn publish(start: Start) -> Result<Backend, ProcessError> {
         files,
         record,
         main_pid,
+        started,
         ..
     } = start;
-    let ready = Record {
-        state: State::Ready,
-        ..record
-    };
     let of = files.clone();
     off_thread_call(move || {
-        if let Some(pid) = main_pid {
-            write_process(&files, &ProcessIdentity::of(pid))?;
-        }
+        // It may say what it likes, but only a process of this launch has the lock.
+        let main = main_pid.filter(|&pid| holds(pid, &files));
+        let main = main.map(ProcessIdentity::of);
+        let ready = Record {
+            state: State::Ready,
+            // A program that forked and exited has another process now.
+            process: main.or_else(|| forked(&started, &files)),
+            ..record
+        };
         match Record::read(&files)? {
             Reading::Found(found)
                 if found.launch == ready.launch && found.state != State::Starting =>
@@ -556,6 +574,12 @@ async fn publish(start: Start) -> Result<Backend, ProcessError> {
     .await?;
     let sight = Sight::take(&of).await?;
     sight.backend().ok_or_else(|| sight.no_process())
+}
+
+/// The backend's process, if the one that was started has ended.
+fn forked(started: &ProcessIdentity, files: &Files) -> Option<ProcessIdentity> {
+    let has_ended = started.condition() == Condition::Gone;
+    has_ended.then(|| holder_of(files)).flatten()
 }
 
 /// The lock for a backend's life.

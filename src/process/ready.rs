@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::endpoint::Endpoint;
 use super::error::{ProcessError, off_thread_call};
 use super::files::Files;
+use super::identity::ProcessIdentity;
 use super::log;
 use super::notify::{Message, Notifications};
 use super::record::Record;
@@ -125,7 +126,8 @@ impl fmt::Debug for Ready {
 
 /// A backend that is starting.
 pub(super) struct Start {
-    pub(super) pid: u32,
+    /// The process that was started.
+    pub(super) started: ProcessIdentity,
     pub(super) files: Files,
     pub(super) record: Record,
     pub(super) deadline: Instant,
@@ -202,7 +204,7 @@ impl Start {
                     Ok(Ok(false)) => {}
                     Ok(Err(source)) => {
                         return Err(ProcessError::Probe {
-                            pid: self.pid,
+                            pid: self.started.pid,
                             source,
                         });
                     }

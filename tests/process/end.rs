@@ -12,6 +12,7 @@ use spawn_gate::{FileSpawnLock, How, SpawnGate, acquire_spawn_lock};
 use crate::backends::{COME_AFTER, backend_in, caller_in, noted, process_error, result};
 use crate::kit::{Launcher, Scene, eventually, lives, sh, until_gone};
 use crate::life::{deaf_listener, freeze, kill};
+use crate::roles::steps;
 
 /// A backend that notes SIGTERM and goes on.
 const STUBBORN: &str = "trap 'echo told >>told' TERM; echo ready; while :; do sleep 0.01; done";
@@ -374,4 +375,45 @@ async fn one_that_is_stopped_by_a_signal_can_be_ended_by_force() {
         Stopped::Forced { pid }
     );
     assert!(!lives(pid));
+}
+
+#[tokio::test]
+async fn a_program_that_forks_and_exits_is_found_and_ended() {
+    let scene = Scene::new();
+    let launcher = scene.launcher(|_| {
+        Ok((
+            sh("(echo is ready; exec sleep 60) & exit 0"),
+            Ready::line("is ready"),
+        ))
+    });
+    let backend = scene.gate.launch("a", launcher.clone()).await.unwrap();
+    let backend = backend.value;
+    assert!(lives(backend.pid));
+    assert_eq!(
+        launcher.find("a").await.unwrap(),
+        Presence::Ready(backend.clone())
+    );
+    let pid = backend.pid;
+    let stopped = launcher.stop("a", Stop::Orderly).await.unwrap();
+    assert_eq!(stopped, Stopped::Orderly { pid });
+    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+}
+
+#[tokio::test]
+async fn what_started_the_main_process_is_ended_by_force_too() {
+    let scene = Scene::new();
+    let launcher = scene.launcher(|_| Ok((steps(&["ready-as-child"]), Ready::notify())));
+    let launcher = launcher.grace(Duration::from_millis(300));
+    let backend = scene.gate.launch("a", launcher.clone()).await.unwrap();
+    let main = backend.value.pid;
+    let status = fs::read_to_string(format!("/proc/{main}/stat")).unwrap();
+    let parent = status.rsplit_once(')').unwrap().1.split_whitespace().nth(1);
+    let parent: u32 = parent.unwrap().parse().unwrap();
+    // The parent of the main process waits for it, and ends with it.
+    assert_ne!(
+        launcher.stop("a", Stop::Force).await.unwrap(),
+        Stopped::NotRunning
+    );
+    until_gone(main).await;
+    until_gone(parent).await;
 }
