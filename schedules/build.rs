@@ -34,9 +34,10 @@ fn main() {
         let lines = text.lines().filter(|line| !line.contains("off_thread"));
         lines.collect::<Vec<_>>().join("\n")
     });
-    // `src/lib.rs` includes the front page, which can then have no inner docs.
+    // `src/lib.rs` includes the front page, which can then have no inner docs and attributes.
     edit(&copy.join("lib.rs"), |text| {
-        let lines = text.lines().filter(|line| !line.starts_with("//!"));
+        let is_inner = |line: &&str| line.starts_with("//!") || line.starts_with("#![");
+        let lines = text.lines().filter(|line| !is_inner(line));
         lines.collect::<Vec<_>>().join("\n")
     });
     for file in ["flight/registry.rs", "lock/memory.rs"] {

@@ -35,6 +35,11 @@
 //! | processes | the module `process` (feature `process`): start a command, wait until it is ready, find it, stop it |
 //! | operators | the module [`admin`]: snapshots, reset, abort, reports of a backend's end, what a lock file says |
 //!
+//! # Guides
+//!
+//! [A broker](guide::broker), [a tool with a daemon](guide::tool), [settings](guide::settings), [production](guide::operations),
+//! [alternatives and migration](guide::alternatives).
+//!
 //! # Words
 //!
 //! A *key* names one backend. A *flight* is one launch in progress for a key; its *leader* launches, its *followers* wait for
@@ -65,6 +70,8 @@ pub mod process;
 mod util;
 
 pub mod admin;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 
 pub use crate::error::{BoxError, GateError};
 pub use crate::flight::{
