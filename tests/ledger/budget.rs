@@ -304,6 +304,23 @@ async fn a_used_up_budget_is_refused_without_waiting_for_whoever_holds_the_lock(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_look_that_finds_nothing_is_refused_without_waiting_for_whoever_holds_the_lock() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let broker = gate(directory.path(), &clock);
+    for _ in 0..3 {
+        fail_once(&broker, KEY).await;
+    }
+    let _held = acquire_spawn_lock(lock_path(directory.path())).unwrap();
+    let asked = tokio::time::Instant::now();
+    let launcher = Script::launching(|_| async { Ok(1) });
+    let refused = refusal(broker.launch(KEY, launcher.clone()).await);
+    assert_eq!(refused.retry_after, WINDOW);
+    assert_eq!(launcher.discover.calls(), 1);
+    assert_eq!(asked.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_process_that_is_out_of_attempts_waits_for_a_launch_in_progress_elsewhere() {
     let directory = tempfile::tempdir().unwrap();
     let clock = StepClock::new();

@@ -369,6 +369,47 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_ledger_that_is_too_long_for_its_slot_loses_its_messages_and_nothing_else() {
+        let late = ClockReading {
+            unix: Duration::from_millis(u64::MAX),
+            boot: Some(BootReading {
+                id: u128::MAX,
+                elapsed: Duration::from_millis(u64::MAX),
+            }),
+        };
+        let most = MAX_SLIDING_ATTEMPTS as usize;
+        let mut ledger = Ledger {
+            launch: u64::MAX,
+            holder: Some(LedgerHolder {
+                pid: u32::MAX,
+                since: late,
+                process_started: Some(u64::MAX),
+                host: None,
+            }),
+            charged: u64::MAX,
+            charged_at: Some(late),
+            last_outcome: Some(LastOutcome {
+                launch: 6,
+                at: late,
+                failure: Some("m".repeat(500)),
+            }),
+            written: Some(late),
+            backend_end: Some(BackendEnd::failed(5, "exit status: 1")),
+            ..Ledger::default()
+        };
+        ledger.budget.charges = Charges::Sliding(vec![late; most].into());
+        ledger.budget.up_since = Some(late);
+        assert!(encode_record(&ledger, 2).len() > SLOT_LEN);
+        let mut file = file_of(&[Ledger::default()]);
+        apply(&mut file, &SlotWrite::after(1, &ledger));
+
+        let last = ledger.last_outcome.as_mut().unwrap();
+        last.failure = Some(String::new());
+        ledger.backend_end = Some(BackendEnd::failed(5, ""));
+        assert_eq!(read(&file), found(&ledger, 2));
+    }
+
     proptest! {
         #[test]
         fn what_is_written_is_read(ledger in ledgers(USUAL), newest in 0..u64::MAX - 2) {
