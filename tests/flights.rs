@@ -167,6 +167,39 @@ async fn a_flight_that_is_given_back_at_a_followers_deadline_is_a_timeout() {
     assert!(matches!(heard, Err(GateError::Timeout(_))), "{heard:?}");
 }
 
+/// A lock in memory, held by another gate from the begin.
+async fn held_elsewhere() -> (InMemorySpawnLock<&'static str>, Permit) {
+    let lock = InMemorySpawnLock::new();
+    let permit = lead(&Gate::builder(lock.clone()).build(), "key").await;
+    (lock, permit)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_is_waited_for_as_long_as_another_look_and_launch_may_take_and_ten_seconds_more() {
+    let (lock, _elsewhere) = held_elsewhere().await;
+    let gate = Gate::builder(lock)
+        .discover_timeout(seconds(5))
+        .launch_timeout(seconds(30))
+        .build();
+    let began = Instant::now();
+    let heard = gate.acquire("key").await;
+    assert!(matches!(heard, Err(GateError::Timeout(_))), "{heard:?}");
+    assert_eq!(began.elapsed().as_secs(), 45);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_that_never_ends_is_a_year() {
+    const DAY: u64 = 24 * 60 * 60;
+    for days in [364, 366] {
+        let gate = Gate::builder(InMemorySpawnLock::new())
+            .launch_timeout(Duration::MAX)
+            .follow_timeout(Duration::MAX)
+            .build();
+        let heard = gate.launch("key", slow(0, days * DAY)).await;
+        assert_eq!(heard.is_ok(), days == 364, "{heard:?}");
+    }
+}
+
 /// Stable counts from when the launch succeeded, not from when the flight began.
 #[tokio::test(start_paused = true)]
 async fn stable_counts_from_the_success() {

@@ -56,3 +56,44 @@ impl fmt::Display for LockHolder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_holder_elsewhere_is_named_with_where_its_process_id_is_valid() {
+        let named = |host: Option<ProcessHost>| {
+            let holder = LockHolder {
+                path: "indexer.lock".into(),
+                pid: 4711,
+                host,
+                // In the future, so that no age is named.
+                since: SystemTime::now() + std::time::Duration::from_secs(3600),
+            };
+            holder.to_string()
+        };
+        let elsewhere = ProcessHost {
+            name: "another host".to_owned(),
+            pid_namespace: None,
+        };
+        assert_eq!(
+            named(Some(elsewhere)),
+            "indexer.lock, which process 4711 of host another host took"
+        );
+        assert_eq!(named(None), "indexer.lock, which process 4711 took");
+        let Some(here) = this_host() else {
+            return;
+        };
+        assert_eq!(
+            named(Some(here.clone())),
+            "indexer.lock, which process 4711 took"
+        );
+        let mut beside = here.clone();
+        beside.pid_namespace = Some(here.pid_namespace.map_or(1, |number| number + 1));
+        assert_eq!(
+            named(Some(beside)),
+            "indexer.lock, which process 4711 of another process namespace took"
+        );
+    }
+}
