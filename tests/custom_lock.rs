@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use spawn_gate::admin::{BackendEnd, Ledger, LedgerReading};
-use spawn_gate::lock::{LockRequest, SpawnLease, SpawnLock, TryAcquire};
+use spawn_gate::lock::{LedgerUpdate, LockRequest, SpawnLease, SpawnLock, TryAcquire};
 use spawn_gate::{
     Acquired, GateError, InMemorySpawnLock, SpawnBudgetConfig, SpawnGate, SpawnLockError,
     async_trait,
@@ -378,4 +378,135 @@ async fn a_flight_that_checks_a_refusal_leaves_the_lock_to_others() {
         "{heard:?}"
     );
     assert_eq!(launcher.discover.calls(), 1);
+}
+
+/// Notes its calls, and does nothing.
+#[derive(Debug, Default)]
+struct Called(Mutex<Vec<&'static str>>);
+
+impl Called {
+    fn note(&self, call: &'static str) {
+        self.0.lock().unwrap().push(call);
+    }
+}
+
+#[async_trait]
+impl SpawnLock<&'static str> for Called {
+    async fn try_acquire(
+        &self,
+        key: &&'static str,
+        _: LockRequest,
+    ) -> Result<TryAcquire, SpawnLockError> {
+        self.note("try_acquire");
+        Ok(TryAcquire::Held {
+            lock: key.into(),
+            ledger: LedgerReading::NotKept,
+        })
+    }
+
+    fn try_acquire_now(&self, _: &&'static str) -> Option<Box<dyn SpawnLease>> {
+        self.note("try_acquire_now");
+        None
+    }
+
+    async fn released(&self, _: &&'static str, _: Duration) {
+        self.note("released");
+    }
+
+    fn keeps_ledger(&self) -> bool {
+        self.note("keeps_ledger");
+        true
+    }
+
+    async fn read_ledger(&self, _: &&'static str) -> Result<LedgerReading, SpawnLockError> {
+        self.note("read_ledger");
+        Ok(LedgerReading::Unreadable)
+    }
+
+    async fn report_backend_end(
+        &self,
+        _: &&'static str,
+        _: &BackendEnd,
+    ) -> Result<(), SpawnLockError> {
+        self.note("report_backend_end");
+        Err(held())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_behind_an_arc_does_what_the_lock_does() {
+    let lock = Arc::new(Called::default());
+    let request = LockRequest::new(LedgerUpdate::none(), Instant::now());
+    let tried = SpawnLock::try_acquire(&lock, &KEY, request).await;
+    assert!(matches!(tried, Ok(TryAcquire::Held { .. })));
+    assert!(SpawnLock::try_acquire_now(&lock, &KEY).is_none());
+    SpawnLock::released(&lock, &KEY, Duration::ZERO).await;
+    assert!(SpawnLock::<&str>::keeps_ledger(&lock));
+    let read = SpawnLock::read_ledger(&lock, &KEY).await.unwrap();
+    assert_eq!(read, LedgerReading::Unreadable);
+    let reported = SpawnLock::report_backend_end(&lock, &KEY, &BackendEnd::orderly(1)).await;
+    assert!(reported.is_err());
+    assert_eq!(
+        *lock.0.lock().unwrap(),
+        [
+            "try_acquire",
+            "try_acquire_now",
+            "released",
+            "keeps_ledger",
+            "read_ledger",
+            "report_backend_end"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_cannot_tell_of_a_release_is_waited_for_as_long_as_the_pause() {
+    let began = Instant::now();
+    let pause = Duration::from_secs(7);
+    Noting::default().released(&KEY, pause).await;
+    assert_eq!(began.elapsed(), pause);
+}
+
+/// A lease that does only what it must, and is lost if so told. Counts its checks and writes.
+#[derive(Debug)]
+struct Plain {
+    is_lost: bool,
+    checks: AtomicU32,
+    writes: u32,
+}
+
+#[async_trait]
+impl SpawnLease for Plain {
+    fn fencing_token(&self) -> u64 {
+        1
+    }
+
+    async fn verify(&self) -> Result<(), SpawnLockError> {
+        self.checks.fetch_add(1, Ordering::SeqCst);
+        match self.is_lost {
+            true => Err(lost()),
+            false => Ok(()),
+        }
+    }
+
+    async fn write_ledger(&mut self, _: &Ledger) -> Result<(), SpawnLockError> {
+        self.writes += 1;
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_settled_by_a_check_and_then_a_write_unless_it_knows_better() {
+    for is_lost in [true, false] {
+        let mut lease = Plain {
+            is_lost,
+            checks: AtomicU32::new(0),
+            writes: 0,
+        };
+        assert!(lease.settle_now().is_none());
+        let settled = lease.settle(Some(&Ledger::default())).await;
+        assert_eq!(settled.is_err(), is_lost);
+        assert_eq!(lease.checks.load(Ordering::SeqCst), 1);
+        assert_eq!(lease.writes, u32::from(!is_lost));
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use spawn_gate::admin::FlightSnapshot;
 use spawn_gate::budget::ExhaustionReason;
 use spawn_gate::error::{LaunchError, Stage};
-use spawn_gate::lock::{LockName, SpawnLock, SpawnLockError};
+use spawn_gate::lock::{LedgerUpdate, LockName, SpawnLock, SpawnLockError};
 use spawn_gate::{
     BackendKey, BoxError, BrokerInstanceKey, GateError, GateKey, How, InMemorySpawnLock, Launch,
     SpawnBudgetConfig, SpawnGate, launcher_fn,
@@ -279,6 +279,7 @@ async fn what_is_printed_for_debugging_says_what_it_is() {
         format!("{lease:?}"),
         format!("Lease {{ token: {} }}", lease.fencing_token())
     );
+    assert_eq!(format!("{:?}", LedgerUpdate::none()), "LedgerUpdate { .. }");
     let launcher = launcher_fn(
         |_: String| async { Ok(None) },
         |_: Launch<String>| async { Ok(7) },

@@ -396,6 +396,42 @@ mod tests {
         drop(lease);
     }
 
+    #[test]
+    fn fencing_tokens_without_a_ledger_grow_also_within_a_microsecond() {
+        let mut last = 0;
+        for _ in 0..10_000 {
+            let launch = unrecorded_launch();
+            assert!(launch > last);
+            last = launch;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_write_that_comes_after_the_release_is_not_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("indexer.lock");
+        let mut lease = take(&path, LedgerUpdate::new(|_, _| Some(ledger(1))));
+        let (written, guard) = (Arc::clone(&lease.written), lease.guard().unwrap());
+        let late = lease.next_write();
+        lease.settle(None).await.unwrap();
+        Written::write(&written, late, &guard, &ledger(2)).unwrap();
+        assert_eq!(found(&path), LedgerReading::Found(Box::new(ledger(1))));
+    }
+
+    #[test]
+    fn a_directory_that_is_wrong_again_and_again_is_mended_a_few_times_and_no_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = LockFile {
+            // The directory of this file is not the one that is made again.
+            path: directory.path().join("gone").join("indexer.lock"),
+            home: Arc::new(Home::make(directory.path()).unwrap()),
+            filesystem: Filesystem::Local,
+            keeps_ledger: true,
+        };
+        let taken = file.take(Try::First, LedgerUpdate::none(), None);
+        assert!(matches!(taken, Err(SpawnLockError::Open { .. })));
+    }
+
     #[cfg(any(target_os = "linux", target_os = "android"))]
     #[tokio::test]
     async fn a_try_by_one_who_waits_wakes_nobody_else() {

@@ -136,3 +136,18 @@ fn ledger_error(path: &Path, source: io::Error) -> SpawnLockError {
         source,
     }
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_not_there_reads_as_new_and_one_that_cannot_be_opened_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        let missing = peek(&file).unwrap();
+        assert_eq!(missing, LedgerReading::Found(Box::default()));
+        std::fs::write(&file, "").unwrap();
+        assert!(peek(&file.join("indexer.lock")).is_err());
+    }
+}

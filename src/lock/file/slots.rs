@@ -361,6 +361,13 @@ mod tests {
     }
 
     #[test]
+    fn the_line_for_people_is_one_and_ends_where_the_records_begin() {
+        let header = String::from_utf8(header()).unwrap();
+        assert_eq!(header.len(), FIRST_SLOT as usize);
+        assert_eq!(header.find('\n'), Some(header.len() - 1));
+    }
+
+    #[test]
     fn the_last_number_is_never_reached_by_a_record_that_is_read() {
         let write = SlotWrite::after(u64::MAX - 1, &Ledger::default());
         assert_eq!(
@@ -400,7 +407,15 @@ mod tests {
         };
         ledger.budget.charges = Charges::Sliding(vec![late; most].into());
         ledger.budget.up_since = Some(late);
-        assert!(encode_record(&ledger, 2).len() > SLOT_LEN);
+        let surplus = encode_record(&ledger, 2).len() - SLOT_LEN;
+        assert!(surplus > 0);
+        let mut just_fits = ledger.clone();
+        let last = just_fits.last_outcome.as_mut().unwrap();
+        last.failure.as_mut().unwrap().truncate(500 - surplus);
+        let mut file = file_of(&[Ledger::default()]);
+        apply(&mut file, &SlotWrite::after(1, &just_fits));
+        assert_eq!(read(&file), found(&just_fits, 2));
+
         let mut file = file_of(&[Ledger::default()]);
         apply(&mut file, &SlotWrite::after(1, &ledger));
 
