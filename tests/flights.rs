@@ -315,6 +315,21 @@ async fn a_value_that_cannot_be_cloned_does_not_leave_its_flight_for_ever() {
     assert!(gate.snapshot("key").await.flight.is_none());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_failure_in_a_window_without_end_is_told_like_any_other() {
+    let gate = Gate::builder(InMemorySpawnLock::new())
+        .budget(SpawnBudgetConfig::new(1, Duration::MAX))
+        .build();
+    let error = lead(&gate, "key").await.fail("no such program").await;
+    let years = error.retry_after().unwrap().as_secs() / (365 * 24 * 60 * 60);
+    assert_eq!(years, 34, "as far as an error counts");
+    let refused = gate.acquire("key").await;
+    assert!(
+        matches!(refused, Err(GateError::BudgetExhausted(_))),
+        "{refused:?}"
+    );
+}
+
 /// What is left is what is left when it is told.
 #[tokio::test(start_paused = true)]
 async fn a_failure_after_its_window_says_that_an_attempt_is_free() {
