@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use spawn_gate::admin::FlightSnapshot;
 use spawn_gate::budget::ExhaustionReason;
-use spawn_gate::error::{LaunchError, Stage};
+use spawn_gate::error::{LaunchError, SharedError, Stage};
 use spawn_gate::lock::{LedgerUpdate, LockName, SpawnLock, SpawnLockError};
 use spawn_gate::{
     BackendKey, BoxError, BrokerInstanceKey, GateError, GateKey, How, InMemorySpawnLock, Launch,
@@ -280,6 +280,8 @@ async fn what_is_printed_for_debugging_says_what_it_is() {
         format!("Lease {{ token: {} }}", lease.fencing_token())
     );
     assert_eq!(format!("{:?}", LedgerUpdate::none()), "LedgerUpdate { .. }");
+    let shared = SharedError::new("no such program");
+    assert_eq!(format!("{shared:?}"), "\"no such program\"");
     let launcher = launcher_fn(
         |_: String| async { Ok(None) },
         |_: Launch<String>| async { Ok(7) },
