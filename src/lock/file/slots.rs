@@ -368,6 +368,24 @@ mod tests {
     }
 
     #[test]
+    fn a_note_leaves_the_newest_record_whole_in_whichever_slot_it_is() {
+        let ledger = Ledger {
+            launch: 7,
+            ..Ledger::default()
+        };
+        for newest in 1..=2 {
+            let mut file = file_of(&vec![ledger.clone(); newest]);
+            let note = SlotWrite {
+                bytes: encode_note(&BackendEnd::orderly(1)),
+                offset: NOTE,
+            };
+            apply(&mut file, &note);
+            assert_eq!(file.len(), 4096);
+            assert_eq!(read(&file), found(&ledger, newest as u64));
+        }
+    }
+
+    #[test]
     fn the_last_number_is_never_reached_by_a_record_that_is_read() {
         let write = SlotWrite::after(u64::MAX - 1, &Ledger::default());
         assert_eq!(
