@@ -312,13 +312,12 @@ fn check_file(
         source,
     };
     // In the order of what a person has to change: the file system, the kind of file, its owner, its mode.
-    if filesystem == Filesystem::Local {
-        if let Some(filesystem) = sys::unsafe_filesystem(file).map_err(identity_error)? {
-            return Err(SpawnLockError::UnsafeFilesystem {
-                path: path.to_path_buf(),
-                filesystem,
-            });
-        }
+    let shared = not_accepted(filesystem, || sys::unsafe_filesystem(file));
+    if let Some(filesystem) = shared.map_err(identity_error)? {
+        return Err(SpawnLockError::UnsafeFilesystem {
+            path: path.to_path_buf(),
+            filesystem,
+        });
     }
     let metadata = file.metadata().map_err(identity_error)?;
     if let Some(found) = sys::kind(&metadata) {
@@ -337,6 +336,17 @@ fn check_file(
         });
     }
     sys::identity(file, &metadata).map_err(identity_error)
+}
+
+/// The name of the file system if it is not accepted, since other machines may share it.
+fn not_accepted(
+    accepted: Filesystem,
+    shared: impl FnOnce() -> io::Result<Option<&'static str>>,
+) -> io::Result<Option<&'static str>> {
+    match accepted {
+        Filesystem::Local => shared(),
+        Filesystem::Any => Ok(None),
+    }
 }
 
 /// The identity of the handle's file.
@@ -417,6 +427,15 @@ mod tests {
                 ..
             })
         ));
+    }
+
+    #[test]
+    fn a_file_system_that_other_machines_share_is_refused_unless_any_is_accepted() {
+        for (found, refused) in [(None, None), (Some("nfs"), Some("nfs"))] {
+            let shared = || Ok(found);
+            assert_eq!(not_accepted(Filesystem::Local, shared).unwrap(), refused);
+            assert_eq!(not_accepted(Filesystem::Any, shared).unwrap(), None);
+        }
     }
 
     #[test]
