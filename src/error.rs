@@ -234,7 +234,8 @@ fn packed_time(time: Duration) -> u32 {
     match u32::try_from(time.as_millis()) {
         Ok(millis) if millis < IN_SECONDS => millis,
         _ => {
-            let seconds = u32::try_from(time.as_secs() + 1).unwrap_or(u32::MAX);
+            let seconds = time.as_secs().saturating_add(1);
+            let seconds = u32::try_from(seconds).unwrap_or(u32::MAX);
             IN_SECONDS | seconds.min(IN_SECONDS - 1)
         }
     }
@@ -535,7 +536,20 @@ mod tests {
             (0, None, 0, None),
             (0, Some((0, 1)), 0, Some((0, 1_000_000))),
             (0, Some((30, 0)), 0, Some((30, 0))),
+            (
+                0,
+                Some((1_073_741, 823_000_000)),
+                0,
+                Some((1_073_741, 823_000_000)),
+            ),
+            (0, Some((1_073_741, 824_000_000)), 0, Some((1_073_742, 0))),
             (0, Some((30 * 86_400, 0)), 0, Some((30 * 86_400 + 1, 0))),
+            (
+                0,
+                Some((u64::MAX, 0)),
+                0,
+                Some((u64::from(IN_SECONDS) - 1, 0)),
+            ),
         ];
         for (remaining, retry_after, told_remaining, told) in cases {
             let time = |(seconds, nanos)| Duration::new(seconds, nanos);

@@ -136,6 +136,28 @@ async fn a_snapshot_tells_who_holds_the_lock_that_a_flight_waits_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_caller_that_gives_up_is_told_who_holds_the_lock_that_its_flight_waits_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let lock = FileSpawnLock::new(directory.path()).unwrap();
+    let _elsewhere = lead(&Gate::builder(lock.clone()).build(), "key").await;
+    let gate = Gate::builder(lock)
+        .lock_timeout(seconds(100))
+        .follow_timeout(seconds(10))
+        .build();
+    let _leading = tokio::spawn({
+        let gate = gate.clone();
+        async move { gate.acquire("key").await }
+    });
+    tokio::task::yield_now().await;
+    let Err(GateError::Timeout(error)) = gate.acquire("key").await else {
+        panic!("it did not give up");
+    };
+    assert_eq!(error.stage, Stage::Follow);
+    let holder = error.waiting_for.expect("a holder");
+    assert_eq!(holder.pid, std::process::id());
+}
+
+#[tokio::test(start_paused = true)]
 async fn snapshots_list_every_key_that_is_charged_or_in_flight_and_no_other() {
     let gate = gate(3);
     let permit = lead(&gate, "in flight").await;

@@ -155,6 +155,24 @@ fn keys_with_nothing_charged_or_in_flight_are_forgotten() {
     assert!(format!("{coordinator:?}").len() < 1000);
 }
 
+#[test]
+fn a_key_is_forgotten_at_once_when_its_last_attempt_succeeds_or_is_refunded() {
+    let mut coordinator = coordinator(3);
+    let now = Instant::now();
+    let is_known =
+        |coordinator: &SpawnCoordinator<&str>| format!("{coordinator:?}").contains("\"key\"");
+
+    coordinator.try_begin("key", now).unwrap();
+    assert!(is_known(&coordinator));
+    coordinator.finish(&"key", SpawnOutcome::Success, now);
+    assert!(!is_known(&coordinator));
+
+    coordinator.try_begin("key", now).unwrap();
+    let attempt = coordinator.attempt_in_flight(&"key").unwrap();
+    assert!(coordinator.refund(&"key", attempt, now));
+    assert!(!is_known(&coordinator));
+}
+
 /// What a caller can do, with the seconds that pass before it.
 #[derive(Clone, Debug)]
 enum Step {

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use spawn_gate::admin::{Ledger, LedgerReading};
-use spawn_gate::lock::{LockRequest, SpawnLease, SpawnLock, TryAcquire};
+use spawn_gate::admin::{BackendEnd, Ledger, LedgerReading};
+use spawn_gate::lock::{LedgerUpdate, LockRequest, SpawnLease, SpawnLock, TryAcquire};
 use spawn_gate::{
-    GateError, InMemorySpawnLock, SpawnBudgetConfig, SpawnGate, SpawnLockError, async_trait,
+    Acquired, GateError, InMemorySpawnLock, SpawnBudgetConfig, SpawnGate, SpawnLockError,
+    async_trait,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -250,4 +251,262 @@ async fn a_lease_whose_drop_panics_leaves_no_flight_behind() {
     });
     assert!(request.await.unwrap_err().is_panic());
     assert!(gate.snapshot(KEY).await.flight.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_may_be_lost_five_times_before_a_launch_and_no_more() {
+    for losses in [5, 6] {
+        let lock = ScriptedLock::new(InMemorySpawnLock::new()).on_try(move |call| async move {
+            match call <= losses {
+                true => Err(lost()),
+                false => Ok(()),
+            }
+        });
+        let gate = Gate::builder(lock.clone()).build();
+        let heard = gate.acquire(KEY).await;
+        match losses {
+            5 => assert!(matches!(heard, Ok(Acquired::Led(_))), "{heard:?}"),
+            _ => assert!(matches!(heard, Err(GateError::Lock(_))), "{heard:?}"),
+        }
+        assert_eq!(lock.tries.calls(), 6);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_is_lost_is_taken_again_at_once_and_after_a_pause_if_it_is_lost_again() {
+    for losses in [1, 2] {
+        let lock = ScriptedLock::new(InMemorySpawnLock::new()).on_try(move |call| async move {
+            match call <= losses {
+                true => Err(lost()),
+                false => Ok(()),
+            }
+        });
+        let began = Instant::now();
+        let _permit = lead(&Gate::builder(lock).build(), KEY).await;
+        assert_eq!(began.elapsed().is_zero(), losses == 1);
+    }
+}
+
+/// Notes whether each try is by a caller that waits. The first try fails, and the fourth; the others find it held.
+#[derive(Clone, Debug, Default)]
+struct Noting(Arc<Mutex<Vec<bool>>>);
+
+#[async_trait]
+impl SpawnLock<&'static str> for Noting {
+    async fn try_acquire(
+        &self,
+        key: &&'static str,
+        request: LockRequest,
+    ) -> Result<TryAcquire, SpawnLockError> {
+        let mut tries = self.0.lock().unwrap();
+        tries.push(request.is_waiting);
+        match tries.len() {
+            1 | 4 => Err(SpawnLockError::Unresponsive {
+                after: Duration::ZERO,
+            }),
+            _ => Ok(TryAcquire::Held {
+                lock: key.into(),
+                ledger: LedgerReading::NotKept,
+            }),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_try_is_by_a_waiting_caller_from_when_the_lock_was_first_found_held() {
+    let lock = Noting::default();
+    let gate = Gate::builder(lock.clone())
+        .lock_timeout(Duration::from_secs(1))
+        .build();
+    assert!(gate.acquire(KEY).await.is_err());
+    let tries = lock.0.lock().unwrap();
+    assert_eq!(tries[..2], [false, false]);
+    assert!(tries[2..].iter().all(|&is_waiting| is_waiting));
+    assert!(tries.len() > 4);
+}
+
+/// Keeps no ledger, and cannot take reports.
+#[derive(Debug)]
+struct TakesNoReports;
+
+#[async_trait]
+impl SpawnLock<&'static str> for TakesNoReports {
+    async fn try_acquire(
+        &self,
+        _: &&'static str,
+        _: LockRequest,
+    ) -> Result<TryAcquire, SpawnLockError> {
+        pending().await
+    }
+
+    async fn report_backend_end(
+        &self,
+        _: &&'static str,
+        _: &BackendEnd,
+    ) -> Result<(), SpawnLockError> {
+        panic!("there is no ledger")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_keeps_no_ledger_gets_no_reports_of_backends() {
+    let gate = Gate::builder(TakesNoReports).build();
+    gate.backend_ended(KEY, BackendEnd::orderly(1))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_that_checks_a_refusal_leaves_the_lock_to_others() {
+    let lock = InMemorySpawnLock::new();
+    let gate = Gate::builder(lock.clone())
+        .budget(SpawnBudgetConfig::new(1, Duration::from_secs(30)))
+        .build();
+    lead(&gate, KEY).await.fail("no such program").await;
+    let launcher = Script::launching(|_| async { unreachable!("no attempt is left") }).discovering(
+        move |_| {
+            let is_free = lock.try_acquire_now(&KEY).is_some();
+            async move {
+                assert!(is_free);
+                Ok(None)
+            }
+        },
+    );
+    let heard = gate.launch(KEY, launcher.clone()).await;
+    assert!(
+        matches!(heard, Err(GateError::BudgetExhausted(_))),
+        "{heard:?}"
+    );
+    assert_eq!(launcher.discover.calls(), 1);
+}
+
+/// Notes its calls, and does nothing.
+#[derive(Debug, Default)]
+struct Called(Mutex<Vec<&'static str>>);
+
+impl Called {
+    fn note(&self, call: &'static str) {
+        self.0.lock().unwrap().push(call);
+    }
+}
+
+#[async_trait]
+impl SpawnLock<&'static str> for Called {
+    async fn try_acquire(
+        &self,
+        key: &&'static str,
+        _: LockRequest,
+    ) -> Result<TryAcquire, SpawnLockError> {
+        self.note("try_acquire");
+        Ok(TryAcquire::Held {
+            lock: key.into(),
+            ledger: LedgerReading::NotKept,
+        })
+    }
+
+    fn try_acquire_now(&self, _: &&'static str) -> Option<Box<dyn SpawnLease>> {
+        self.note("try_acquire_now");
+        None
+    }
+
+    async fn released(&self, _: &&'static str, _: Duration) {
+        self.note("released");
+    }
+
+    fn keeps_ledger(&self) -> bool {
+        self.note("keeps_ledger");
+        true
+    }
+
+    async fn read_ledger(&self, _: &&'static str) -> Result<LedgerReading, SpawnLockError> {
+        self.note("read_ledger");
+        Ok(LedgerReading::Unreadable)
+    }
+
+    async fn report_backend_end(
+        &self,
+        _: &&'static str,
+        _: &BackendEnd,
+    ) -> Result<(), SpawnLockError> {
+        self.note("report_backend_end");
+        Err(held())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_behind_an_arc_does_what_the_lock_does() {
+    let lock = Arc::new(Called::default());
+    let request = LockRequest::new(LedgerUpdate::none(), Instant::now());
+    let tried = SpawnLock::try_acquire(&lock, &KEY, request).await;
+    assert!(matches!(tried, Ok(TryAcquire::Held { .. })));
+    assert!(SpawnLock::try_acquire_now(&lock, &KEY).is_none());
+    SpawnLock::released(&lock, &KEY, Duration::ZERO).await;
+    assert!(SpawnLock::<&str>::keeps_ledger(&lock));
+    let read = SpawnLock::read_ledger(&lock, &KEY).await.unwrap();
+    assert_eq!(read, LedgerReading::Unreadable);
+    let reported = SpawnLock::report_backend_end(&lock, &KEY, &BackendEnd::orderly(1)).await;
+    assert!(reported.is_err());
+    assert_eq!(
+        *lock.0.lock().unwrap(),
+        [
+            "try_acquire",
+            "try_acquire_now",
+            "released",
+            "keeps_ledger",
+            "read_ledger",
+            "report_backend_end"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_cannot_tell_of_a_release_is_waited_for_as_long_as_the_pause() {
+    let began = Instant::now();
+    let pause = Duration::from_secs(7);
+    Noting::default().released(&KEY, pause).await;
+    assert_eq!(began.elapsed(), pause);
+}
+
+/// A lease that does only what it must, and is lost if so told. Counts its checks and writes.
+#[derive(Debug)]
+struct Plain {
+    is_lost: bool,
+    checks: AtomicU32,
+    writes: u32,
+}
+
+#[async_trait]
+impl SpawnLease for Plain {
+    fn fencing_token(&self) -> u64 {
+        1
+    }
+
+    async fn verify(&self) -> Result<(), SpawnLockError> {
+        self.checks.fetch_add(1, Ordering::SeqCst);
+        match self.is_lost {
+            true => Err(lost()),
+            false => Ok(()),
+        }
+    }
+
+    async fn write_ledger(&mut self, _: &Ledger) -> Result<(), SpawnLockError> {
+        self.writes += 1;
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_settled_by_a_check_and_then_a_write_unless_it_knows_better() {
+    for is_lost in [true, false] {
+        let mut lease = Plain {
+            is_lost,
+            checks: AtomicU32::new(0),
+            writes: 0,
+        };
+        assert!(lease.settle_now().is_none());
+        let settled = lease.settle(Some(&Ledger::default())).await;
+        assert_eq!(settled.is_err(), is_lost);
+        assert_eq!(lease.checks.load(Ordering::SeqCst), 1);
+        assert_eq!(lease.writes, u32::from(!is_lost));
+    }
 }

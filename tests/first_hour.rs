@@ -5,10 +5,10 @@ mod support;
 use std::error::Error;
 use std::time::Duration;
 
+use spawn_gate::admin::FlightSnapshot;
 use spawn_gate::budget::ExhaustionReason;
-use spawn_gate::error::{LaunchError, NotStarted};
-use spawn_gate::lock::LockName;
-use spawn_gate::lock::SpawnLockError;
+use spawn_gate::error::{LaunchError, NotStarted, SharedError, Stage};
+use spawn_gate::lock::{LedgerUpdate, LockName, SpawnLock, SpawnLockError};
 use spawn_gate::{
     BackendKey, BoxError, BrokerInstanceKey, FileSpawnLock, GateError, GateKey, How,
     InMemorySpawnLock, Launch, SpawnBudgetConfig, SpawnGate, launcher_fn,
@@ -164,6 +164,16 @@ async fn a_launch_that_panicked_or_took_too_long_says_what_is_left_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_permit_says_how_many_attempts_are_left_after_it() {
+    let gate = gate_with(3);
+    for left in [2, 1, 0] {
+        let permit = lead(&gate, "indexer".to_owned()).await;
+        assert_eq!(permit.remaining_after_begin(), left);
+        permit.fail("no such program").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refusal_says_why_whatever_used_the_budget_up() {
     let gate = Gate::builder(InMemorySpawnLock::new())
         .budget(SpawnBudgetConfig::new(1, seconds(30)))
@@ -218,6 +228,19 @@ async fn snapshots_read_well() {
         "indexer: 2 of 3 attempts used; launching for 1.2s, attempt 2, callers waiting: 0"
     );
     let key = BackendKey::new(BrokerInstanceKey::Shared, "cache", "1.0");
+    let doing = |mut flight: FlightSnapshot, stage| {
+        flight.stage = stage;
+        flight.to_string()
+    };
+    let flight = gate.snapshot("indexer").await.flight.unwrap();
+    assert_eq!(
+        doing(flight.clone(), Stage::Lock),
+        "waiting for the spawn lock for 1.2s, attempt 2, callers waiting: 0"
+    );
+    assert_eq!(
+        doing(flight, Stage::Discover),
+        "looking for a running backend for 1.2s, attempt 2, callers waiting: 0"
+    );
     let gate: SpawnGate<BackendKey, u32> = SpawnGate::builder(InMemorySpawnLock::new())
         .budget(SpawnBudgetConfig::new(1, seconds(30)))
         .build();
@@ -226,6 +249,44 @@ async fn snapshots_read_well() {
         gate.snapshot(key).await.to_string(),
         "shared/cache/1.0: 1 of 1 attempts used, retry after 30s"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_printed_for_debugging_says_what_it_is() {
+    let lock = InMemorySpawnLock::new();
+    let builder = Gate::builder(lock.clone());
+    let printed = format!("{builder:?}");
+    assert!(
+        printed.starts_with("SpawnGateBuilder { lock: InMemorySpawnLock { .. }, policy: "),
+        "{printed}"
+    );
+    let gate = builder.build();
+    assert_eq!(
+        format!("{gate:?}"),
+        "SpawnGate { lock: InMemorySpawnLock { .. }, .. }"
+    );
+    let permit = lead(&gate, "indexer".to_owned()).await;
+    assert_eq!(
+        format!("{permit:?}"),
+        format!(
+            "LaunchPermit {{ key: \"indexer\", attempt_number: 1, fencing_token: {}, .. }}",
+            permit.fencing_token()
+        )
+    );
+    permit.refund().await;
+    let lease = lock.try_acquire_now(&"indexer".to_owned()).unwrap();
+    assert_eq!(
+        format!("{lease:?}"),
+        format!("Lease {{ token: {} }}", lease.fencing_token())
+    );
+    assert_eq!(format!("{:?}", LedgerUpdate::none()), "LedgerUpdate { .. }");
+    let shared = SharedError::new("no such program");
+    assert_eq!(format!("{shared:?}"), "\"no such program\"");
+    let launcher = launcher_fn(
+        |_: String| async { Ok(None) },
+        |_: Launch<String>| async { Ok(7) },
+    );
+    assert_eq!(format!("{launcher:?}"), "LauncherFn { .. }");
 }
 
 #[cfg(feature = "serde")]
@@ -254,7 +315,7 @@ async fn snapshots_and_reports_can_be_serialized_and_keys_read_back() {
 }
 
 /// A gate whose budget is one attempt, over this kind of lock.
-fn gate_with_one_attempt<L: spawn_gate::lock::SpawnLock<String>>(lock: L) -> Gate {
+fn gate_with_one_attempt<L: SpawnLock<String>>(lock: L) -> Gate {
     Gate::builder(lock)
         .budget(SpawnBudgetConfig::new(1, seconds(30)))
         .build()

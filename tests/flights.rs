@@ -167,6 +167,39 @@ async fn a_flight_that_is_given_back_at_a_followers_deadline_is_a_timeout() {
     assert!(matches!(heard, Err(GateError::Timeout(_))), "{heard:?}");
 }
 
+/// A lock in memory, held by another gate from the begin.
+async fn held_elsewhere() -> (InMemorySpawnLock<&'static str>, Permit) {
+    let lock = InMemorySpawnLock::new();
+    let permit = lead(&Gate::builder(lock.clone()).build(), "key").await;
+    (lock, permit)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_is_waited_for_as_long_as_another_look_and_launch_may_take_and_ten_seconds_more() {
+    let (lock, _elsewhere) = held_elsewhere().await;
+    let gate = Gate::builder(lock)
+        .discover_timeout(seconds(5))
+        .launch_timeout(seconds(30))
+        .build();
+    let began = Instant::now();
+    let heard = gate.acquire("key").await;
+    assert!(matches!(heard, Err(GateError::Timeout(_))), "{heard:?}");
+    assert_eq!(began.elapsed().as_secs(), 45);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_that_never_ends_is_a_year() {
+    const DAY: u64 = 24 * 60 * 60;
+    for days in [364, 366] {
+        let gate = Gate::builder(InMemorySpawnLock::new())
+            .launch_timeout(Duration::MAX)
+            .follow_timeout(Duration::MAX)
+            .build();
+        let heard = gate.launch("key", slow(0, days * DAY)).await;
+        assert_eq!(heard.is_ok(), days == 364, "{heard:?}");
+    }
+}
+
 /// Stable counts from when the launch succeeded, not from when the flight began.
 #[tokio::test(start_paused = true)]
 async fn stable_counts_from_the_success() {
@@ -280,6 +313,21 @@ async fn a_value_that_cannot_be_cloned_does_not_leave_its_flight_for_ever() {
     let settled = tokio::spawn(permit.succeed(Fragile)).await;
     assert!(settled.unwrap_err().is_panic());
     assert!(gate.snapshot("key").await.flight.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_in_a_window_without_end_is_told_like_any_other() {
+    let gate = Gate::builder(InMemorySpawnLock::new())
+        .budget(SpawnBudgetConfig::new(1, Duration::MAX))
+        .build();
+    let error = lead(&gate, "key").await.fail("no such program").await;
+    let years = error.retry_after().unwrap().as_secs() / (365 * 24 * 60 * 60);
+    assert_eq!(years, 34, "as far as an error counts");
+    let refused = gate.acquire("key").await;
+    assert!(
+        matches!(refused, Err(GateError::BudgetExhausted(_))),
+        "{refused:?}"
+    );
 }
 
 /// What is left is what is left when it is told.

@@ -131,3 +131,34 @@ fn a_launch_on_a_runtime_that_was_shut_down_is_refused_and_does_not_spin() {
     let heard = tokio_test::assert_ready!(request.poll()).unwrap_err();
     assert!(matches!(heard, GateError::ShutDown), "{heard:?}");
 }
+
+#[test]
+fn a_reset_on_a_runtime_that_was_shut_down_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let (lock, _trying) = ScriptedLock::halting(directory.path(), |_| false);
+    let gate = Gate::builder(lock.on_try(|_| pending())).build();
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let (first, other) = (runtime(), runtime());
+    let mut reset = tokio_test::task::spawn(gate.reset("key"));
+    {
+        let _context = first.enter();
+        assert!(reset.poll().is_pending());
+    }
+    drop(first);
+    let heard = other.block_on(reset).unwrap_err();
+    assert!(matches!(heard, GateError::ShutDown), "{heard:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_the_lock_during_a_reset_reaches_its_caller() {
+    let directory = tempfile::tempdir().unwrap();
+    let (lock, _trying) = ScriptedLock::halting(directory.path(), |_| false);
+    let gate = Gate::builder(lock.on_try(|_| async { panic!("scripted") })).build();
+    let reset = tokio::spawn(async move { gate.reset("key").await });
+    assert!(reset.await.unwrap_err().is_panic());
+}

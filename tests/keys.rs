@@ -272,6 +272,17 @@ async fn a_key_stands_in_messages_on_one_short_line() {
     }
 }
 
+#[test]
+fn a_field_in_a_message_has_sixty_characters_at_most_and_says_when_it_was_cut() {
+    let shown = |name: &str| BackendKey::new(BrokerInstanceKey::Shared, name, "1.0").to_string();
+    for character in ["x", "é", "🦀"] {
+        let fits = character.repeat(60);
+        assert_eq!(shown(&fits), format!("shared/{fits}/1.0"));
+        let longer = character.repeat(61);
+        assert_eq!(shown(&longer), format!("shared/{fits}…/1.0"));
+    }
+}
+
 /// A key type as a user may write one: numbers, bytes and an optional part.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Shard {

@@ -309,6 +309,26 @@ async fn an_end_that_is_reported_while_the_next_one_launches_is_taken_back_and_n
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_end_of_a_launch_that_failed_changes_nothing_while_the_next_one_launches() {
+    for in_file in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let gate = match in_file {
+            true => process(directory.path(), &StepClock::new()),
+            false => watched(Gate::builder(InMemorySpawnLock::new())).build(),
+        };
+        let failed = lead(&gate, KEY).await;
+        let launch = failed.fencing_token();
+        failed.fail("no such program").await;
+        let permit = lead(&gate, KEY).await;
+        gate.backend_ended(KEY, BackendEnd::orderly(launch))
+            .await
+            .unwrap();
+        permit.fail("no such program").await;
+        assert_eq!(attempts_used(&gate, KEY).await, 2, "{in_file}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_end_of_a_backend_that_was_stable_changes_nothing() {
     for end in [BackendEnd::orderly as fn(u64) -> _, |launch| {
         BackendEnd::failed(launch, "exit status: 1")

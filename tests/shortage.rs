@@ -14,8 +14,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
-use spawn_gate::admin::{BackendEnd, inspect_spawn_lock};
+use spawn_gate::admin::{BackendEnd, LedgerReading, inspect_spawn_lock};
 use spawn_gate::budget::{ExhaustionReason, SpawnBudgetConfig};
+use spawn_gate::lock::{LedgerUpdate, LockRequest, SpawnLock, TryAcquire};
 use spawn_gate::{
     BackendLauncher, FileSpawnLock, GateError, How, SpawnGate, SpawnLockError, launcher_fn,
 };
@@ -119,6 +120,15 @@ fn one_thread() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
+/// The next blocking call needs a new thread.
+fn one_thread_whose_others_end_at_once() -> Runtime {
+    Builder::new_current_thread()
+        .enable_all()
+        .thread_keep_alive(Duration::ZERO)
+        .build()
+        .unwrap()
+}
+
 #[track_caller]
 fn is_short_of_threads(error: &GateError) {
     let GateError::Lock(lock) = error else {
@@ -204,12 +214,7 @@ fn an_outcome_is_recorded_also_if_no_thread_is_left_for_it() {
     in_a_child(
         "an_outcome_is_recorded_also_if_no_thread_is_left_for_it",
         |directory| {
-            // Its threads end at once, so that the next call needs a new one.
-            let runtime = Builder::new_current_thread()
-                .enable_all()
-                .thread_keep_alive(Duration::ZERO)
-                .build()
-                .unwrap();
+            let runtime = one_thread_whose_others_end_at_once();
             let lock = FileSpawnLock::new(directory).unwrap();
             let gate: Gate = SpawnGate::builder(lock)
                 .budget(SpawnBudgetConfig::new(1, SOON * 100))
@@ -229,6 +234,36 @@ fn an_outcome_is_recorded_also_if_no_thread_is_left_for_it() {
                 );
                 assert_eq!(gate.snapshot("called off").await.budget.attempts_used, 0);
             });
+        },
+    );
+}
+
+/// There, a call on the runtime's thread could hang it.
+#[test]
+fn without_a_thread_no_outcome_is_recorded_on_a_file_system_that_may_hang() {
+    in_a_child(
+        "without_a_thread_no_outcome_is_recorded_on_a_file_system_that_may_hang",
+        |directory| {
+            let runtime = one_thread_whose_others_end_at_once();
+            let lock = FileSpawnLock::on_any_filesystem(directory).unwrap();
+            let path = lock.path_of(&"indexer");
+            let gate: Gate = SpawnGate::builder(lock).build();
+            let threads = || fs::read_dir("/proc/self/task").unwrap().count();
+            let at_first = threads();
+            runtime.block_on(async {
+                let permit = lead(&gate, "indexer".to_owned()).await;
+                while threads() > at_first {
+                    tokio::task::yield_now().await;
+                }
+                forbid_threads();
+                drop(permit.fail("no such program").await);
+                allow_threads();
+            });
+            let report = inspect_spawn_lock(path).unwrap();
+            let LedgerReading::Found(ledger) = &report.ledger else {
+                panic!("{report:?}");
+            };
+            assert_eq!(ledger.last_outcome(), None);
         },
     );
 }
@@ -260,6 +295,39 @@ fn two_hundred_keys_are_launched_at_once_with_sixty_four_descriptors() {
                 for launch in launches {
                     assert_eq!(launch.await.unwrap().unwrap().how, How::Led);
                 }
+            });
+        },
+    );
+}
+
+#[test]
+fn a_lock_file_is_opened_once_another_one_is_closed() {
+    in_a_child(
+        "a_lock_file_is_opened_once_another_one_is_closed",
+        |directory| {
+            limit_to(Resource::Nofile, 64);
+            let lock = FileSpawnLock::new(directory).unwrap();
+            one_thread().block_on(async {
+                let try_it = |key: u32| {
+                    let later = tokio::time::Instant::now() + Duration::from_secs(60);
+                    let lock = lock.clone();
+                    async move {
+                        let request = LockRequest::new(LedgerUpdate::none(), later);
+                        match lock.try_acquire(&key, request).await {
+                            Ok(TryAcquire::Acquired(lease)) => lease,
+                            other => panic!("{other:?}"),
+                        }
+                    }
+                };
+                let mut held = Vec::new();
+                for key in 0..16 {
+                    held.push(try_it(key).await);
+                }
+                let mut one_more = tokio_test::task::spawn(try_it(16));
+                tokio_test::assert_pending!(one_more.poll());
+                drop(held.pop());
+                assert!(one_more.is_woken());
+                drop(one_more.await);
             });
         },
     );

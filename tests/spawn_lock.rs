@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use spawn_gate::error::{LaunchError, Stage, TimeoutError};
+use spawn_gate::lock::SpawnLock;
 use spawn_gate::{
     BackendLauncher, FileSpawnLock, GateError, How, InMemorySpawnLock, LaunchPermit, SpawnGate,
     SpawnLockError, acquire_spawn_lock,
@@ -242,6 +243,33 @@ fn a_lost_lock_keeps_nobody_from_the_file_that_is_there_now() {
         acquire_spawn_lock(&path),
         Err(SpawnLockError::AlreadyLocked { .. })
     ));
+}
+
+#[tokio::test]
+async fn a_lock_file_that_keeps_no_ledger_is_verified_too_before_a_success_is_told() {
+    let (_directory, locks) = locks();
+    let locks = locks.without_ledger();
+    let gate = Gate::builder(locks.clone()).build();
+    let permit = lead(&gate, KEY).await;
+    fs::remove_file(locks.path_of(&KEY)).unwrap();
+    let error = permit.succeed(7).await.unwrap_err();
+    assert!(is_lost(&error, &locks.path_of(&KEY)), "{error:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_is_waited_for_on_a_local_file_system_and_paused_for_on_another_machines() {
+    let (directory, locks) = locks();
+    let held = try_acquire(&locks, &KEY).await.unwrap();
+    let pause = Duration::from_millis(10);
+    let mut waiting = tokio_test::task::spawn(locks.released(&KEY, pause));
+    assert_pending!(waiting.poll());
+    drop(held);
+    waiting.await;
+
+    let anywhere = FileSpawnLock::on_any_filesystem(directory.path()).unwrap();
+    let began = Instant::now();
+    anywhere.released(&KEY, pause).await;
+    assert_eq!(began.elapsed(), pause);
 }
 
 /// A child between fork and exec holds a duplicate of every descriptor, and with it the lock.

@@ -138,16 +138,26 @@ fn namespace_shift() -> Option<i128> {
     use std::os::unix::fs::MetadataExt;
 
     let number = |path: &str| std::fs::metadata(path).map(|namespace| namespace.ino());
-    match number("/proc/self/ns/time") {
+    shift_of(
+        number("/proc/self/ns/time"),
+        number("/proc/self/ns/time_for_children"),
+        || std::fs::read_to_string("/proc/self/timens_offsets").ok(),
+    )
+}
+
+/// The shift of the namespace `here`. `offsets` are those of the namespace that the `children` of this process are made in.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn shift_of(
+    here: std::io::Result<u64>,
+    children: std::io::Result<u64>,
+    offsets: impl FnOnce() -> Option<String>,
+) -> Option<i128> {
+    match here {
         // The kernel has no time namespaces.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Some(0),
-        // The shifts below are those of children, which may be in another namespace than this process.
-        here if here.as_ref().ok() != number("/proc/self/ns/time_for_children").ok().as_ref() => {
-            return None;
-        }
-        _ => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(0),
+        here if here.as_ref().ok() == children.as_ref().ok() => shift_in(&offsets()?),
+        _ => None,
     }
-    shift_in(&std::fs::read_to_string("/proc/self/timens_offsets").ok()?)
 }
 
 /// The shift of the time since boot in the kernel's list, in nanoseconds.
@@ -228,6 +238,21 @@ mod tests {
             Some(-2_000_000_000 + 999_999_999)
         );
         assert_eq!(shift_in("monotonic 0 0\n"), None);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_shift_is_unknown_if_children_are_made_in_another_time_namespace() {
+        use std::io::ErrorKind::{NotFound, PermissionDenied};
+
+        let offsets = || Some("boottime 1 2\n".to_owned());
+        let shift = |here, children| shift_of(here, children, offsets);
+        assert_eq!(shift(Ok(7), Ok(7)), Some(1_000_000_002));
+        assert_eq!(shift(Ok(7), Ok(8)), None);
+        assert_eq!(shift(Ok(7), Err(PermissionDenied.into())), None);
+        assert_eq!(shift(Err(PermissionDenied.into()), Ok(7)), None);
+        assert_eq!(shift(Err(NotFound.into()), Err(NotFound.into())), Some(0));
+        assert_eq!(shift_of(Ok(7), Ok(7), || None), None);
     }
 
     /// In a child: prints the time since boot.

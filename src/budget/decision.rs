@@ -350,6 +350,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_reason_is_kept_only_while_no_attempt_is_left() {
+        let policy = &BudgetPolicy::default();
+        let now = Instant::now();
+        let flight = NonZeroU64::MIN;
+        let mut state = KeyState::default();
+        for attempt in 1..=policy.config.max_attempts {
+            assert!(matches!(
+                state.enter(policy, flight, false, now),
+                Admission::Lead
+            ));
+            state.charge(policy, false, now).unwrap();
+            let settle = BudgetUpdate::Settle {
+                settlement: Settlement::Failed,
+                reason: Some(Arc::new(ExhaustionReason::launch_failed("no such program"))),
+                launch: 1,
+                now,
+            };
+            assert!(state.end(policy, flight, false, settle));
+            let is_last = attempt == policy.config.max_attempts;
+            assert_eq!(state.reason.is_some(), is_last, "attempt {attempt}");
+        }
+    }
+
+    #[test]
     fn a_picture_of_the_ledger_that_was_doubted_while_it_was_taken_refuses_nobody() {
         let policy = &BudgetPolicy {
             is_in_ledger: true,

@@ -82,3 +82,20 @@ impl fmt::Display for ExhaustionReason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_whose_message_was_lost_is_named_without_one() {
+        assert_eq!(
+            ExhaustionReason::launch_failed("").to_string(),
+            "the last launch failed"
+        );
+        assert_eq!(
+            ExhaustionReason::launch_failed("no such program").to_string(),
+            "the last launch failed: no such program"
+        );
+    }
+}

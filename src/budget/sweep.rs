@@ -40,3 +40,39 @@ impl Sweep {
         (capacity > 4 * left.max(FEW)).then_some(2 * left)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_swept_once_per_window_and_not_by_its_first_request() {
+        let window = Duration::from_secs(10);
+        let now = Instant::now();
+        let mut sweep = Sweep::default();
+        assert!(!sweep.is_due(window, now));
+        assert!(!sweep.is_due(window, now + window - Duration::from_millis(1)));
+        assert!(sweep.is_due(window, now + window));
+        assert!(!sweep.is_due(window, now + window));
+        assert!(sweep.is_due(window, now + 2 * window));
+    }
+
+    #[test]
+    fn a_table_is_swept_early_once_it_has_twice_the_keys_that_the_last_sweep_left() {
+        let mut sweep = Sweep::default();
+        assert!(!sweep.has_grown(2 * FEW - 1));
+        assert!(sweep.has_grown(2 * FEW));
+        sweep.swept(1000, 1000);
+        assert!(!sweep.has_grown(1999));
+        assert!(sweep.has_grown(2000));
+    }
+
+    #[test]
+    fn a_table_with_room_for_more_than_four_times_its_keys_is_shrunk_to_twice_its_keys() {
+        let mut sweep = Sweep::default();
+        assert_eq!(sweep.swept(1000, 4000), None);
+        assert_eq!(sweep.swept(1000, 4001), Some(2000));
+        assert_eq!(sweep.swept(10, 4 * FEW), None);
+        assert_eq!(sweep.swept(10, 4 * FEW + 1), Some(20));
+    }
+}

@@ -1,6 +1,5 @@
 //! The leader: the only owner of its flight, its attempt and its held lock.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -374,13 +373,5 @@ impl<K: GateKey, T> Drop for Parts<K, T> {
         let update = BudgetUpdate::without_ledger(&self.shared.policy, settlement, reason);
         let outcome = error.map_or(Outcome::LeaderGone, |error| Outcome::Failed(error.into()));
         let _ = caught(|| self.flight.end(&self.shared.policy, outcome, false, update));
-    }
-}
-
-impl<K: GateKey + fmt::Debug, T> fmt::Debug for Leader<K, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Leader")
-            .field("key", self.flight.key())
-            .finish_non_exhaustive()
     }
 }

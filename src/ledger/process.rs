@@ -71,3 +71,32 @@ fn process_started() -> Option<u64> {
 fn process_started() -> Option<u64> {
     None
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_holder_is_named_by_process_start_host_and_namespace() {
+        let since = ClockReading {
+            unix: Duration::from_secs(1),
+            boot: None,
+        };
+        let holder = this_process(since);
+        assert_eq!(holder.pid, std::process::id());
+        assert_eq!(holder.since, since);
+        let host = holder.host.unwrap();
+        let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+        assert_eq!(host.name, name.trim_end());
+        let namespace = fs::metadata("/proc/self/ns/pid").unwrap().ino();
+        assert_eq!(host.pid_namespace, Some(namespace));
+        // The name before it is that of the test's thread or program, and has no space here.
+        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        let started = stat.split(' ').nth(21).unwrap().parse().unwrap();
+        assert_eq!(holder.process_started, Some(started));
+    }
+}

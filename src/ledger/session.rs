@@ -165,7 +165,7 @@ impl LedgerSession {
         let retry_after = ledger.budget.retry_after(&self.policy, now);
         if let Some(retry_after) = retry_after {
             let reason = ledger.exhaustion_reason(&self.policy);
-            if has_looked && ledger.budget.up_since.is_some() {
+            if has_looked {
                 ledger.budget.found_down();
             }
             return Err(Refusal {

@@ -330,3 +330,83 @@ fn one_word(name: &str) -> String {
         name
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading(seconds: u64) -> ClockReading {
+        ClockReading {
+            unix: Duration::from_millis(1_800_000_000_000 + seconds * 1001),
+            boot: Some(BootReading {
+                id: 0xb007,
+                elapsed: Duration::from_millis(seconds * 1001),
+            }),
+        }
+    }
+
+    #[test]
+    fn a_ledger_with_every_line_is_read_as_it_was_written() {
+        let mut ledger = Ledger {
+            launch: 19,
+            holder: Some(LedgerHolder {
+                pid: 4711,
+                since: reading(5),
+                process_started: Some(83_787),
+                host: Some(ProcessHost {
+                    name: "web-1".to_owned(),
+                    pid_namespace: Some(4_026_531_836),
+                }),
+            }),
+            charged: 19,
+            charged_at: Some(reading(6)),
+            last_outcome: Some(LastOutcome {
+                launch: 18,
+                at: reading(4),
+                failure: Some("no such program".to_owned()),
+            }),
+            elder: 17,
+            found: 16,
+            backend_end: Some(BackendEnd::failed(17, "exit status: 1")),
+            is_count_lost: true,
+            written: Some(reading(7)),
+            ..Ledger::default()
+        };
+        ledger.budget.up_since = Some(reading(3));
+        let charges = [
+            Charges::None,
+            Charges::Fixed {
+                window_began: reading(1),
+                used: 2,
+            },
+            Charges::Sliding(Box::new([reading(1), reading(2)])),
+        ];
+        for charges in charges {
+            ledger.budget.charges = charges;
+            assert_eq!(ledger.to_string().parse(), Ok(ledger.clone()));
+        }
+    }
+
+    #[test]
+    fn what_has_not_happened_has_no_line() {
+        assert_eq!(Ledger::default().to_string(), "launch 0\n");
+    }
+
+    #[test]
+    fn a_message_is_cut_only_if_it_is_longer_than_its_room() {
+        let just_fits = "m".repeat(MAX_MESSAGE_LEN);
+        assert_eq!(escaped(&just_fits), just_fits);
+        assert_eq!(escaped(&format!("{just_fits}m")), format!("{just_fits}…"));
+        // A character that crosses the end is left out as a whole.
+        let crosses = format!("{}éé", &just_fits[1..]);
+        assert_eq!(escaped(&crosses), format!("{}…", &just_fits[1..]));
+    }
+
+    #[test]
+    fn a_host_name_is_one_word_and_no_longer_than_its_room() {
+        assert_eq!(one_word("web 1"), "web_1");
+        assert_eq!(one_word(""), "_");
+        let cut = one_word(&"w".repeat(MAX_HOST_LEN + 1));
+        assert_eq!(cut, format!("{}…", "w".repeat(MAX_HOST_LEN)));
+    }
+}

@@ -361,3 +361,27 @@ pub enum Unsafety {
         mode: u32,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_at_the_path_instead_of_a_file_is_named_in_words() {
+        for (found, words) in [
+            (FileKind::Directory, "directory"),
+            (FileKind::Symlink, "symbolic link"),
+            (FileKind::Fifo, "FIFO"),
+            (FileKind::Socket, "socket"),
+            (FileKind::Device, "device"),
+            (FileKind::Other, "special file"),
+        ] {
+            let path = "indexer.lock".into();
+            let error = SpawnLockError::NotARegularFile { path, found };
+            assert_eq!(
+                error.to_string(),
+                format!("the spawn lock indexer.lock is a {words}, not a regular file")
+            );
+        }
+    }
+}

@@ -37,22 +37,76 @@ impl fmt::Display for LockHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // It says "took", not "holds": the process may be gone, and a child that it forked may still hold the lock.
         write!(f, "{}, which process {}", self.path.display(), self.pid)?;
-        // A reader would take a bare process id for one of this host and this process namespace.
-        match (&self.host, this_host()) {
-            (Some(host), Some(here)) if host.name != here.name => {
-                write!(f, " of host {}", host.name)?;
-            }
-            (Some(host), Some(here)) if host.pid_namespace != here.pid_namespace => {
-                f.write_str(" of another process namespace")?;
-            }
-            (Some(host), None) => write!(f, " of host {}", host.name)?,
-            _ => {}
-        }
+        write_place(f, self.host.as_ref(), this_host())?;
         f.write_str(" took")?;
         match self.since.elapsed() {
             Ok(age) => write!(f, " {:.1} s ago", age.as_secs_f64()),
             // The clock was set back.
             Err(_) => Ok(()),
         }
+    }
+}
+
+/// Says where a process id is valid, unless it is `here`: a reader would take a bare process id for one of this host and this
+/// process namespace.
+fn write_place(
+    f: &mut fmt::Formatter<'_>,
+    host: Option<&ProcessHost>,
+    here: Option<&ProcessHost>,
+) -> fmt::Result {
+    match (host, here) {
+        (Some(host), Some(here)) if host.name == here.name => {
+            if host.pid_namespace != here.pid_namespace {
+                f.write_str(" of another process namespace")?;
+            }
+            Ok(())
+        }
+        (Some(host), _) => write!(f, " of host {}", host.name),
+        (None, _) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A process id's place, as it is told to a reader at another one.
+    struct Place(Option<ProcessHost>, Option<ProcessHost>);
+
+    impl fmt::Display for Place {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write_place(f, self.0.as_ref(), self.1.as_ref())
+        }
+    }
+
+    #[test]
+    fn a_process_id_is_told_with_its_place_unless_that_is_the_readers() {
+        let at = |name: &str, namespace| {
+            Some(ProcessHost {
+                name: name.to_owned(),
+                pid_namespace: Some(namespace),
+            })
+        };
+        let place = |host, here| Place(host, here).to_string();
+        assert_eq!(place(at("web-1", 1), at("web-1", 1)), "");
+        assert_eq!(
+            place(at("web-1", 2), at("web-1", 1)),
+            " of another process namespace"
+        );
+        assert_eq!(place(at("web-2", 1), at("web-1", 1)), " of host web-2");
+        assert_eq!(place(at("web-2", 1), None), " of host web-2");
+        assert_eq!(place(None, at("web-1", 1)), "");
+    }
+
+    #[test]
+    fn a_holder_here_is_named_by_its_process_id_alone() {
+        let holder = LockHolder {
+            path: "indexer.lock".into(),
+            pid: 4711,
+            host: this_host().cloned(),
+            // In the future, so that no age is named.
+            since: SystemTime::now() + std::time::Duration::from_secs(3600),
+        };
+        assert_eq!(holder.to_string(), "indexer.lock, which process 4711 took");
     }
 }

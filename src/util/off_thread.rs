@@ -64,9 +64,12 @@ pub(crate) async fn off_thread<V: Send + 'static>(
 
 /// Whether the runtime of this thread surely has a thread for the call.
 fn has_thread() -> bool {
-    LAST_RETURN
-        .get()
-        .is_some_and(|last| last.elapsed() < KEPT_FOR)
+    keeps_thread(LAST_RETURN.get(), Instant::now())
+}
+
+/// Whether the thread of a call that returned then is kept at `now`.
+fn keeps_thread(last_return: Option<Instant>, now: Instant) -> bool {
+    last_return.is_some_and(|last| now.saturating_duration_since(last) < KEPT_FOR)
 }
 
 /// Checks that a thread can be started. A runtime would panic, or keep the call until it has a thread.
@@ -110,5 +113,15 @@ mod tests {
         let here = thread::current().id();
         let answer = on_own_thread(move || thread::current().id() != here).unwrap();
         assert!(answer.await.unwrap());
+    }
+
+    #[test]
+    fn a_thread_counts_as_kept_for_less_than_a_second_after_a_call() {
+        let now = Instant::now();
+        assert!(!keeps_thread(None, now));
+        assert!(keeps_thread(Some(now), now));
+        let almost = KEPT_FOR - Duration::from_millis(1);
+        assert!(keeps_thread(Some(now), now + almost));
+        assert!(!keeps_thread(Some(now), now + KEPT_FOR));
     }
 }

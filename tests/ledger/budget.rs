@@ -10,7 +10,10 @@ use std::time::Duration;
 use spawn_gate::admin::{Ledger, LedgerReading, inspect_spawn_lock};
 use spawn_gate::budget::{BootReading, ClockReading, WindowKind};
 use spawn_gate::error::Stage;
-use spawn_gate::{Acquired, FileSpawnLock, GateError, How, SpawnBudgetConfig, acquire_spawn_lock};
+use spawn_gate::{
+    Acquired, FileSpawnLock, GateError, How, InMemorySpawnLock, SpawnBudgetConfig,
+    acquire_spawn_lock,
+};
 use tokio_test::{assert_pending, task};
 
 use super::{Gate, KEY, WINDOW, builder, finder, gate, lock_path, until_flight};
@@ -78,6 +81,24 @@ async fn a_sliding_maximum_beyond_what_a_ledger_holds_counts_as_24_and_one_refus
             Err(GateError::BudgetExhausted(refusal)) => assert_eq!(refusal.first, is_first),
             other => panic!("not refused: {other:?}"),
         }
+    }
+}
+
+#[tokio::test]
+async fn a_maximum_beyond_24_counts_in_full_where_it_need_not_fit_a_record() {
+    let directory = tempfile::tempdir().unwrap();
+    let lock = FileSpawnLock::new(directory.path()).unwrap();
+    let budget = SpawnBudgetConfig::new(26, WINDOW);
+    let fixed = builder(lock, &StepClock::new()).budget(budget).build();
+    let unrecorded = Gate::builder(InMemorySpawnLock::new())
+        .budget(budget)
+        .window_kind(WindowKind::Sliding)
+        .build();
+    for gate in [fixed, unrecorded] {
+        for _ in 0..26 {
+            fail_once(&gate, KEY).await;
+        }
+        refusal(gate.acquire(KEY).await);
     }
 }
 
@@ -300,6 +321,23 @@ async fn a_used_up_budget_is_refused_without_waiting_for_whoever_holds_the_lock(
     tokio::time::advance(Duration::from_secs(2)).await;
     let asked = tokio::time::Instant::now();
     assert_eq!(retry_after(&broker).await, WINDOW);
+    assert_eq!(asked.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_finds_nothing_is_refused_without_waiting_for_whoever_holds_the_lock() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = StepClock::new();
+    let broker = gate(directory.path(), &clock);
+    for _ in 0..3 {
+        fail_once(&broker, KEY).await;
+    }
+    let _held = acquire_spawn_lock(lock_path(directory.path())).unwrap();
+    let asked = tokio::time::Instant::now();
+    let launcher = Script::launching(|_| async { Ok(1) });
+    let refused = refusal(broker.launch(KEY, launcher.clone()).await);
+    assert_eq!(refused.retry_after, WINDOW);
+    assert_eq!(launcher.discover.calls(), 1);
     assert_eq!(asked.elapsed(), Duration::ZERO);
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use spawn_gate::admin::{Ledger, LedgerReading, inspect_spawn_lock};
+use spawn_gate::admin::{BackendEnd, Ledger, LedgerReading, inspect_spawn_lock};
 use spawn_gate::budget::{SharedClock, WindowKind};
 use spawn_gate::error::LockError;
 use spawn_gate::{FileSpawnLock, GateError, SpawnBudgetConfig, SpawnLockError, acquire_spawn_lock};
@@ -73,6 +73,46 @@ fn a_time_without_all_its_milliseconds_is_no_time() {
         let record = format!("window {time} 1\n").parse::<Ledger>();
         assert!(record.is_err(), "{time}: {record:?}");
     }
+}
+
+/// The text of this ledger after these reports.
+fn after_ends(ledger: &str, ends: &[BackendEnd]) -> String {
+    let mut ledger: Ledger = ledger.parse().unwrap();
+    for end in ends {
+        ledger.note_backend_end(end);
+    }
+    ledger.to_string()
+}
+
+#[test]
+fn a_reported_end_counts_for_the_last_success_and_the_one_before_the_launch_in_progress_alone() {
+    let failed = "launch 7\nwindow 1.000 2\ncharged 7 1.000\noutcome 7 failed 1.000 no\n";
+    let launched =
+        "launch 7\nwindow 1.000 2\nup-since 1.000\ncharged 7 1.000\noutcome 7 launched 1.000\n";
+    let never_ended = "launch 7\nwindow 1.000 2\ncharged 7 1.000\n";
+    let elder = format!("{launched}elder 5\n");
+    for (ledger, launch) in [
+        (failed, 7),
+        (launched, 6),
+        (never_ended, 7),
+        (never_ended, 0),
+        (&elder, 6),
+    ] {
+        let after = after_ends(ledger, &[BackendEnd::orderly(launch)]);
+        assert_eq!(after, ledger, "the end of {launch}");
+    }
+
+    let newest =
+        "launch 7\nwindow 1.000 1\ncharged 7 1.000\noutcome 7 launched 1.000\nended 7 orderly\n";
+    let end = BackendEnd::orderly(7);
+    assert_eq!(after_ends(launched, std::slice::from_ref(&end)), newest);
+    assert_eq!(after_ends(launched, &[end.clone(), end]), newest);
+    // The backend of the newest launch may be up, and become stable.
+    let one_less = elder.replace("window 1.000 2", "window 1.000 1");
+    assert_eq!(
+        after_ends(&elder, &[BackendEnd::orderly(5)]),
+        format!("{one_less}ended 5 orderly\n")
+    );
 }
 
 #[tokio::test]

@@ -1,8 +1,10 @@
 //! Writes of the ledger that fail, are cut off or come too late (promises 11, 16, 31): charges, launches and resets stay right.
 
 use std::fs;
+use std::future::pending;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,7 +20,7 @@ use super::{Gate, KEY, WINDOW, builder, finder, gate, lock_path};
 use crate::support::hooked_lock::At;
 use crate::support::lock_file::read_held;
 use crate::support::script::Script;
-use crate::support::scripted_lock::{Scripted, ScriptedLock};
+use crate::support::scripted_lock::{Scripted, ScriptedLock, lost};
 use crate::support::step_clock::StepClock;
 use crate::support::{lead, led};
 
@@ -152,6 +154,68 @@ async fn a_reset_is_not_undone_by_the_flight_that_it_waited_for() {
     resetting.await.unwrap().unwrap();
     // At once: a refusal by the ledger is believed for a second.
     assert_eq!(lead(&gate, KEY).await.attempt_number(), 1);
+}
+
+#[tokio::test]
+async fn a_permit_that_is_given_back_is_taken_from_the_ledger_although_its_lock_cannot_be_verified()
+{
+    let directory = tempfile::tempdir().unwrap();
+    let path = lock_path(directory.path());
+    let lock = FileSpawnLock::new(directory.path()).unwrap();
+    let lock = ScriptedLock::new(lock).on_verify({
+        let path = path.clone();
+        move |call| {
+            let no_memory = SpawnLockError::Identity {
+                path: path.clone(),
+                source: io::ErrorKind::OutOfMemory.into(),
+            };
+            // The first is the one before the permit is given out.
+            async move { if call == 1 { Ok(()) } else { Err(no_memory) } }
+        }
+    });
+    let permit = lead(&builder(lock, &StepClock::new()).build(), KEY).await;
+    permit.refund().await;
+    let LedgerReading::Found(ledger) = inspect_spawn_lock(&path).unwrap().ledger else {
+        panic!("nothing was written");
+    };
+    assert_eq!((ledger.attempts_charged(), ledger.holder()), (0, None));
+}
+
+/// Nor is one asked again that does not answer.
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_is_lost_before_the_launch_is_written_to_no_more() {
+    for is_lost in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        let is_gone = Arc::new(AtomicBool::new(false));
+        let lock = FileSpawnLock::new(directory.path()).unwrap();
+        let lock = ScriptedLock::new(lock)
+            .on_try({
+                let is_gone = Arc::clone(&is_gone);
+                move |_| {
+                    is_gone.store(false, Ordering::SeqCst);
+                    async { Ok(()) }
+                }
+            })
+            .on_verify({
+                let is_gone = Arc::clone(&is_gone);
+                move |call| {
+                    is_gone.store(call == 1, Ordering::SeqCst);
+                    async move {
+                        match (call, is_lost) {
+                            (1, true) => Err(lost()),
+                            (1, false) => pending().await,
+                            _ => Ok(()),
+                        }
+                    }
+                }
+            })
+            .on_write(move |_| {
+                assert!(!is_gone.load(Ordering::SeqCst), "it is written to");
+                async { Ok(()) }
+            });
+        let permit = lead(&builder(lock, &StepClock::new()).build(), KEY).await;
+        assert_eq!(permit.attempt_number(), 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -37,16 +37,20 @@ fn held_at_once() -> usize {
     *HELD.get_or_init(|| (sys::descriptor_limit() / 4).clamp(FEWEST, MOST))
 }
 
-fn caps() -> &'static Caps {
-    static CAPS: OnceLock<Caps> = OnceLock::new();
-    CAPS.get_or_init(|| {
-        let held = held_at_once();
-        Caps {
+impl Caps {
+    /// The caps that go with this cap on leases.
+    fn of(held: usize) -> Self {
+        Self {
             held: Semaphore::new(held),
             watched: Semaphore::new(held / 2),
             looked_at: Semaphore::new(held / 4),
         }
-    })
+    }
+}
+
+fn caps() -> &'static Caps {
+    static CAPS: OnceLock<Caps> = OnceLock::new();
+    CAPS.get_or_init(|| Caps::of(held_at_once()))
 }
 
 /// Waits until this process may open one more lock file for a lease.
@@ -81,4 +85,21 @@ pub(super) async fn for_look() -> Option<Slot> {
         sleep(LOOK_AGAIN).await;
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_and_looks_have_smaller_caps_than_leases() {
+        let caps = Caps::of(64);
+        let caps = [caps.held, caps.watched, caps.looked_at];
+        assert_eq!(caps.map(|cap| cap.available_permits()), [64, 32, 16]);
+    }
+
+    #[tokio::test]
+    async fn a_look_counts_against_its_cap_until_it_is_over() {
+        assert!(for_look().await.is_some());
+    }
 }

@@ -291,31 +291,33 @@ fn check_directory(path: &Path, filesystem: Filesystem) -> Result<(), SpawnLockE
     let Some(problem) = sys::directory_unsafety(&metadata) else {
         return Ok(());
     };
-    // The file system comes first: no owner or mode makes one safe that is not.
+    let found = sys::filesystem_of(directory);
+    let found = found.map_err(|source| sys::open_error(directory, source))?;
+    Err(directory_refused(directory, &found, filesystem, problem))
+}
+
+/// Why a directory with this problem is refused. The file system comes first: no owner or mode makes one safe that is not.
+fn directory_refused(
+    directory: &Path,
+    found: &sys::FilesystemKind,
+    accepted: Filesystem,
+    problem: Unsafety,
+) -> SpawnLockError {
     let path = directory.to_path_buf();
-    let of_filesystem = sys::filesystem_of(directory);
-    let of_filesystem = of_filesystem.map_err(|source| sys::open_error(directory, source))?;
-    Err(match of_filesystem {
-        sys::FilesystemKind {
-            shared: Some(name), ..
-        } if filesystem == Filesystem::Local => SpawnLockError::UnsafeFilesystem {
-            path,
-            filesystem: name,
-        },
-        sys::FilesystemKind {
-            read_only: true, ..
-        } => SpawnLockError::ReadOnlyFilesystem {
+    match (found.shared, problem) {
+        (Some(filesystem), _) if accepted == Filesystem::Local => {
+            SpawnLockError::UnsafeFilesystem { path, filesystem }
+        }
+        _ if found.read_only => SpawnLockError::ReadOnlyFilesystem {
             path,
             source: sys::read_only(),
         },
-        sys::FilesystemKind { has_modes, .. } => SpawnLockError::Unsafe {
+        (_, Unsafety::Writable { mode }) if !found.has_modes => SpawnLockError::Unsafe {
             path,
-            problem: match problem {
-                Unsafety::Writable { mode } if !has_modes => Unsafety::ChmodIgnored { mode },
-                problem => problem,
-            },
+            problem: Unsafety::ChmodIgnored { mode },
         },
-    })
+        _ => SpawnLockError::Unsafe { path, problem },
+    }
 }
 
 /// Checks the open file, not the path, since an open file cannot be replaced.
@@ -329,13 +331,12 @@ fn check_file(
         source,
     };
     // In the order of what a person has to change: the file system, the kind of file, its owner, its mode.
-    if filesystem == Filesystem::Local {
-        if let Some(filesystem) = sys::unsafe_filesystem(file).map_err(identity_error)? {
-            return Err(SpawnLockError::UnsafeFilesystem {
-                path: path.to_path_buf(),
-                filesystem,
-            });
-        }
+    let shared = not_accepted(filesystem, || sys::unsafe_filesystem(file));
+    if let Some(filesystem) = shared.map_err(identity_error)? {
+        return Err(SpawnLockError::UnsafeFilesystem {
+            path: path.to_path_buf(),
+            filesystem,
+        });
     }
     let metadata = file.metadata().map_err(identity_error)?;
     if let Some(found) = sys::kind(&metadata) {
@@ -354,6 +355,17 @@ fn check_file(
         });
     }
     sys::identity(file, &metadata).map_err(identity_error)
+}
+
+/// The name of the file system if it is not accepted, since other machines may share it.
+fn not_accepted(
+    accepted: Filesystem,
+    shared: impl FnOnce() -> io::Result<Option<&'static str>>,
+) -> io::Result<Option<&'static str>> {
+    match accepted {
+        Filesystem::Local => shared(),
+        Filesystem::Any => Ok(None),
+    }
 }
 
 /// The identity of the handle's file.
@@ -433,6 +445,128 @@ mod tests {
                 current_identity: None,
                 ..
             })
+        ));
+    }
+
+    #[test]
+    fn a_file_system_that_other_machines_share_is_refused_unless_any_is_accepted() {
+        for (found, refused) in [(None, None), (Some("nfs"), Some("nfs"))] {
+            let shared = || Ok(found);
+            assert_eq!(not_accepted(Filesystem::Local, shared).unwrap(), refused);
+            assert_eq!(not_accepted(Filesystem::Any, shared).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn a_directory_is_refused_for_its_file_system_before_its_mode() {
+        let refused = |shared, read_only, has_modes, accepted| {
+            let found = sys::FilesystemKind {
+                shared,
+                read_only,
+                has_modes,
+            };
+            let problem = Unsafety::Writable { mode: 0o777 };
+            directory_refused(Path::new("locks"), &found, accepted, problem)
+        };
+        use Filesystem::{Any, Local};
+        assert!(matches!(
+            refused(Some("nfs"), true, false, Local),
+            SpawnLockError::UnsafeFilesystem {
+                filesystem: "nfs",
+                ..
+            }
+        ));
+        for (shared, accepted) in [(None, Local), (Some("nfs"), Any)] {
+            assert!(matches!(
+                refused(shared, true, false, accepted),
+                SpawnLockError::ReadOnlyFilesystem { .. }
+            ));
+            assert!(matches!(
+                refused(shared, false, false, accepted),
+                SpawnLockError::Unsafe {
+                    problem: Unsafety::ChmodIgnored { mode: 0o777 },
+                    ..
+                }
+            ));
+            assert!(matches!(
+                refused(shared, false, true, accepted),
+                SpawnLockError::Unsafe {
+                    problem: Unsafety::Writable { mode: 0o777 },
+                    ..
+                }
+            ));
+        }
+    }
+
+    #[test]
+    fn a_try_by_one_who_waits_makes_a_file_that_was_deleted_meanwhile() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("backend.lock");
+        let waiting = || acquire_with(&path, Filesystem::Local, Try::WhileWaiting, |_| {});
+        drop(waiting().unwrap());
+        assert!(path.is_file());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_lock_is_not_released_by_a_guard_of_another_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("backend.lock");
+        let mut guard = acquire_spawn_lock(&path).unwrap();
+        // As in a forked child, which has a copy of the guard and of its descriptor.
+        let parents = guard.file().try_clone().unwrap();
+        guard.pid = guard.pid.wrapping_add(1);
+        drop(guard);
+        assert!(matches!(
+            acquire_spawn_lock(&path),
+            Err(SpawnLockError::AlreadyLocked { .. })
+        ));
+        drop(parents);
+        drop(acquire_spawn_lock(&path).unwrap());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_lock_whose_file_cannot_be_looked_at_is_not_taken_for_lost() {
+        let outer = tempfile::tempdir().unwrap();
+        let directory = outer.path().join("locks");
+        fs::create_dir(&directory).unwrap();
+        let guard = acquire_spawn_lock(directory.join("backend.lock")).unwrap();
+        fs::rename(&directory, outer.path().join("moved")).unwrap();
+        std::os::unix::fs::symlink(&directory, &directory).unwrap();
+        let verified = guard.verify();
+        assert!(
+            matches!(verified, Err(SpawnLockError::Identity { .. })),
+            "{verified:?}"
+        );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_lock_that_cannot_be_taken_says_whether_it_is_held_or_missing_or_broken() {
+        use rustix::io::Errno;
+
+        let file = tempfile::tempfile().unwrap();
+        let error = |errors: &[Errno]| {
+            let mut errors = errors.iter();
+            tried(Path::new("backend.lock"), &file, || match errors.next() {
+                Some(&errno) => Err(errno.into()),
+                None => Ok(()),
+            })
+        };
+        assert!(error(&[]).is_ok());
+        assert!(error(&[Errno::INTR, Errno::INTR]).is_ok());
+        assert!(matches!(
+            error(&[Errno::INTR, Errno::AGAIN]),
+            Err(SpawnLockError::AlreadyLocked { .. })
+        ));
+        assert!(matches!(
+            error(&[Errno::OPNOTSUPP]),
+            Err(SpawnLockError::LocksUnsupported { .. })
+        ));
+        assert!(matches!(
+            error(&[Errno::IO]),
+            Err(SpawnLockError::Lock { .. })
         ));
     }
 }

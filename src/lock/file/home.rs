@@ -162,21 +162,98 @@ fn not_a_directory(directory: &Path, source: io::Error) -> SpawnLockError {
     sys::open_error(directory, source)
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
+    fn writable(path: &Path) -> SpawnLockError {
+        SpawnLockError::Unsafe {
+            path: path.to_path_buf(),
+            problem: Unsafety::Writable { mode: 0o777 },
+        }
+    }
+
+    fn cannot_open(path: &Path, kind: io::ErrorKind) -> SpawnLockError {
+        SpawnLockError::Open {
+            path: path.to_path_buf(),
+            source: kind.into(),
+        }
+    }
+
+    #[test]
+    fn a_directory_just_made_that_others_can_write_to_is_on_a_file_system_without_modes() {
+        let outer = tempfile::tempdir().unwrap();
+        let directory = outer.path().join("locks");
+        for is_new in [true, false] {
+            let home = Home::make(&directory).unwrap();
+            let file = home.path().join(PROBE_NAME);
+            let mended = home.mend_at_first(&file, writable(home.path()));
+            let is_told = matches!(
+                mended,
+                Err(SpawnLockError::Unsafe {
+                    problem: Unsafety::ChmodIgnored { mode: 0o777 },
+                    ..
+                })
+            );
+            assert_eq!(is_told, is_new, "{mended:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_opened_for_another_reason_than_that_it_is_gone_is_left_alone() {
+        let outer = tempfile::tempdir().unwrap();
+        let home = Home::make(&outer.path().join("locks")).unwrap();
+        let file = home.path().join("backend.lock");
+        fs::remove_dir(home.path()).unwrap();
+        let denied = cannot_open(&file, io::ErrorKind::PermissionDenied);
+        assert!(home.mend(&file, denied).is_err());
+        assert!(!home.path().exists());
+        let gone = cannot_open(&file, io::ErrorKind::NotFound);
+        home.mend(&file, gone).unwrap();
+        assert!(home.path().is_dir());
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_again_is_an_error() {
+        let outer = tempfile::tempdir().unwrap();
+        let parent = outer.path().join("parent");
+        fs::create_dir(&parent).unwrap();
+        let home = Home::make(&parent.join("locks")).unwrap();
+        let file = home.path().join("backend.lock");
+        fs::remove_dir_all(&parent).unwrap();
+        fs::write(&parent, "").unwrap();
+        let gone = cannot_open(&file, io::ErrorKind::NotFound);
+        assert!(home.mend(&file, gone).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_the_directory_and_the_lock_file_are_taken_from_a_group() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+        let outer = tempfile::tempdir().unwrap();
+        let home = Home::make(&outer.path().join("locks")).unwrap();
+        let [file, other] = ["backend.lock", "other"].map(|name| home.path().join(name));
+        for path in [&file, &other] {
+            fs::write(path, "").unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o660)).unwrap();
+        }
+        assert!(home.mend(&file, writable(&other)).is_err());
+        home.mend(&file, writable(&file)).unwrap();
+        let modes = [file, other].map(|path| fs::metadata(path).unwrap().mode() & 0o777);
+        assert_eq!(modes, [0o600, 0o660]);
+    }
+
+    #[cfg(unix)]
     #[test]
     fn what_is_gone_before_its_mode_is_mended_is_tried_again() {
         let outer = tempfile::tempdir().unwrap();
         let home = Home::make(&outer.path().join("locks")).unwrap();
         let file = home.path().join("indexer.lock");
-        let given_away = |path: &Path| SpawnLockError::Unsafe {
-            path: path.to_path_buf(),
-            problem: Unsafety::Writable { mode: 0o666 },
-        };
-        home.mend(&file, given_away(&file)).unwrap();
+        home.mend(&file, writable(&file)).unwrap();
         std::fs::remove_dir(home.path()).unwrap();
-        home.mend(&file, given_away(home.path())).unwrap();
+        home.mend(&file, writable(home.path())).unwrap();
     }
 }

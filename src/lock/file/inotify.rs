@@ -282,4 +282,18 @@ mod tests {
             assert_eq!(name.as_deref(), Some(THREAD_NAME));
         }
     }
+
+    #[tokio::test]
+    async fn a_wait_that_ends_leaves_another_wait_for_the_same_file_to_be_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("backend.lock");
+        std::fs::write(&path, "").unwrap();
+        let mut watch = FileWatch::new(&path).unwrap();
+        drop(FileWatch::new(&path).unwrap());
+        std::fs::write(&path, "changed").unwrap();
+        // Only so that the test fails rather than hangs.
+        tokio::time::timeout(Duration::from_secs(60), watch.changed())
+            .await
+            .expect("it is not told");
+    }
 }

@@ -319,11 +319,15 @@ fn launch_after(last: u64) -> u64 {
 /// A fencing token without a ledger: it grows within this process, and from process to process with the wall clock.
 fn unrecorded_launch() -> u64 {
     static NEWEST: AtomicU64 = AtomicU64::new(0);
-    let now = launch_after(0);
-    if NEWEST.fetch_max(now, Ordering::Relaxed) < now {
+    token_after(&NEWEST, launch_after(0))
+}
+
+/// `now` if that is above the newest token, otherwise the number after that.
+fn token_after(newest: &AtomicU64, now: u64) -> u64 {
+    if newest.fetch_max(now, Ordering::Relaxed) < now {
         return now;
     }
-    NEWEST.fetch_add(1, Ordering::Relaxed) + 1
+    newest.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 #[cfg(test)]
@@ -394,6 +398,41 @@ mod tests {
         assert_eq!(found(&path), LedgerReading::Found(Box::new(ledger(3))));
         drop(take(&path, LedgerUpdate::none()));
         drop(lease);
+    }
+
+    #[test]
+    fn fencing_tokens_without_a_ledger_grow_also_within_a_microsecond_and_if_the_clock_is_set_back()
+    {
+        let newest = AtomicU64::new(0);
+        let tokens = [5, 5, 6, 9, 2, 10, 12].map(|now| token_after(&newest, now));
+        assert_eq!(tokens, [5, 6, 7, 9, 10, 11, 12]);
+        assert!(unrecorded_launch() < unrecorded_launch());
+    }
+
+    #[tokio::test]
+    async fn a_write_that_comes_after_the_release_is_not_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("indexer.lock");
+        let mut lease = take(&path, LedgerUpdate::new(|_, _| Some(ledger(1))));
+        let (written, guard) = (Arc::clone(&lease.written), lease.guard().unwrap());
+        let late = lease.next_write();
+        lease.settle(None).await.unwrap();
+        Written::write(&written, late, &guard, &ledger(2)).unwrap();
+        assert_eq!(found(&path), LedgerReading::Found(Box::new(ledger(1))));
+    }
+
+    #[test]
+    fn a_directory_that_is_wrong_again_and_again_is_mended_a_few_times_and_no_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = LockFile {
+            // The directory of this file is not the one that is made again.
+            path: directory.path().join("gone").join("indexer.lock"),
+            home: Arc::new(Home::make(directory.path()).unwrap()),
+            filesystem: Filesystem::Local,
+            keeps_ledger: true,
+        };
+        let taken = file.take(Try::First, LedgerUpdate::none(), None);
+        assert!(matches!(taken, Err(SpawnLockError::Open { .. })));
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]

@@ -44,13 +44,18 @@ pub(super) struct Bytes {
 
 impl Bytes {
     pub(super) fn read(file: &File) -> io::Result<Self> {
+        Self::read_by(|buffer, offset| sys::read_at(file, buffer, offset))
+    }
+
+    /// Reads by a call that may return less than there is.
+    fn read_by(mut read_at: impl FnMut(&mut [u8], u64) -> io::Result<usize>) -> io::Result<Self> {
         let mut bytes = Self {
             slots: [0; RECORD_LEN],
             len: 0,
         };
         while bytes.len < RECORD_LEN {
             let offset = FIRST_SLOT + bytes.len as u64;
-            match sys::read_at(file, &mut bytes.slots[bytes.len..], offset) {
+            match read_at(&mut bytes.slots[bytes.len..], offset) {
                 Ok(0) => break,
                 Ok(count) => bytes.len += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -134,5 +139,46 @@ fn ledger_error(path: &Path, source: io::Error) -> SpawnLockError {
     SpawnLockError::Ledger {
         path: path.to_path_buf(),
         source,
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_not_there_reads_as_new_and_one_that_cannot_be_opened_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        let missing = peek(&file).unwrap();
+        assert_eq!(missing, LedgerReading::Found(Box::default()));
+        std::fs::write(&file, "").unwrap();
+        assert!(peek(&file.join("indexer.lock")).is_err());
+    }
+
+    #[test]
+    fn a_read_goes_on_after_a_part_and_an_interruption_and_ends_with_the_file_or_an_error() {
+        let file = [b'x'; RECORD_LEN];
+        let part_of = |len: usize, buffer: &mut [u8], offset: u64| {
+            assert!(!buffer.is_empty(), "all is read");
+            let rest = &file[(offset - FIRST_SLOT) as usize..len];
+            let count = rest.len().min(buffer.len()).min(1000);
+            buffer[..count].copy_from_slice(&rest[..count]);
+            Ok(count)
+        };
+        for len in [0, 1500, RECORD_LEN] {
+            let mut calls = 0;
+            let bytes = Bytes::read_by(|buffer, offset| {
+                calls += 1;
+                match calls {
+                    2 => Err(io::ErrorKind::Interrupted.into()),
+                    _ => part_of(len, buffer, offset),
+                }
+            });
+            let bytes = bytes.unwrap();
+            assert_eq!(bytes.slots[..bytes.len], file[..len]);
+        }
+        let broken = Bytes::read_by(|_, _| Err(io::ErrorKind::PermissionDenied.into()));
+        assert!(broken.is_err());
     }
 }

@@ -96,6 +96,7 @@ impl FileWatch {
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
+    use std::future::Future;
     use std::mem::MaybeUninit;
     use std::path::PathBuf;
     use std::sync::mpsc;
@@ -180,6 +181,66 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_lock_file_that_another_one_takes_the_place_of_is_not_waited_for() {
+        let (directory, path) = lock_file();
+        let other = directory.path().join("other");
+        std::fs::write(&other, "").unwrap();
+        let _guard = acquire_spawn_lock(&path).unwrap();
+        with_time_stopped(async || {
+            let mut wait = tokio_test::task::spawn(released(&path, PAUSE));
+            tokio_test::assert_pending!(wait.poll());
+            std::fs::rename(&other, &path).unwrap();
+            wait.await;
+        })
+        .await;
+    }
+
+    /// Lets the kernel tell of the file at `path`, and polls the wait then, which goes on.
+    async fn goes_on_after_an_event<F: Future<Output = ()>>(
+        wait: &mut tokio_test::task::Spawn<F>,
+        path: &Path,
+    ) {
+        drop(std::fs::OpenOptions::new().write(true).open(path).unwrap());
+        while !wait.is_woken() {
+            yield_now().await;
+        }
+        tokio_test::assert_pending!(wait.poll());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_file_that_somebody_else_opened_is_waited_for_as_long_as_it_is_locked() {
+        let (_directory, path) = lock_file();
+        let _guard = acquire_spawn_lock(&path).unwrap();
+        with_time_stopped(async || {
+            let mut wait = tokio_test::task::spawn(released(&path, PAUSE));
+            tokio_test::assert_pending!(wait.poll());
+            goes_on_after_an_event(&mut wait, &path).await;
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_file_that_cannot_be_looked_at_any_more_is_tried_again_after_the_pause() {
+        let outer = tempfile::tempdir().unwrap();
+        let [directory, moved] = ["locks", "moved"].map(|name| outer.path().join(name));
+        std::fs::create_dir(&directory).unwrap();
+        let path = directory.join("backend.lock");
+        let _guard = acquire_spawn_lock(&path).unwrap();
+        let mut wait = tokio_test::task::spawn(released(&path, PAUSE));
+        with_time_stopped(async || {
+            tokio_test::assert_pending!(wait.poll());
+            std::fs::rename(&directory, &moved).unwrap();
+            // A link that leads to itself.
+            std::os::unix::fs::symlink(&directory, &directory).unwrap();
+            goes_on_after_an_event(&mut wait, &moved.join("backend.lock")).await;
+        })
+        .await;
+        let began = Instant::now();
+        wait.await;
+        assert_eq!(began.elapsed(), PAUSE);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_release_that_the_kernel_does_not_tell_of_is_noticed_by_a_probe() {
         let (_directory, path) = lock_file();
         let guard = acquire_spawn_lock(&path).unwrap();
@@ -213,6 +274,25 @@ mod tests {
         record::write(&path, taken.file(), 0, &Default::default()).unwrap();
         drop(taken);
         assert!(told.next().is_ok());
+    }
+
+    /// Which may need that for an exclusive lock.
+    #[test]
+    fn a_try_while_waiting_opens_for_writing_on_a_file_system_that_may_be_another_machines() {
+        let (_directory, path) = lock_file();
+        let _guard = acquire_spawn_lock(&path).unwrap();
+        let told = inotify::init(CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&told, &path, WatchFlags::CLOSE_WRITE).unwrap();
+        let mut buffer = [MaybeUninit::uninit(); 512];
+        let mut told = Reader::new(told, &mut buffer);
+        for (filesystem, is_told) in [
+            (guard::Filesystem::Local, false),
+            (guard::Filesystem::Any, true),
+        ] {
+            let kind = guard::Try::WhileWaiting;
+            drop(guard::acquire_with(&path, filesystem, kind, |_| {}).unwrap_err());
+            assert_eq!(told.next().is_ok(), is_told, "{filesystem:?}");
+        }
     }
 
     #[test]

@@ -361,12 +361,86 @@ mod tests {
     }
 
     #[test]
+    fn the_line_for_people_is_one_and_ends_where_the_records_begin() {
+        let header = String::from_utf8(header()).unwrap();
+        assert_eq!(header.len(), FIRST_SLOT as usize);
+        assert_eq!(header.find('\n'), Some(header.len() - 1));
+    }
+
+    #[test]
+    fn a_note_leaves_the_newest_record_whole_in_whichever_slot_it_is() {
+        let ledger = Ledger {
+            launch: 7,
+            ..Ledger::default()
+        };
+        for newest in 1..=2 {
+            let mut file = file_of(&vec![ledger.clone(); newest]);
+            let note = SlotWrite {
+                bytes: encode_note(&BackendEnd::orderly(1)),
+                offset: NOTE,
+            };
+            apply(&mut file, &note);
+            assert_eq!(file.len(), 4096);
+            assert_eq!(read(&file), found(&ledger, newest as u64));
+        }
+    }
+
+    #[test]
     fn the_last_number_is_never_reached_by_a_record_that_is_read() {
         let write = SlotWrite::after(u64::MAX - 1, &Ledger::default());
         assert_eq!(
             Record::parse(&write.bytes).map(|record| record.sequence),
             None
         );
+    }
+
+    #[test]
+    fn a_ledger_that_is_too_long_for_its_slot_loses_its_messages_and_nothing_else() {
+        let late = ClockReading {
+            unix: Duration::from_millis(u64::MAX),
+            boot: Some(BootReading {
+                id: u128::MAX,
+                elapsed: Duration::from_millis(u64::MAX),
+            }),
+        };
+        let most = MAX_SLIDING_ATTEMPTS as usize;
+        let mut ledger = Ledger {
+            launch: u64::MAX,
+            holder: Some(LedgerHolder {
+                pid: u32::MAX,
+                since: late,
+                process_started: Some(u64::MAX),
+                host: None,
+            }),
+            charged: u64::MAX,
+            charged_at: Some(late),
+            last_outcome: Some(LastOutcome {
+                launch: 6,
+                at: late,
+                failure: Some("m".repeat(500)),
+            }),
+            written: Some(late),
+            backend_end: Some(BackendEnd::failed(5, "exit status: 1")),
+            ..Ledger::default()
+        };
+        ledger.budget.charges = Charges::Sliding(vec![late; most].into());
+        ledger.budget.up_since = Some(late);
+        let surplus = encode_record(&ledger, 2).len() - SLOT_LEN;
+        assert!(surplus > 0);
+        let mut just_fits = ledger.clone();
+        let last = just_fits.last_outcome.as_mut().unwrap();
+        last.failure.as_mut().unwrap().truncate(500 - surplus);
+        let mut file = file_of(&[Ledger::default()]);
+        apply(&mut file, &SlotWrite::after(1, &just_fits));
+        assert_eq!(read(&file), found(&just_fits, 2));
+
+        let mut file = file_of(&[Ledger::default()]);
+        apply(&mut file, &SlotWrite::after(1, &ledger));
+
+        let last = ledger.last_outcome.as_mut().unwrap();
+        last.failure = Some(String::new());
+        ledger.backend_end = Some(BackendEnd::failed(5, ""));
+        assert_eq!(read(&file), found(&ledger, 2));
     }
 
     proptest! {

@@ -206,18 +206,18 @@ pub(super) fn open_error(path: &Path, source: io::Error) -> SpawnLockError {
 
 /// Whether the file system has no locks, as against a lock that is held, or locks that are short.
 pub(super) fn is_unsupported(error: &io::Error, file: &File) -> bool {
-    match Errno::from_io_error(error) {
-        Some(Errno::NOSYS | Errno::OPNOTSUPP) => true,
-        Some(Errno::NOLCK) => means_no_locks(is_local(file)),
-        _ => false,
-    }
+    means_no_locks(error, || is_local(file))
 }
 
-/// What `ENOLCK` means. A local file system locks within the kernel, which has locks, so it is short of memory for one more. A
-/// file system of another machine asks that one, or its lock daemon, which is not there.
-fn means_no_locks(is_local: Option<bool>) -> bool {
-    // If it is unknown where the file system is, waiting may be in vain.
-    is_local != Some(true)
+/// `ENOLCK` has two meanings. A local file system locks within the kernel, which has locks, so it is short of memory for one
+/// more. A file system of another machine asks that one, or its lock daemon, which is not there.
+fn means_no_locks(error: &io::Error, is_local: impl FnOnce() -> Option<bool>) -> bool {
+    match Errno::from_io_error(error) {
+        Some(Errno::NOSYS | Errno::OPNOTSUPP) => true,
+        // If it is unknown where the file system is, waiting may be in vain.
+        Some(Errno::NOLCK) => is_local() != Some(true),
+        _ => false,
+    }
 }
 
 /// Whether the file's file system is this machine's alone; `None` if that cannot be told.
@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn locks_are_short_on_a_local_file_system_and_missing_on_others() {
-        let is_missing = |is_local| means_no_locks(is_local);
+        let is_missing = |is_local| means_no_locks(&Errno::NOLCK.into(), || is_local);
         assert!(!is_missing(Some(true)));
         assert!(is_missing(Some(false)));
         assert!(is_missing(None));
@@ -357,7 +357,84 @@ mod tests {
         for local in [EXT4, TMPFS, OVERLAY] {
             assert_eq!(unsafe_filesystem_name(local), None);
         }
-        assert_eq!(unsafe_filesystem_name(0x6969), Some("nfs"));
-        assert_eq!(unsafe_filesystem_name(0xff53_4d42), Some("cifs"));
+        for (magic, name) in [
+            (0x6969, "nfs"),
+            (0xff53_4d42, "cifs"),
+            (0xfe53_4d42, "smb2"),
+            (0x517b, "smb"),
+            (0x564c, "ncp"),
+            (0x5346_414f, "afs"),
+            (0x6b41_4653, "afs"),
+            (0x7375_7245, "coda"),
+            (0x0102_1997, "9p"),
+            (0x00c3_6400, "ceph"),
+            (0x0bd0_0bd0, "lustre"),
+            (0x0116_1970, "gfs2"),
+            (0x7461_636f, "ocfs2"),
+            (0x4750_4653, "gpfs"),
+            (0x1983_0326, "fhgfs"),
+            (0x786f_4256, "vboxsf"),
+            (0xbacb_acbc, "vmhgfs"),
+            (0x6573_5546, "fuse"),
+        ] {
+            assert_eq!(unsafe_filesystem_name(magic), Some(name));
+        }
+        // These are local, and have one mode for all files.
+        for without_modes in [0x4d44, 0x2011_bab0, 0x5346_544e, 0x7366_746e] {
+            assert!(!has_modes(without_modes));
+            assert_eq!(unsafe_filesystem_name(without_modes), None);
+        }
+        assert!(has_modes(EXT4));
+    }
+
+    #[test]
+    fn a_mode_that_may_not_be_changed_is_told_from_a_handle_that_is_broken() {
+        let denied = File::open("/proc/self/status").unwrap();
+        let metadata = denied.metadata().unwrap();
+        let mode = metadata.mode() & 0o777;
+        assert_eq!(
+            set_mode(&denied, &metadata, 0o400).unwrap(),
+            Some(Unsafety::ChmodDenied { mode })
+        );
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let broken = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlags::PATH.bits() as i32)
+            .open(file.path())
+            .unwrap();
+        let metadata = broken.metadata().unwrap();
+        assert!(set_mode(&broken, &metadata, 0o400).is_err());
+    }
+
+    #[test]
+    fn only_a_directory_that_holds_its_probe_is_taken_from_a_group() {
+        const KNOWN: &str = "probe.lock";
+        let with = |make: &dyn Fn(&Path)| {
+            let directory = tempfile::tempdir().unwrap();
+            make(directory.path());
+            std::fs::set_permissions(directory.path(), Permissions::from_mode(0o770)).unwrap();
+            let problem = tighten_directory(directory.path(), KNOWN).unwrap();
+            let mode = directory.path().metadata().unwrap().mode() & 0o777;
+            match problem {
+                None => assert_eq!(mode, 0o750),
+                Some(Unsafety::Writable { .. }) => assert_eq!(mode, 0o770),
+                other => panic!("{other:?}"),
+            }
+            problem.is_none()
+        };
+        let file = |name| move |path: &Path| std::fs::write(path.join(name), "").unwrap();
+        assert!(with(&file(KNOWN)));
+        assert!(!with(&|_| ()));
+        assert!(!with(&file("other")));
+        assert!(!with(&|path| std::fs::create_dir(path.join(KNOWN)).unwrap()));
+    }
+
+    #[test]
+    fn a_link_to_a_directory_is_not_followed_to_take_that_from_a_group() {
+        let outer = tempfile::tempdir().unwrap();
+        let [directory, link] = ["locks", "link"].map(|name| outer.path().join(name));
+        std::fs::create_dir(&directory).unwrap();
+        std::os::unix::fs::symlink(&directory, &link).unwrap();
+        assert!(tighten_directory(&link, "probe.lock").is_err());
     }
 }
