@@ -60,6 +60,7 @@ mod ledger;
 pub mod lock;
 #[cfg(all(feature = "process", unix))]
 pub mod process;
+mod statistics;
 mod util;
 
 pub mod admin;

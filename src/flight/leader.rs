@@ -12,11 +12,12 @@ use super::outcome::{Outcome, Step};
 use super::shared::{Shared, UnlockedLedger};
 use crate::budget::{Attempt, BudgetUpdate, ExhaustionReason, Refusal, Settlement};
 use crate::error::{
-    AttemptsLeft, BoxError, GateError, LaunchError, NotStarted, SharedError, Stage,
+    AttemptsLeft, BoxError, ErrorType, GateError, LaunchError, NotStarted, SharedError, Stage,
 };
 use crate::key::GateKey;
 use crate::ledger::{Known, LedgerSession, picture};
 use crate::lock::SpawnLockError;
+use crate::statistics::{LaunchEnd, LockWaitEnd};
 use crate::util::caught;
 
 /// The leader of a flight. It is passed from step to step and becomes a [`LaunchPermit`](super::permit::LaunchPermit) once it
@@ -43,6 +44,12 @@ pub(crate) struct Parts<K: GateKey, T> {
     pub(crate) has_found_none: bool,
     /// From now on, something may have been started.
     pub(super) is_launching: bool,
+    /// When the launch began, for statistics. Not called off by a launcher that started nothing.
+    pub(super) launch_began: Option<Instant>,
+    /// When the wait for the lock began, until it is over.
+    pub(super) lock_wait_began: Option<Instant>,
+    /// The loss of the held lock was counted.
+    is_loss_counted: bool,
     has_ended: bool,
 }
 
@@ -60,6 +67,9 @@ impl<K: GateKey, T> Leader<K, T> {
             settled_at: None,
             has_found_none: false,
             is_launching: false,
+            launch_began: None,
+            lock_wait_began: None,
+            is_loss_counted: false,
             has_ended: false,
         }))
     }
@@ -70,6 +80,7 @@ impl<K: GateKey, T> Leader<K, T> {
             Some(error) => Err(Outcome::Failed(error)),
             None => {
                 self.is_launching = true;
+                self.launch_began = Some(Instant::now());
                 Ok(())
             }
         }
@@ -78,6 +89,7 @@ impl<K: GateKey, T> Leader<K, T> {
     /// Takes [`begin_launch`](Self::begin_launch) back: nothing was launched.
     pub(crate) fn call_off_launch(&mut self) {
         self.is_launching = false;
+        self.launch_began = None;
         self.flight.advance(Stage::Lock);
     }
 
@@ -99,6 +111,7 @@ impl<K: GateKey, T> Leader<K, T> {
         let Some(held) = this.held.take() else {
             return;
         };
+        this.is_loss_counted = false;
         // Another holder may have had the lock since, perhaps with another ledger.
         this.known.holder_at_look = None;
         if this.attempt.take().is_some() {
@@ -113,7 +126,9 @@ impl<K: GateKey, T> Leader<K, T> {
     pub(crate) fn launch_failed(&mut self, error: impl Into<BoxError>) -> GateError {
         let error = match error.into().downcast::<NotStarted>() {
             Ok(not_started) => {
+                let began = self.launch_began;
                 self.call_off_launch();
+                self.launch_began = began;
                 return LaunchError::NotStarted {
                     key: self.flight.label(),
                     retry_helps: not_started.retry_helps,
@@ -221,6 +236,9 @@ impl<K: GateKey, T> Leader<K, T> {
 
     /// Turns a success into a failure, since the lock was lost.
     fn lost(&mut self, outcome: Outcome<T>, error: SpawnLockError) -> Outcome<T> {
+        if error.is_lost() {
+            self.count_lock_lost();
+        }
         let Outcome::Launched(_) = outcome else {
             return outcome;
         };
@@ -234,6 +252,13 @@ impl<K: GateKey, T> Leader<K, T> {
             session.settle(Settlement::Failed, Some(&error.message()), now);
         }
         Outcome::Failed(error)
+    }
+
+    /// Counts the loss of the held lock, once.
+    pub(crate) fn count_lock_lost(&mut self) {
+        if !std::mem::replace(&mut self.is_loss_counted, true) {
+            self.shared.recorder.lock_lost();
+        }
     }
 
     /// The error for a launch whose lock was lost or cannot be verified.
@@ -252,28 +277,25 @@ impl<K: GateKey, T> Leader<K, T> {
         T: Clone,
     {
         let update = self.budget_update(&outcome);
+        if matches!(&outcome, Outcome::Failed(error) if error.kind() == ErrorType::LockLost) {
+            self.count_lock_lost();
+        }
         // Cloning the value and dropping the lease are user code: if they panic, this leader's drop still ends the flight.
         let shared = outcome.clone();
         // Released before the followers wake.
         drop(self.held.take());
         self.has_ended = true;
-        let has_found_none = self.has_found_none;
+        let (policy, has_found_none) = (&self.shared.policy, self.has_found_none);
+        let record = |outcome: &Outcome<T>| self.record(outcome);
         if self
             .flight
-            .end(&self.shared.policy, shared, has_found_none, update)
+            .end(policy, shared, has_found_none, update, record)
         {
             return outcome;
         }
-        Outcome::Failed(self.ended_by_operator())
-    }
-
-    /// The error of a flight that ended before its leader ended it, which only an operator can do.
-    fn ended_by_operator(&self) -> GateError {
-        if self.shared.registry.is_closed() {
-            return GateError::Closed;
-        }
-        let key = self.flight.label();
-        LaunchError::Aborted { key }.into()
+        let outcome = Outcome::Failed(self.ended_by_operator());
+        self.record(&outcome);
+        outcome
     }
 
     fn session_mut(&mut self) -> Option<&mut LedgerSession> {
@@ -330,6 +352,48 @@ impl<K: GateKey, T> Leader<K, T> {
     }
 }
 
+impl<K: GateKey, T> Parts<K, T> {
+    /// Counts the launch and the wait for the lock that end with the flight.
+    fn record(&self, outcome: &Outcome<T>) {
+        let recorder = &self.shared.recorder;
+        if let Some(began) = self.launch_began {
+            let end = match outcome {
+                Outcome::Launched(_) => Some(LaunchEnd::Launched),
+                Outcome::Failed(error) => Some(LaunchEnd::Failed(error.kind())),
+                Outcome::Discovered(_) | Outcome::LeaderGone => None,
+            };
+            if let Some(end) = end {
+                recorder.launch(self.flight.hash(), end, began.elapsed());
+            }
+        }
+        if let Some(began) = self.lock_wait_began {
+            let end = match outcome {
+                Outcome::Launched(_) | Outcome::Discovered(_) => LockWaitEnd::Discovered,
+                Outcome::Failed(error) => LockWaitEnd::Failed(error.kind()),
+                Outcome::LeaderGone => LockWaitEnd::LeaderGone,
+            };
+            recorder.lock_wait(end, began.elapsed());
+        }
+    }
+
+    /// The error of a flight that ended before its leader ended it, which only an operator can do.
+    fn ended_by_operator(&self) -> GateError {
+        if self.shared.registry.is_closed() {
+            return GateError::Closed;
+        }
+        let key = self.flight.label();
+        LaunchError::Aborted { key }.into()
+    }
+
+    /// The wait for the lock is over, and it is held.
+    pub(super) fn end_lock_wait(&mut self) {
+        if let Some(began) = self.lock_wait_began.take() {
+            let took = began.elapsed();
+            self.shared.recorder.lock_wait(LockWaitEnd::Acquired, took);
+        }
+    }
+}
+
 impl<K: GateKey, T> std::ops::Deref for Leader<K, T> {
     type Target = Parts<K, T>;
 
@@ -373,7 +437,13 @@ impl<K: GateKey, T> Drop for Parts<K, T> {
         };
         let update = BudgetUpdate::without_ledger(&self.shared.policy, settlement, reason);
         let outcome = error.map_or(Outcome::LeaderGone, |error| Outcome::Failed(error.into()));
-        let _ = caught(|| self.flight.end(&self.shared.policy, outcome, false, update));
+        let _ = caught(|| {
+            let record = |outcome: &Outcome<T>| self.record(outcome);
+            let policy = &self.shared.policy;
+            if !self.flight.end(policy, outcome, false, update, record) {
+                self.record(&Outcome::Failed(self.ended_by_operator()));
+            }
+        });
     }
 }
 

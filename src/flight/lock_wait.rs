@@ -47,6 +47,7 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
         wait: &mut LockWait,
         launcher: Option<&dyn BackendLauncher<K, T>>,
     ) -> Step<T> {
+        self.lock_wait_began.get_or_insert_with(Instant::now);
         loop {
             self.show_wait(wait);
             let (update, opened) = self.update();
@@ -104,6 +105,7 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
         let (session, verdict) = opened.unzip();
         let this = &mut **self;
         this.held = Some(HeldLock::new(lease, session.map(Box::new)));
+        this.end_lock_wait();
         match verdict {
             None | Some(Verdict::Look) => Ok(()),
             Some(Verdict::Charged(attempt)) => {

@@ -52,6 +52,9 @@ pub(crate) async fn prepare<K: GateKey, T: 'static>(
         let Err(error) = ready else {
             return leader.begin_launch();
         };
+        if error.is_lost() {
+            leader.count_lock_lost();
+        }
         wait.began_at(leader.began, &leader.shared);
         // A lock that did not answer is not asked again.
         if !error.is_lost() && !matches!(error, SpawnLockError::Unresponsive { .. }) {

@@ -10,6 +10,7 @@ use crate::budget::{BudgetPolicy, SharedClock};
 use crate::key::GateKey;
 use crate::ledger::{Ledger, LedgerReading};
 use crate::lock::SpawnLock;
+use crate::statistics::Recorder;
 
 #[derive(Debug)]
 pub(crate) struct Shared<K, T> {
@@ -18,6 +19,7 @@ pub(crate) struct Shared<K, T> {
     pub(crate) clock: Arc<dyn SharedClock>,
     pub(crate) policy: BudgetPolicy,
     pub(crate) timeouts: Timeouts,
+    pub(crate) recorder: Recorder,
 }
 
 /// The limit of each stage.

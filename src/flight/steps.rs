@@ -30,6 +30,8 @@ impl<K: GateKey, T> Leader<K, T> {
             let policy = &this.shared.policy;
             this.attempt = this.flight.charge_and_begin_launch(policy, this.began);
             this.is_launching = this.attempt.is_some();
+            // No clock is read on this path.
+            this.launch_began = this.attempt.map(|_| this.began);
         }
         if !this.is_launching {
             drop(this.held.take());

@@ -15,6 +15,7 @@ use crate::flight::{
 use crate::key::{GateKey, key_label};
 use crate::ledger::{BackendEnd, LedgerSession, this_process};
 use crate::lock::{LedgerUpdate, SpawnLockError};
+use crate::statistics::{ActiveFlights, Statistics};
 
 impl<K, T> SpawnGate<K, T>
 where
@@ -76,6 +77,48 @@ where
             }));
         }
         snapshots
+    }
+
+    /// Returns what this gate has done since it was built, and what it does now: requests, launches, waits for the lock, flights,
+    /// followers, losses of the lock. For a metrics page; requests pay one increment for it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it changes nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use spawn_gate::{InMemorySpawnLock, SpawnGate, launcher_fn};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), spawn_gate::GateError> {
+    /// let gate: SpawnGate<String, u16> = SpawnGate::builder(InMemorySpawnLock::new()).build();
+    /// let indexer = launcher_fn(|_| async { Ok(None) }, |_| async { Ok(7201) });
+    /// gate.launch("indexer", indexer).await?;
+    ///
+    /// let statistics = gate.statistics().await;
+    /// assert_eq!(statistics.requests.led, 1);
+    /// assert_eq!(statistics.launches["launched"].count, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn statistics(&self) -> Statistics {
+        let registry = &self.shared.registry;
+        let mut active = ActiveFlights::default();
+        let mut followers = 0;
+        for shard in &registry.shards {
+            let flights = lock_shard(shard).await.flights();
+            for (stage, following) in flights.iter().filter_map(Flight::activity) {
+                match stage {
+                    Stage::Discover => active.discover += 1,
+                    Stage::Launch => active.launch += 1,
+                    _ => active.lock += 1,
+                }
+                followers += following as u64;
+            }
+        }
+        self.shared.recorder.view(active, followers)
     }
 
     /// Resets the budget of `key`, once an operator has fixed the cause of its failures. A flight in progress continues, and
@@ -275,7 +318,8 @@ where
         let policy = &self.shared.policy;
         let reason = Arc::new(ExhaustionReason::launch_failed(error.message()));
         let update = BudgetUpdate::without_ledger(policy, Settlement::Failed, Some(reason));
-        flight.end(policy, Outcome::Failed(error), false, update);
+        // The launch counts once its permit is settled or dropped.
+        flight.end(policy, Outcome::Failed(error), false, update, |_| ());
     }
 }
 

@@ -11,6 +11,7 @@ use crate::flight::{Registry, Shared, Timeouts};
 use crate::key::GateKey;
 use crate::ledger::MAX_SLIDING_ATTEMPTS;
 use crate::lock::SpawnLock;
+use crate::statistics::Recorder;
 
 impl<K, T> SpawnGate<K, T>
 where
@@ -159,6 +160,7 @@ where
             clock: self.clock,
             policy: self.policy,
             timeouts,
+            recorder: Recorder::new(),
         })
     }
 }
