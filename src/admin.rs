@@ -6,7 +6,7 @@
 //! [`abort`](crate::SpawnGate::abort), [`backend_ended`](crate::SpawnGate::backend_ended) and
 //! [`close`](crate::SpawnGate::close) change the gate's state.
 
-pub use crate::flight::{FlightSnapshot, KeySnapshot};
+pub use crate::flight::{FlightSnapshot, KeySnapshot, Waiting};
 pub use crate::ledger::{
     BackendEnd, LastOutcome, Ledger, LedgerHolder, LedgerReading, ParseLedgerError, ProcessHost,
 };

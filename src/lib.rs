@@ -61,6 +61,7 @@ pub mod lock;
 #[cfg(all(feature = "process", unix))]
 pub mod process;
 mod statistics;
+mod trace;
 mod util;
 
 pub mod admin;

@@ -18,6 +18,7 @@ use crate::key::GateKey;
 use crate::ledger::{Known, LedgerSession, picture};
 use crate::lock::SpawnLockError;
 use crate::statistics::{LaunchEnd, LockWaitEnd};
+use crate::trace::{self, LaunchSpan};
 use crate::util::caught;
 
 /// The leader of a flight. It is passed from step to step and becomes a [`LaunchPermit`](super::permit::LaunchPermit) once it
@@ -48,6 +49,9 @@ pub(crate) struct Parts<K: GateKey, T> {
     pub(super) launch_began: Option<Instant>,
     /// When the wait for the lock began, until it is over.
     pub(super) lock_wait_began: Option<Instant>,
+    /// A look that takes long was shown.
+    pub(super) has_told_look: bool,
+    pub(crate) span: LaunchSpan,
     /// The loss of the held lock was counted.
     is_loss_counted: bool,
     has_ended: bool,
@@ -55,7 +59,7 @@ pub(crate) struct Parts<K: GateKey, T> {
 
 impl<K: GateKey, T> Leader<K, T> {
     pub(crate) fn new(shared: Arc<Shared<K, T>>, begun: Begun<K, T>) -> Self {
-        Self(Box::new(Parts {
+        let mut leader = Self(Box::new(Parts {
             shared,
             flight: begun.flight,
             began: begun.at,
@@ -69,9 +73,14 @@ impl<K: GateKey, T> Leader<K, T> {
             is_launching: false,
             launch_began: None,
             lock_wait_began: None,
+            has_told_look: false,
+            span: LaunchSpan::none(),
             is_loss_counted: false,
             has_ended: false,
-        }))
+        }));
+        // Once the leader owns its flight: a subscriber is user code.
+        leader.span = LaunchSpan::new(|| leader.flight.label());
+        leader
     }
 
     /// The flight may launch from now on, unless an operator has ended it.
@@ -81,6 +90,7 @@ impl<K: GateKey, T> Leader<K, T> {
             None => {
                 self.is_launching = true;
                 self.launch_began = Some(Instant::now());
+                self.trace_launching();
                 Ok(())
             }
         }
@@ -258,6 +268,8 @@ impl<K: GateKey, T> Leader<K, T> {
     pub(crate) fn count_lock_lost(&mut self) {
         if !std::mem::replace(&mut self.is_loss_counted, true) {
             self.shared.recorder.lock_lost();
+            let token = || self.held.as_ref().map_or(0, HeldLock::fencing_token);
+            trace::lock_lost(|| self.flight.label(), token);
         }
     }
 
@@ -291,10 +303,12 @@ impl<K: GateKey, T> Leader<K, T> {
             .flight
             .end(policy, shared, has_found_none, update, record)
         {
+            self.trace_end(&outcome);
             return outcome;
         }
         let outcome = Outcome::Failed(self.ended_by_operator());
         self.record(&outcome);
+        self.trace_end(&outcome);
         outcome
     }
 
@@ -376,6 +390,49 @@ impl<K: GateKey, T> Parts<K, T> {
         }
     }
 
+    /// Notes in the span that the flight may launch.
+    pub(super) fn trace_launching(&self) {
+        if let Some(attempt) = self.attempt {
+            let token = || self.held.as_ref().map_or(0, HeldLock::fencing_token);
+            self.span.launching(attempt.number, token);
+        }
+    }
+
+    fn trace_end(&self, outcome: &Outcome<T>) {
+        let key = || self.flight.label();
+        let elapsed = || self.began.elapsed();
+        self.span.in_scope(|| match outcome {
+            Outcome::Launched(_) => {
+                self.span.ended("launched");
+                trace::launched(key, elapsed);
+            }
+            Outcome::Discovered(_) => {
+                self.span.ended("discovered");
+                trace::discovered(key, elapsed);
+            }
+            Outcome::LeaderGone => {
+                self.span.ended("leader_gone");
+                trace::leader_gone(key);
+            }
+            Outcome::Failed(error) => {
+                self.span.ended(error.error_type());
+                let attempt = self.attempt.map(|attempt| attempt.number);
+                trace::failed(error, attempt, self.failed_stage(error).as_str());
+            }
+        });
+    }
+
+    fn failed_stage(&self, error: &GateError) -> Stage {
+        match error {
+            GateError::Timeout(error) => error.stage,
+            GateError::Lock(_) | GateError::Launch(LaunchError::FailedElsewhere { .. }) => {
+                Stage::Lock
+            }
+            _ if self.launch_began.is_some() => Stage::Launch,
+            _ => Stage::Discover,
+        }
+    }
+
     /// The error of a flight that ended before its leader ended it, which only an operator can do.
     fn ended_by_operator(&self) -> GateError {
         if self.shared.registry.is_closed() {
@@ -417,7 +474,7 @@ impl<K: GateKey, T> Drop for Parts<K, T> {
         // All of this catches panics: leases, keys and wakers are user code.
         let launch = caught(|| self.held.take().map(|held| held.fencing_token()));
         let key = caught(|| self.flight.label()).unwrap_or_else(|_| "?".into());
-        let error = if is_panicking {
+        let error: Option<LaunchError> = if is_panicking {
             // All callers share the panic, so that followers do not run into it in turn.
             Some(LaunchError::task_panicked(key))
         } else if self.is_launching {
@@ -436,14 +493,20 @@ impl<K: GateKey, T> Drop for Parts<K, T> {
             false => Settlement::Refund,
         };
         let update = BudgetUpdate::without_ledger(&self.shared.policy, settlement, reason);
-        let outcome = error.map_or(Outcome::LeaderGone, |error| Outcome::Failed(error.into()));
+        let ended = || match error.clone() {
+            Some(error) => Outcome::Failed(error.into()),
+            None => Outcome::LeaderGone,
+        };
+        let mut outcome = ended();
         let _ = caught(|| {
             let record = |outcome: &Outcome<T>| self.record(outcome);
             let policy = &self.shared.policy;
-            if !self.flight.end(policy, outcome, false, update, record) {
-                self.record(&Outcome::Failed(self.ended_by_operator()));
+            if !self.flight.end(policy, ended(), false, update, record) {
+                outcome = Outcome::Failed(self.ended_by_operator());
+                self.record(&outcome);
             }
         });
+        let _ = caught(|| self.trace_end(&outcome));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::Poll;
 
 use super::entry::Flight;
@@ -11,6 +12,7 @@ use super::lock_wait::LockWait;
 use super::outcome::{Outcome, Step, lock_failed};
 use super::permit::LaunchPermit;
 use super::steps::call;
+use super::waiting::{LONG_WAIT, Waiting};
 use crate::error::Stage;
 use crate::key::GateKey;
 use crate::lock::SpawnLockError;
@@ -96,7 +98,7 @@ where
                     launcher.discard(flight.key(), unheard_of).await;
                     Ok(())
                 };
-                let _ = call(limit, discard).await;
+                let _ = call(limit, None::<fn()>, discard).await;
             });
         }
         // A panic in the launcher's `Drop` must not change the outcome for this caller.
@@ -114,10 +116,23 @@ where
     K: GateKey,
     T: Send + Sync + 'static,
 {
-    let limit = leader.shared.timeouts.launch;
+    let shared = Arc::clone(&leader.shared);
+    let limit = shared.timeouts.launch;
     let flight = leader.flight.clone();
     let permit = LaunchPermit::new(leader);
-    let launching = call(limit, async || launcher.launch(&permit).await);
+    let on_wait = shared.on_wait.as_ref();
+    let notice = on_wait.map(|on_wait| {
+        || {
+            on_wait.tell(&Waiting {
+                key: flight.label(),
+                stage: Stage::Launch,
+                waited: LONG_WAIT,
+                left: limit - LONG_WAIT,
+                holder: None,
+            });
+        }
+    });
+    let launching = call(limit, notice, async || launcher.launch(&permit).await);
     let launched = or_interrupted(&flight, or_lost(&permit, launching)).await;
     let mut leader = permit.into_leader();
     let outcome = match launched {

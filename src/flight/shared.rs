@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::registry::Registry;
+use super::waiting::OnWait;
 use crate::budget::{BudgetPolicy, SharedClock};
 use crate::key::GateKey;
 use crate::ledger::{Ledger, LedgerReading};
@@ -20,6 +21,7 @@ pub(crate) struct Shared<K, T> {
     pub(crate) policy: BudgetPolicy,
     pub(crate) timeouts: Timeouts,
     pub(crate) recorder: Recorder,
+    pub(crate) on_wait: Option<OnWait>,
 }
 
 /// The limit of each stage.

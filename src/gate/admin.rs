@@ -16,6 +16,7 @@ use crate::key::{GateKey, key_label};
 use crate::ledger::{BackendEnd, LedgerSession, this_process};
 use crate::lock::{LedgerUpdate, SpawnLockError};
 use crate::statistics::{ActiveFlights, Statistics};
+use crate::trace;
 
 impl<K, T> SpawnGate<K, T>
 where
@@ -149,6 +150,7 @@ where
         let hash = self.shared.registry.hash(&key);
         reset_entry(&self.shared, &key, hash).await;
         if !self.shared.policy.is_in_ledger {
+            trace::reset(|| key_label(&key).into());
             return Ok(());
         }
         // In its own task, so that a caller that stops polling does not keep the lock.
@@ -185,6 +187,7 @@ where
         };
         let outcome = flight.follow();
         let key = flight.label();
+        trace::aborted(&key);
         self.end_flight(&flight, LaunchError::Aborted { key }.into());
         if let Some(mut outcome) = outcome {
             let deadline = Instant::now() + self.shared.timeouts.drain;
@@ -280,7 +283,7 @@ where
     /// If a flight is in progress, outside of a tokio runtime with time enabled.
     pub async fn close(&self) -> Result<(), TimeoutError> {
         let registry = &self.shared.registry;
-        registry.close();
+        let is_first = registry.close();
         let mut flights = Vec::new();
         for shard in &registry.shards {
             let in_progress = lock_shard(shard).await.flights();
@@ -289,18 +292,22 @@ where
                 Some((flight, outcome))
             }));
         }
+        if is_first {
+            trace::closing(flights.len());
+        }
         let limit = self.shared.timeouts.drain;
         let deadline = Instant::now() + limit;
-        let mut is_drained = true;
+        let mut undrained = 0;
         for (flight, mut outcome) in flights {
             if outcome.outcome(deadline).await.is_none() {
-                is_drained = false;
+                undrained += 1;
                 self.end_flight(&flight, GateError::Closed);
             }
         }
-        if is_drained {
+        if undrained == 0 {
             return Ok(());
         }
+        trace::drain_timed_out(undrained);
         Err(TimeoutError {
             key: None,
             stage: Stage::Drain,
@@ -352,6 +359,7 @@ async fn reset_ledger<K: GateKey, T>(
     // The reset was written when the lock was taken; only a loss of the lock undoes it.
     settled
         .or_else(|error| if error.is_lost() { Err(error) } else { Ok(()) })
+        .inspect(|()| trace::reset(|| key_label(&key).into()))
         .map_err(|error: SpawnLockError| LockError::new(key_label(&key), error).into())
 }
 

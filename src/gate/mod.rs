@@ -27,6 +27,7 @@ use crate::flight::{
 use crate::key::GateKey;
 use crate::lock::{FileSpawnLock, SpawnLockError};
 use crate::statistics::Request;
+use crate::trace;
 
 /// Starts each backend once, however many callers ask for it.
 ///
@@ -165,14 +166,14 @@ where
                             let mut leader = permit.into_leader();
                             leader.call_off_launch();
                             leader.end(Outcome::Failed(error.clone())).await;
-                            return Err(self.returned(&flight, error));
+                            return Err(self.returned(flight.hash(), error));
                         }
                         Collected::Ended(outcome) => {
                             let joined = self.joined(&flight, outcome)?;
                             (flight, joined)
                         }
                         Collected::TaskLost(why) => {
-                            return Err(self.returned(&flight, task_lost(&flight, &why)));
+                            return Err(self.returned(flight.hash(), task_lost(&flight, &why)));
                         }
                     }
                 }
@@ -236,8 +237,9 @@ where
                 Role::Follow(flight, outcome) => (flight, outcome),
                 Role::Lead(leader) => {
                     let flight = leader.flight.clone();
+                    let span = leader.span.clone();
                     // Boxed, since a task is moved a few times before it runs.
-                    let leading = Box::pin(lead(leader, launcher));
+                    let leading = span.instrument(Box::pin(lead(leader, launcher)));
                     return self.led(&flight, tokio::spawn(leading), follow_until).await;
                 }
             };
@@ -256,8 +258,11 @@ where
     }
 
     /// Counts an error that a caller gets.
-    fn returned(&self, flight: &Flight<K, T>, error: GateError) -> GateError {
-        self.count(flight.hash(), Request::from(&error));
+    fn returned(&self, hash: u64, error: GateError) -> GateError {
+        self.count(hash, Request::from(&error));
+        if let GateError::BudgetExhausted(refusal) = &error {
+            trace::refused(refusal);
+        }
         error
     }
 
@@ -275,7 +280,7 @@ where
         } = &*self.shared;
         let mut leftovers = Leftovers::default();
         let role = registry.enter(shard, key, hash, policy, can_look, &mut leftovers);
-        let role = role.inspect_err(|error| self.count(hash, error.into()))?;
+        let role = role.map_err(|error| self.returned(hash, error))?;
         let role = match role {
             Role::Follow(flight, outcome) => Role::Follow(flight, outcome),
             Role::Lead(begun) => Role::Lead(Leader::new(Arc::clone(&self.shared), begun)),
@@ -301,6 +306,11 @@ where
         let outcome = outcome.outcome(deadline).await;
         let outcome = outcome.ok_or_else(|| self.timed_out(flight))?;
         match self.joined(flight, outcome) {
+            Ok(Some(value)) => {
+                let began = || deadline - self.shared.timeouts.follow;
+                trace::joined(|| flight.label(), || began().elapsed());
+                Ok(Some(value))
+            }
             Ok(None) if Instant::now() >= deadline => Err(self.timed_out(flight)),
             joined => joined,
         }
@@ -314,7 +324,7 @@ where
                 Ok(Some(value))
             }
             Ok(None) => Ok(None),
-            Err(error) => Err(self.returned(flight, heard_by_caller(error, flight))),
+            Err(error) => Err(self.returned(flight.hash(), heard_by_caller(error, flight))),
         }
     }
 
@@ -339,11 +349,13 @@ where
                 (value, How::Discovered)
             }
             Ok(Outcome::Failed(error)) => {
-                return Err(self.returned(flight, heard_by_caller(error, flight)));
+                return Err(self.returned(flight.hash(), heard_by_caller(error, flight)));
             }
             // Its runtime is being shut down.
-            Ok(Outcome::LeaderGone) => return Err(self.returned(flight, GateError::ShutDown)),
-            Err(why) => return Err(self.returned(flight, task_lost(flight, &why))),
+            Ok(Outcome::LeaderGone) => {
+                return Err(self.returned(flight.hash(), GateError::ShutDown));
+            }
+            Err(why) => return Err(self.returned(flight.hash(), task_lost(flight, &why))),
         };
         Ok(Launched { value, how })
     }
@@ -356,7 +368,9 @@ where
             waiting_for: flight.waiting_for(),
             attempts_left: None,
         };
-        self.returned(flight, error.into())
+        let error = self.returned(flight.hash(), error.into());
+        trace::failed(&error, None, Stage::Follow.as_str());
+        error
     }
 }
 

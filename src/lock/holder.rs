@@ -36,22 +36,37 @@ impl LockHolder {
 impl fmt::Display for LockHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // It says "took", not "holds": the process may be gone, and a child that it forked may still hold the lock.
-        write!(f, "{}, which process {}", self.path.display(), self.pid)?;
-        // A reader would take a bare process id for one of this host and this process namespace.
-        match (&self.host, this_host()) {
+        let (path, who) = (self.path.display(), Who(self.pid, self.host.as_ref()));
+        write!(f, "{path}, which {who} took{}", Ago(self.since))
+    }
+}
+
+/// A process in words. A reader would take a bare process id for one of this host and this process namespace.
+pub(crate) struct Who<'a>(pub(crate) u32, pub(crate) Option<&'a ProcessHost>);
+
+impl fmt::Display for Who<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {}", self.0)?;
+        match (self.1, this_host()) {
             (Some(host), Some(here)) if host.name != here.name => {
-                write!(f, " of host {}", host.name)?;
+                write!(f, " of host {}", host.name)
             }
             (Some(host), Some(here)) if host.pid_namespace != here.pid_namespace => {
-                f.write_str(" of another process namespace")?;
+                f.write_str(" of another process namespace")
             }
-            (Some(host), None) => write!(f, " of host {}", host.name)?,
-            _ => {}
+            (Some(host), None) => write!(f, " of host {}", host.name),
+            _ => Ok(()),
         }
-        f.write_str(" took")?;
-        match self.since.elapsed() {
+    }
+}
+
+/// How long ago that was, after a space; nothing if the clock was set back.
+pub(crate) struct Ago(pub(crate) SystemTime);
+
+impl fmt::Display for Ago {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.elapsed() {
             Ok(age) => write!(f, " {:.1} s ago", age.as_secs_f64()),
-            // The clock was set back.
             Err(_) => Ok(()),
         }
     }
