@@ -96,7 +96,7 @@ async fn a_request_that_its_caller_drops_is_not_counted_and_its_launch_is() {
     timeout(seconds(1), asked).await.unwrap_err();
     let before = gate.statistics().await;
     assert_eq!((before.requests.led, before.active_flights.launch), (0, 1));
-    assert_eq!(gate.acquire(KEY).await.is_ok(), true);
+    assert!(gate.acquire(KEY).await.is_ok());
     let after = gate.statistics().await;
     assert_eq!((after.requests.led, after.requests.joined), (0, 1));
     assert_eq!(outcomes(&after), [("launched", 1, seconds(5))]);

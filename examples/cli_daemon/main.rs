@@ -100,9 +100,9 @@ async fn ask(launcher: &ProcessLauncher<String>, text: &str) -> Result<(), BoxEr
     let answer = timeout(ANSWER_LIMIT, call(socket, text)).await;
     let answer = answer.map_err(|_| format!("no answer within {ANSWER_LIMIT:?}"))??;
     let (how, pid, launch) = (daemon.how(), daemon.pid, daemon.launch);
-    Ok(write!(
+    Ok(writeln!(
         io::stdout(),
-        "{answer}{how:?}: process {pid}, launch {launch}\n"
+        "{answer}{how:?}: process {pid}, launch {launch}"
     )?)
 }
 
