@@ -121,27 +121,24 @@ pub(crate) fn leader_gone(key: impl FnOnce() -> Arc<str>) {
 }
 
 /// A flight or a request ended with this error. Refusals and what operators do have events of their own.
+#[inline]
 pub(crate) fn failed(error: &GateError, attempt: Option<u32>, stage: &'static str) {
-    let name = error.error_type();
-    let key = || error.key().unwrap_or_default();
-    match error.kind() {
-        ErrorType::BudgetExhausted | ErrorType::Aborted | ErrorType::Closed => return,
-        ErrorType::Panicked => {
-            event!(WARN, key = %key(), attempt, stage, "error.type" = name, "panicked");
-        }
+    let what = match error.kind() {
+        ErrorType::BudgetExhausted | ErrorType::Aborted | ErrorType::Closed => None,
+        ErrorType::Panicked => Some("panicked"),
         ErrorType::DiscoverTimeout
         | ErrorType::LockTimeout
         | ErrorType::LaunchTimeout
         | ErrorType::FollowTimeout
-        | ErrorType::DrainTimeout => {
-            event!(WARN, key = %key(), attempt, stage, "error.type" = name, "timed out");
-        }
-        _ => {
-            event!(WARN, key = %key(), attempt, stage, "error.type" = name, "failed");
-        }
+        | ErrorType::DrainTimeout => Some("timed out"),
+        _ => Some("failed"),
+    };
+    if let Some(what) = what {
+        let (key, name) = (error.key().unwrap_or_default(), error.error_type());
+        event!(WARN, key, attempt, stage, "error.type" = name, "{what}");
+        // Only here: the launcher's own words, and those of a panic.
+        event!(DEBUG, key, "error.type" = name, error = %format_args!("{error:#}"), "the error in full");
     }
-    // The launcher's own words, and those of a panic.
-    event!(DEBUG, key = %key(), "error.type" = name, error = %format_args!("{error:#}"), "the error in full");
 }
 
 #[inline]

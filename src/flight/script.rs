@@ -2,7 +2,6 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::Arc;
 use std::task::Poll;
 
 use super::entry::Flight;
@@ -12,7 +11,7 @@ use super::lock_wait::LockWait;
 use super::outcome::{Outcome, Step, lock_failed};
 use super::permit::LaunchPermit;
 use super::steps::call;
-use super::waiting::{LONG_WAIT, Waiting};
+use super::waiting::{LONG_WAIT, Notice, Waiting};
 use crate::error::Stage;
 use crate::key::GateKey;
 use crate::lock::SpawnLockError;
@@ -98,7 +97,7 @@ where
                     launcher.discard(flight.key(), unheard_of).await;
                     Ok(())
                 };
-                let _ = call(limit, None::<fn()>, discard).await;
+                let _ = call(limit, None, discard).await;
             });
         }
         // A panic in the launcher's `Drop` must not change the outcome for this caller.
@@ -116,21 +115,22 @@ where
     K: GateKey,
     T: Send + Sync + 'static,
 {
-    let shared = Arc::clone(&leader.shared);
-    let limit = shared.timeouts.launch;
+    let limit = leader.shared.timeouts.launch;
     let flight = leader.flight.clone();
+    let on_wait = leader.shared.on_wait.clone();
     let permit = LaunchPermit::new(leader);
-    let on_wait = shared.on_wait.as_ref();
     let notice = on_wait.map(|on_wait| {
-        || {
+        let label = flight.label();
+        let notice: Notice<'_> = Box::new(move || {
             on_wait.tell(&Waiting {
-                key: flight.label(),
+                key: label,
                 stage: Stage::Launch,
                 waited: LONG_WAIT,
                 left: limit - LONG_WAIT,
                 holder: None,
             });
-        }
+        });
+        notice
     });
     let launching = call(limit, notice, async || launcher.launch(&permit).await);
     let launched = or_interrupted(&flight, or_lost(&permit, launching)).await;

@@ -11,7 +11,7 @@ use super::launcher::BackendLauncher;
 use super::leader::Leader;
 use super::outcome::{Outcome, Step};
 use super::shared::UnlockedLedger;
-use super::waiting::{LONG_WAIT, Waiting};
+use super::waiting::{LONG_WAIT, Notice, Waiting};
 use crate::budget::Refusal;
 use crate::error::{
     AttemptsLeft, BoxError, BudgetExhausted, GateError, LaunchError, SharedError, Stage,
@@ -82,17 +82,18 @@ impl<K: GateKey, T> Leader<K, T> {
         let notice = on_wait.filter(|_| !*has_told).map(|on_wait| {
             let read = this.read.as_ref();
             let holder = read.and_then(|read| read.ledger.holder());
-            let flight = &this.flight;
-            move || {
+            let label = this.flight.label();
+            let notice: Notice<'_> = Box::new(move || {
                 *has_told = true;
                 on_wait.tell(&Waiting {
-                    key: flight.label(),
+                    key: label,
                     stage: Stage::Discover,
                     waited: LONG_WAIT,
                     left: limit - LONG_WAIT,
                     holder: holder.cloned(),
                 });
-            }
+            });
+            notice
         });
         let error = match call(limit, notice, async || launcher.discover(key).await).await {
             Ok(Ok(None)) => {
@@ -202,7 +203,7 @@ impl<K: GateKey, T> Leader<K, T> {
 /// Runs a call of the launcher with a limit, and catches its panic. Calls `notice` if it takes long.
 pub(crate) async fn call<V>(
     limit: Duration,
-    notice: Option<impl FnOnce()>,
+    notice: Option<Notice<'_>>,
     call: impl AsyncFnOnce() -> Result<V, BoxError>,
 ) -> Result<Result<V, BoxError>, NoAnswer> {
     // A launcher can panic before it returns a future, too.

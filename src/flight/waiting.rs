@@ -57,6 +57,9 @@ impl fmt::Display for Waiting {
     }
 }
 
+/// What to do once a call takes long. Boxed, so that calls without a hook have no room for it.
+pub(super) type Notice<'a> = Box<dyn FnOnce() + Send + 'a>;
+
 /// The hook of [`SpawnGateBuilder::on_wait`](crate::SpawnGateBuilder::on_wait).
 #[derive(Clone)]
 pub(crate) struct OnWait(Arc<dyn Fn(&Waiting) + Send + Sync>);
