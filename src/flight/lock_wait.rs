@@ -124,7 +124,7 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
                 stage: Stage::Lock,
                 waited,
                 left: wait.deadline(&self.shared).saturating_duration_since(now),
-                holder: wait.ledger_holder.clone(),
+                holder: wait.ledger_holder.as_deref().cloned(),
             });
         }
     }
@@ -196,8 +196,8 @@ pub(crate) struct LockWait {
     deadline: Option<Instant>,
     losses: u32,
     holder: Option<Arc<LockHolder>>,
-    /// The same, as the ledger has it.
-    ledger_holder: Option<LedgerHolder>,
+    /// The same, as the ledger has it. Boxed, to keep a flight's future small.
+    ledger_holder: Option<Box<LedgerHolder>>,
     /// The wait was shown, or is to be at this time.
     is_told: bool,
     tell_at: Option<Instant>,
@@ -233,7 +233,7 @@ impl LockWait {
                     LedgerReading::Found(ledger) => ledger.holder(),
                     _ => None,
                 };
-                self.ledger_holder = holder.cloned();
+                self.ledger_holder = holder.cloned().map(Box::new);
                 self.holder = holder.map(|holder| Arc::new(LockHolder::new(lock, holder)));
                 Tried::Held(ledger)
             }
