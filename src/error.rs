@@ -1,5 +1,7 @@
 //! The errors of the gate, one type for each stage.
 
+mod error_type;
+
 use std::error::Error;
 use std::fmt;
 use std::num::NonZeroU32;
@@ -7,6 +9,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use self::error_type::ErrorType;
 use crate::budget::{ExhaustionReason, Refusal};
 use crate::ledger::escaped;
 use crate::lock::{LockHolder, SpawnLockError};
@@ -498,6 +501,7 @@ impl fmt::Display for TimeoutError {
 /// A wait with its own deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Stage {
     /// The leader looks for a running backend.

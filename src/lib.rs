@@ -33,7 +33,7 @@
 //! | locks | [`FileSpawnLock`], [`InMemorySpawnLock`]; the module [`lock`] for a lock of your own and for one lock file |
 //! | budgets | the module [`budget`]: limits, windows, reasons of a refusal, and the coordinator for code without async |
 //! | processes | the module `process` (feature `process`): start a command, wait until it is ready, find it, stop it |
-//! | operators | the module [`admin`]: snapshots, reset, abort, reports of a backend's end, what a lock file says |
+//! | operators | the module [`admin`]: snapshots, statistics, events, reset, abort, reports of a backend's end, what a lock file says |
 //!
 //! # Guides
 //!
@@ -50,7 +50,8 @@
 //!
 //! # Features and platforms
 //!
-//! The feature `process` (off by default, Unix, Rust 1.87) has a launcher for backends that are processes. The feature `serde` (off
+//! The feature `tracing` (off by default) records events and a span for each launch, see [`admin`]; [statistics](SpawnGate::statistics)
+//! need no feature. The feature `process` (off by default, Unix, Rust 1.87) has a launcher for backends that are processes. The feature `serde` (off
 //! by default) serializes snapshots, reports and their parts; keys and budgets can be deserialized, too. Linux is tested; macOS and
 //! the BSDs share its code; for Windows most of the tests were run, under wine and not on Windows itself. The gate needs a tokio
 //! runtime with time enabled.
@@ -67,6 +68,8 @@ mod ledger;
 pub mod lock;
 #[cfg(all(feature = "process", unix))]
 pub mod process;
+mod statistics;
+mod trace;
 mod util;
 
 pub mod admin;

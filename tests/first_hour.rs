@@ -303,7 +303,7 @@ async fn snapshots_and_reports_can_be_serialized_and_keys_read_back() {
     let _permit = lead(&gate, key.clone()).await;
     let snapshot = serde_json::to_value(gate.snapshot(key.clone()).await).unwrap();
     assert_eq!(snapshot["budget"]["attempts_used"], 1);
-    assert_eq!(snapshot["flight"]["stage"], "Launch");
+    assert_eq!(snapshot["flight"]["stage"], "launch");
     assert_eq!(snapshot["budget"]["key"]["service_name"], "cache");
     let read: BackendKey = serde_json::from_value(snapshot["budget"]["key"].clone()).unwrap();
     assert_eq!(read, key);

@@ -4,12 +4,16 @@
 //! $ cargo run --features process --example broker -- DIRECTORY 127.0.0.1:7200
 //! $ curl -L http://127.0.0.1:7200/indexer/1.0        # starts the backend, or finds it
 //! $ curl http://127.0.0.1:7200/admin                 # keys, budgets, flights
+//! $ curl http://127.0.0.1:7200/metrics               # counters and durations, for Prometheus
 //! $ curl -X POST http://127.0.0.1:7200/admin/indexer/1.0/reset    # or abort, or stop
 //! ```
 //!
 //! Brokers with the same directory share their backends; a backend ends with the broker that launched it. This program is also
 //! the backends: `indexer` and `search` serve, `broken` fails to start, `slow` is never ready.
 
+mod metrics;
+
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
@@ -18,8 +22,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, State};
-use axum::http::{HeaderValue, StatusCode, header::RETRY_AFTER};
-use axum::response::{IntoResponse, Redirect, Response};
+use axum::http::{HeaderName, StatusCode, header::RETRY_AFTER};
+use axum::response::Redirect;
 use axum::routing::{get, post};
 use spawn_gate::error::LaunchError;
 use spawn_gate::process::{Instance, ProcessError, ProcessLauncher, Ready, Stop};
@@ -30,6 +34,9 @@ use tokio::signal::unix::{SignalKind, signal};
 const SERVICES: [&str; 4] = ["indexer", "search", "broken", "slow"];
 
 type Launcher = ProcessLauncher<BackendKey>;
+
+/// An error as a response.
+type Failure = (StatusCode, Option<[(HeaderName, String); 1]>, String);
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
@@ -49,9 +56,8 @@ async fn broker(directory: PathBuf, address: SocketAddr) -> Result<(), BoxError>
         // A backend that dies earlier than this has not proved that it works.
         .stable_after(Duration::from_secs(10))
         .build();
-    let start_timeout = std::env::var("BROKER_START_TIMEOUT_MS")
-        .ok()
-        .and_then(|limit| limit.parse().ok());
+    let start_timeout = std::env::var("BROKER_START_TIMEOUT_MS").ok();
+    let start_timeout = start_timeout.and_then(|limit| limit.parse().ok());
     let launcher = Launcher::new(&gate, directory, |launch| {
         let mut backend = Command::new(std::env::current_exe()?);
         backend.args(["backend", &launch.key.service_name]);
@@ -62,27 +68,23 @@ async fn broker(directory: PathBuf, address: SocketAddr) -> Result<(), BoxError>
     let routes = Router::new()
         .route("/{service}/{version}", get(find_or_start))
         .route("/admin", get(overview))
+        .route("/metrics", get(metrics))
         .route("/admin/{service}/{version}/{action}", post(operate))
         .with_state(Arc::new(launcher));
     let listener = TcpListener::bind(address).await?;
     println!("listening on {}", listener.local_addr()?);
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         // Waiting requests get an answer, then the server ends, and with this process its backends.
-        if let Err(error) = gate.close().await {
-            eprintln!("{error}");
-        }
+        let _ = gate.close().await.inspect_err(|error| eprintln!("{error}"));
     };
-    Ok(axum::serve(listener, routes)
-        .with_graceful_shutdown(stop)
-        .await?)
+    let server = axum::serve(listener, routes);
+    Ok(server.with_graceful_shutdown(stop).await?)
 }
 
 /// Sends the client to the backend.
@@ -92,17 +94,17 @@ async fn find_or_start(
 ) -> Result<Redirect, Failure> {
     let key = key(service, version)?;
     // If the client hangs up, the launch goes on; the next client finds its backend.
-    let backend = launcher
-        .gate()
-        .launch(key, Launcher::clone(&launcher))
-        .await?
-        .value;
-    let address = backend.endpoint.and_then(|endpoint| endpoint.tcp());
-    let address = address.ok_or((
-        StatusCode::BAD_GATEWAY,
-        "the backend has no address".to_owned(),
-    ))?;
-    Ok(Redirect::temporary(&format!("http://{address}/")))
+    let gate = launcher.gate();
+    let launched = gate.launch(key, Launcher::clone(&launcher)).await;
+    let backend = launched.map_err(failure)?.value;
+    match backend.endpoint.and_then(|endpoint| endpoint.tcp()) {
+        Some(address) => Ok(Redirect::temporary(&format!("http://{address}/"))),
+        None => Err(plain(StatusCode::BAD_GATEWAY, "the backend has no address")),
+    }
+}
+
+async fn metrics(State(launcher): State<Arc<Launcher>>) -> String {
+    metrics::page(&launcher.gate().statistics().await)
 }
 
 /// All keys that this broker has to do with.
@@ -112,10 +114,8 @@ async fn overview(State(launcher): State<Arc<Launcher>>) -> String {
         let key = known.budget.key;
         // Read anew, since brokers that share the directory share the budget.
         let snapshot = launcher.gate().snapshot(key.clone()).await;
-        let backend = match launcher.find(key).await {
-            Ok(presence) => presence.to_string(),
-            Err(error) => error.to_string(),
-        };
+        let found = launcher.find(key).await.map(|found| found.to_string());
+        let backend = found.unwrap_or_else(|error| error.to_string());
         page.push_str(&format!("{snapshot}\n    {backend}\n"));
     }
     page
@@ -127,22 +127,18 @@ async fn operate(
     Path((service, version, action)): Path<(String, String, String)>,
 ) -> Result<String, Failure> {
     let key = key(service, version)?;
+    let gate = launcher.gate();
     match &*action {
-        "reset" => launcher
-            .gate()
-            .reset(key)
-            .await
-            .map(|()| "reset\n".to_owned())
-            .map_err(Failure::from),
-        "abort" => Ok(format!(
-            "aborted a launch: {}\n",
-            launcher.gate().abort(key).await
-        )),
+        "reset" => {
+            gate.reset(key).await.map_err(failure)?;
+            Ok("reset\n".to_owned())
+        }
+        "abort" => Ok(format!("aborted a launch: {}\n", gate.abort(key).await)),
         "stop" => match launcher.stop(key, Stop::Force).await {
             Ok(stopped) => Ok(format!("{stopped:?}\n")),
-            Err(error) => Err((StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into()),
+            Err(error) => Err(plain(StatusCode::SERVICE_UNAVAILABLE, error)),
         },
-        _ => Err((StatusCode::NOT_FOUND, "reset, abort or stop".to_owned()).into()),
+        _ => Err(plain(StatusCode::NOT_FOUND, "reset, abort or stop")),
     }
 }
 
@@ -150,36 +146,22 @@ fn key(service: String, version: String) -> Result<BackendKey, Failure> {
     // Clients choose the key, and each key can start a process: only known ones.
     match SERVICES.contains(&&*service) && version == "1.0" {
         true => Ok(BackendKey::new(BrokerInstanceKey::Shared, service, version)),
-        false => Err((StatusCode::NOT_FOUND, "no such service".to_owned()).into()),
+        false => Err(plain(StatusCode::NOT_FOUND, "no such service")),
     }
 }
 
-/// An error as a response.
-struct Failure {
-    status: StatusCode,
-    text: String,
-    retry_after: Option<Duration>,
+fn plain(status: StatusCode, text: impl Display) -> Failure {
+    (status, None, format!("{text}\n"))
 }
 
-impl From<(StatusCode, String)> for Failure {
-    fn from((status, text): (StatusCode, String)) -> Self {
-        Self {
-            status,
-            text,
-            retry_after: None,
-        }
-    }
-}
-
-impl From<GateError> for Failure {
-    fn from(error: GateError) -> Self {
-        let retry_soon = error.retry_helps().then_some(Duration::from_secs(1));
-        Self {
-            status: status(&error),
-            text: format!("{error:#}"),
-            retry_after: error.retry_after().or(retry_soon),
-        }
-    }
+fn failure(error: GateError) -> Failure {
+    let retry_soon = error.retry_helps().then_some(Duration::from_secs(1));
+    let retry_after = error.retry_after().or(retry_soon).map(|wait| {
+        // Whole seconds, rounded up: a client that waits as long as told must not be too early.
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        [(RETRY_AFTER, seconds.to_string())]
+    });
+    (status(&error), retry_after, format!("{error:#}\n"))
 }
 
 fn status(error: &GateError) -> StatusCode {
@@ -196,20 +178,6 @@ fn status(error: &GateError) -> StatusCode {
     }
 }
 
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        let mut response = (self.status, self.text + "\n").into_response();
-        if let Some(wait) = self.retry_after {
-            // Whole seconds, rounded up: a client that waits as long as told must not be too early.
-            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            response
-                .headers_mut()
-                .insert(RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        response
-    }
-}
-
 /// The backend: takes a free port, and says which.
 async fn backend(service: &str) -> Result<(), BoxError> {
     let instance = Instance::from_env()?.ok_or("the broker starts the backends")?;
@@ -219,15 +187,11 @@ async fn backend(service: &str) -> Result<(), BoxError> {
         _ => {}
     }
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let greeting = format!(
-        "{service}: process {}, launch {}\n",
-        std::process::id(),
-        instance.launch()
-    );
+    let (pid, launch) = (std::process::id(), instance.launch());
+    let greeting = format!("{service}: process {pid}, launch {launch}\n");
     let routes = Router::new().route("/", get(|| async { greeting }));
     instance.ready(listener.local_addr()?)?;
     let stop = async move { drop(instance.until_leave(None).await) };
-    Ok(axum::serve(listener, routes)
-        .with_graceful_shutdown(stop)
-        .await?)
+    let server = axum::serve(listener, routes);
+    Ok(server.with_graceful_shutdown(stop).await?)
 }

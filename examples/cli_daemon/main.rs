@@ -11,12 +11,12 @@
 
 use std::error::Error;
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use spawn_gate::admin::{LedgerReading, LockReport, inspect_spawn_lock};
+use spawn_gate::admin::{LedgerReading, LockReport, Waiting, inspect_spawn_lock};
 use spawn_gate::process::{Instance, Leave, ProcessLauncher, Ready, Stop, Stopped};
 use spawn_gate::{BoxError, FileSpawnLock, GateError, SpawnGate};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -73,8 +73,9 @@ async fn run(args: &[OsString]) -> Result<(), BoxError> {
 /// The gate and launcher that all invocations share, by way of the state directory.
 fn launcher(state: &Path) -> Result<ProcessLauncher<String>, BoxError> {
     let gate = SpawnGate::builder(FileSpawnLock::new(state)?).stable_after(STABLE_AFTER);
+    let gate = gate.on_wait(show_wait).build();
     let state = std::path::absolute(state)?;
-    let launcher = ProcessLauncher::new(&gate.build(), state.clone(), move |_launch| {
+    let launcher = ProcessLauncher::new(&gate, state.clone(), move |_launch| {
         let mut daemon = Command::new(std::env::current_exe()?);
         daemon.arg("--state").arg(&state).arg("daemon");
         Ok((daemon, Ready::notify()))
@@ -82,20 +83,27 @@ fn launcher(state: &Path) -> Result<ProcessLauncher<String>, BoxError> {
     Ok(launcher.version(env!("CARGO_PKG_VERSION")))
 }
 
+/// Says to a person what a call that takes long waits for. A script reads standard error for errors alone.
+fn show_wait(waiting: &Waiting) {
+    if io::stderr().is_terminal() {
+        let _ = writeln!(io::stderr(), "{waiting}");
+    }
+}
+
 async fn ask(launcher: &ProcessLauncher<String>, text: &str) -> Result<(), BoxError> {
     // Until this is dropped, the daemon does not leave for being idle.
     let daemon = launcher.in_use(KEY).await?;
-    let socket = daemon
-        .endpoint
-        .as_ref()
-        .and_then(|endpoint| endpoint.unix());
+    let endpoint = daemon.endpoint.as_ref();
+    let socket = endpoint.and_then(|endpoint| endpoint.unix());
     let socket = socket.ok_or("the daemon has no socket")?;
     // No second try if that fails: the daemon may have done what it was asked.
     let answer = timeout(ANSWER_LIMIT, call(socket, text)).await;
     let answer = answer.map_err(|_| format!("no answer within {ANSWER_LIMIT:?}"))??;
     let (how, pid, launch) = (daemon.how(), daemon.pid, daemon.launch);
-    let line = format!("{answer}{how:?}: process {pid}, launch {launch}");
-    Ok(writeln!(io::stdout(), "{line}")?)
+    Ok(writeln!(
+        io::stdout(),
+        "{answer}{how:?}: process {pid}, launch {launch}"
+    )?)
 }
 
 async fn call(socket: &Path, text: &str) -> io::Result<String> {
@@ -143,9 +151,8 @@ async fn stop(launcher: &ProcessLauncher<String>, how: Stop) -> Result<(), BoxEr
 /// The daemon.
 async fn serve() -> Result<(), BoxError> {
     let daemon = Instance::from_env()?.ok_or("`ask` starts the daemon")?;
-    let idle = std::env::var("CLI_DAEMON_IDLE_MS")
-        .ok()
-        .and_then(|idle| idle.parse().ok());
+    let idle = std::env::var("CLI_DAEMON_IDLE_MS").ok();
+    let idle = idle.and_then(|idle| idle.parse().ok());
     let idle = Duration::from_millis(idle.unwrap_or(600_000));
     let listener = daemon.listen()?;
     // Whatever takes long comes here, before it says that it is ready.
@@ -173,12 +180,10 @@ async fn serve() -> Result<(), BoxError> {
 
 async fn answer(mut stream: UnixStream) -> io::Result<()> {
     let mut line = String::new();
-    BufReader::new((&mut stream).take(LONGEST_LINE))
-        .read_line(&mut line)
-        .await?;
-    stream
-        .write_all(format!("{}\n", line.trim_end().to_uppercase()).as_bytes())
-        .await
+    let mut request = BufReader::new((&mut stream).take(LONGEST_LINE));
+    request.read_line(&mut line).await?;
+    let answer = format!("{}\n", line.trim_end().to_uppercase());
+    stream.write_all(answer.as_bytes()).await
 }
 
 /// The outermost error alone seldom says what to mend.

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 /// Why a key has no attempt left: how the last charged launch ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum ExhaustionReason {
     /// The launch failed.
@@ -41,6 +42,18 @@ pub enum ExhaustionReason {
 }
 
 impl ExhaustionReason {
+    /// Returns the stable short name, without anybody's own words: `launch_failed`, `not_stable`, `backend_ended`, `cut_short`
+    /// or `record_unreadable`.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::LaunchFailed { .. } => "launch_failed",
+            Self::NotStable { .. } => "not_stable",
+            Self::BackendEnded { .. } => "backend_ended",
+            Self::CutShort { .. } => "cut_short",
+            Self::RecordUnreadable => "record_unreadable",
+        }
+    }
+
     pub(crate) fn launch_failed(message: impl Into<String>) -> Self {
         Self::LaunchFailed {
             message: message.into(),

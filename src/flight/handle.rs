@@ -19,6 +19,11 @@ impl<K, T> Flight<K, T> {
         &self.entry.key
     }
 
+    /// The hash of its key.
+    pub(crate) fn hash(&self) -> u64 {
+        self.entry.hash
+    }
+
     pub(crate) fn is_in_progress(&self) -> bool {
         self.step(|_| ()).is_some()
     }
@@ -130,13 +135,15 @@ impl<K, T> Flight<K, T> {
         key_state.confirm(policy, has_looked, now.into_std())
     }
 
-    /// Ends the flight, settles its attempt, and wakes its followers. Returns whether it was in progress.
+    /// Ends the flight, settles its attempt, and wakes its followers. Returns whether it was in progress. If so, `record` runs
+    /// before the followers wake, so a caller that has the outcome finds it counted.
     pub(crate) fn end(
         &self,
         policy: &BudgetPolicy,
         outcome: Outcome<T>,
         has_found_none: bool,
         update: BudgetUpdate,
+        record: impl FnOnce(&Outcome<T>),
     ) -> bool {
         let is_up = matches!(outcome, Outcome::Launched(_) | Outcome::Discovered(_));
         let has_found_none = has_found_none && !is_up;
@@ -147,10 +154,16 @@ impl<K, T> Flight<K, T> {
         }
         let ended = state.flight.take();
         drop(state);
+        record(&outcome);
         if let Some(followers) = ended.and_then(|flight| flight.followers) {
             followers.publish(outcome);
         }
         true
+    }
+
+    /// Its stage and the number of its followers.
+    pub(crate) fn activity(&self) -> Option<(Stage, usize)> {
+        self.step(|flight| (flight.stage, flight.followers()))
     }
 
     /// Asks the leader's task to end the flight with `error`. Returns the error if no task can, since a caller holds the permit.
@@ -267,10 +280,10 @@ mod tests {
         let policy = &BudgetPolicy::default();
         let entry = Arc::new(Entry::new("key", 7));
         let elder = charged(&entry, 1);
-        assert!(elder.end(policy, Outcome::LeaderGone, false, failed()));
+        assert!(elder.end(policy, Outcome::LeaderGone, false, failed(), |_| ()));
         let younger = charged(&entry, 2);
 
-        assert!(!elder.end(policy, Outcome::LeaderGone, false, failed()));
+        assert!(!elder.end(policy, Outcome::LeaderGone, false, failed(), |_| ()));
         assert!(younger.is_in_progress(), "ended by its predecessor");
         assert!(!elder.is_in_progress());
         elder.advance(Stage::Launch);
@@ -299,7 +312,7 @@ mod tests {
             reason: None,
             at: seen_at.into_std(),
         }));
-        flight.end(policy, Outcome::LeaderGone, false, update);
+        flight.end(policy, Outcome::LeaderGone, false, update, |_| ());
         assert!(!entry.is_live(policy, Instant::now()));
         lead(&entry, 2);
     }

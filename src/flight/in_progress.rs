@@ -67,7 +67,10 @@ impl<T> InProgress<T> {
     }
 
     pub(super) fn waiting(&self) -> usize {
-        let followers = self.followers.as_ref().map_or(0, OutcomeSender::count);
-        followers + usize::from(self.has_asker)
+        self.followers() + usize::from(self.has_asker)
+    }
+
+    pub(super) fn followers(&self) -> usize {
+        self.followers.as_ref().map_or(0, OutcomeSender::count)
     }
 }

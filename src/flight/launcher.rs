@@ -165,6 +165,7 @@ pub struct Launched<T> {
 /// How a caller got its backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum How {
     /// This caller's request launched it.

@@ -11,11 +11,13 @@ use super::outcome::{Outcome, Step};
 use super::shared::{Shared, UnlockedLedger};
 use crate::budget::{Attempt, BudgetUpdate, ExhaustionReason, Refusal, Settlement};
 use crate::error::{
-    AttemptsLeft, BoxError, GateError, LaunchError, NotStarted, SharedError, Stage,
+    AttemptsLeft, BoxError, ErrorType, GateError, LaunchError, NotStarted, SharedError, Stage,
 };
 use crate::key::GateKey;
 use crate::ledger::{Known, LedgerSession, picture};
 use crate::lock::SpawnLockError;
+use crate::statistics::{LaunchEnd, LockWaitEnd};
+use crate::trace::{self, LaunchSpan};
 use crate::util::caught;
 
 /// The leader of a flight. It is passed from step to step and becomes a [`LaunchPermit`](super::permit::LaunchPermit) once it
@@ -42,12 +44,21 @@ pub(crate) struct Parts<K: GateKey, T> {
     pub(crate) has_found_none: bool,
     /// From now on, something may have been started.
     pub(super) is_launching: bool,
+    /// When the launch began, for statistics. Not called off by a launcher that started nothing.
+    pub(super) launch_began: Option<Instant>,
+    /// When the wait for the lock began, until it is over.
+    pub(super) lock_wait_began: Option<Instant>,
+    /// A look that takes long was shown.
+    pub(super) has_told_look: bool,
+    pub(crate) span: LaunchSpan,
+    /// The loss of the held lock was counted.
+    is_loss_counted: bool,
     has_ended: bool,
 }
 
 impl<K: GateKey, T> Leader<K, T> {
     pub(crate) fn new(shared: Arc<Shared<K, T>>, begun: Begun<K, T>) -> Self {
-        Self(Box::new(Parts {
+        let mut leader = Self(Box::new(Parts {
             shared,
             flight: begun.flight,
             began: begun.at,
@@ -59,8 +70,16 @@ impl<K: GateKey, T> Leader<K, T> {
             settled_at: None,
             has_found_none: false,
             is_launching: false,
+            launch_began: None,
+            lock_wait_began: None,
+            has_told_look: false,
+            span: LaunchSpan::none(),
+            is_loss_counted: false,
             has_ended: false,
-        }))
+        }));
+        // Once the leader owns its flight: a subscriber is user code.
+        leader.span = LaunchSpan::new(|| leader.flight.label());
+        leader
     }
 
     /// The flight may launch from now on, unless an operator has ended it.
@@ -69,6 +88,8 @@ impl<K: GateKey, T> Leader<K, T> {
             Some(error) => Err(Outcome::Failed(error)),
             None => {
                 self.is_launching = true;
+                self.launch_began = Some(Instant::now());
+                self.trace_launching();
                 Ok(())
             }
         }
@@ -77,6 +98,7 @@ impl<K: GateKey, T> Leader<K, T> {
     /// Takes [`begin_launch`](Self::begin_launch) back: nothing was launched.
     pub(crate) fn call_off_launch(&mut self) {
         self.is_launching = false;
+        self.launch_began = None;
         self.flight.advance(Stage::Lock);
     }
 
@@ -98,6 +120,7 @@ impl<K: GateKey, T> Leader<K, T> {
         let Some(held) = this.held.take() else {
             return;
         };
+        this.is_loss_counted = false;
         // Another holder may have had the lock since, perhaps with another ledger.
         this.known.holder_at_look = None;
         if this.attempt.take().is_some() {
@@ -112,7 +135,9 @@ impl<K: GateKey, T> Leader<K, T> {
     pub(crate) fn launch_failed(&mut self, error: impl Into<BoxError>) -> GateError {
         let error = match error.into().downcast::<NotStarted>() {
             Ok(not_started) => {
+                let began = self.launch_began;
                 self.call_off_launch();
+                self.launch_began = began;
                 return LaunchError::NotStarted {
                     key: self.flight.label(),
                     retry_helps: not_started.retry_helps,
@@ -220,6 +245,9 @@ impl<K: GateKey, T> Leader<K, T> {
 
     /// Turns a success into a failure, since the lock was lost.
     fn lost(&mut self, outcome: Outcome<T>, error: SpawnLockError) -> Outcome<T> {
+        if error.is_lost() {
+            self.count_lock_lost();
+        }
         let Outcome::Launched(_) = outcome else {
             return outcome;
         };
@@ -233,6 +261,15 @@ impl<K: GateKey, T> Leader<K, T> {
             session.settle(Settlement::Failed, Some(&error.message()), now);
         }
         Outcome::Failed(error)
+    }
+
+    /// Counts the loss of the held lock, once.
+    pub(crate) fn count_lock_lost(&mut self) {
+        if !std::mem::replace(&mut self.is_loss_counted, true) {
+            self.shared.recorder.lock_lost();
+            let token = || self.held.as_ref().map_or(0, HeldLock::fencing_token);
+            trace::lock_lost(|| self.flight.label(), token);
+        }
     }
 
     /// The error for a launch whose lock was lost or cannot be verified.
@@ -251,28 +288,27 @@ impl<K: GateKey, T> Leader<K, T> {
         T: Clone,
     {
         let update = self.budget_update(&outcome);
+        if matches!(&outcome, Outcome::Failed(error) if error.kind() == ErrorType::LockLost) {
+            self.count_lock_lost();
+        }
         // Cloning the value and dropping the lease are user code: if they panic, this leader's drop still ends the flight.
         let shared = outcome.clone();
         // Released before the followers wake.
         drop(self.held.take());
         self.has_ended = true;
-        let has_found_none = self.has_found_none;
+        let (policy, has_found_none) = (&self.shared.policy, self.has_found_none);
+        let record = |outcome: &Outcome<T>| self.record(outcome);
         if self
             .flight
-            .end(&self.shared.policy, shared, has_found_none, update)
+            .end(policy, shared, has_found_none, update, record)
         {
+            self.trace_end(&outcome);
             return outcome;
         }
-        Outcome::Failed(self.ended_by_operator())
-    }
-
-    /// The error of a flight that ended before its leader ended it, which only an operator can do.
-    fn ended_by_operator(&self) -> GateError {
-        if self.shared.registry.is_closed() {
-            return GateError::Closed;
-        }
-        let key = self.flight.label();
-        LaunchError::Aborted { key }.into()
+        let outcome = Outcome::Failed(self.ended_by_operator());
+        self.record(&outcome);
+        self.trace_end(&outcome);
+        outcome
     }
 
     fn session_mut(&mut self) -> Option<&mut LedgerSession> {
@@ -329,6 +365,91 @@ impl<K: GateKey, T> Leader<K, T> {
     }
 }
 
+impl<K: GateKey, T> Parts<K, T> {
+    /// Counts the launch and the wait for the lock that end with the flight.
+    fn record(&self, outcome: &Outcome<T>) {
+        let recorder = &self.shared.recorder;
+        if let Some(began) = self.launch_began {
+            let end = match outcome {
+                Outcome::Launched(_) => Some(LaunchEnd::Launched),
+                Outcome::Failed(error) => Some(LaunchEnd::Failed(error.kind())),
+                Outcome::Discovered(_) | Outcome::LeaderGone => None,
+            };
+            if let Some(end) = end {
+                recorder.launch(self.flight.hash(), end, began.elapsed());
+            }
+        }
+        if let Some(began) = self.lock_wait_began {
+            let end = match outcome {
+                Outcome::Launched(_) | Outcome::Discovered(_) => LockWaitEnd::Discovered,
+                Outcome::Failed(error) => LockWaitEnd::Failed(error.kind()),
+                Outcome::LeaderGone => LockWaitEnd::LeaderGone,
+            };
+            recorder.lock_wait(end, began.elapsed());
+        }
+    }
+
+    /// Notes in the span that the flight may launch.
+    pub(super) fn trace_launching(&self) {
+        if let Some(attempt) = self.attempt {
+            let token = || self.held.as_ref().map_or(0, HeldLock::fencing_token);
+            self.span.launching(attempt.number, token);
+        }
+    }
+
+    fn trace_end(&self, outcome: &Outcome<T>) {
+        let key = || self.flight.label();
+        let elapsed = || self.began.elapsed();
+        self.span.in_scope(|| match outcome {
+            Outcome::Launched(_) => {
+                self.span.ended("launched");
+                trace::launched(key, elapsed);
+            }
+            Outcome::Discovered(_) => {
+                self.span.ended("discovered");
+                trace::discovered(key, elapsed);
+            }
+            Outcome::LeaderGone => {
+                self.span.ended("leader_gone");
+                trace::leader_gone(key);
+            }
+            Outcome::Failed(error) => {
+                self.span.ended(error.error_type());
+                let attempt = self.attempt.map(|attempt| attempt.number);
+                trace::failed(error, attempt, self.failed_stage(error).as_str());
+            }
+        });
+    }
+
+    fn failed_stage(&self, error: &GateError) -> Stage {
+        match error {
+            GateError::Timeout(error) => error.stage,
+            GateError::Lock(_) | GateError::Launch(LaunchError::FailedElsewhere { .. }) => {
+                Stage::Lock
+            }
+            _ if self.launch_began.is_some() => Stage::Launch,
+            _ => Stage::Discover,
+        }
+    }
+
+    /// The error of a flight that ended before its leader ended it, which only an operator can do.
+    fn ended_by_operator(&self) -> GateError {
+        if self.shared.registry.is_closed() {
+            return GateError::Closed;
+        }
+        let key = self.flight.label();
+        LaunchError::Aborted { key }.into()
+    }
+
+    /// The wait for the lock is over, and it is held.
+    pub(super) fn end_lock_wait(&mut self) {
+        if let Some(began) = self.lock_wait_began.take() {
+            let took = began.elapsed();
+            self.shared.recorder.lock_wait(LockWaitEnd::Acquired, took);
+        }
+    }
+}
+
 impl<K: GateKey, T> std::ops::Deref for Leader<K, T> {
     type Target = Parts<K, T>;
 
@@ -352,7 +473,7 @@ impl<K: GateKey, T> Drop for Parts<K, T> {
         // All of this catches panics: leases, keys and wakers are user code.
         let launch = caught(|| self.held.take().map(|held| held.fencing_token()));
         let key = caught(|| self.flight.label()).unwrap_or_else(|_| "?".into());
-        let error = if is_panicking {
+        let error: Option<LaunchError> = if is_panicking {
             // All callers share the panic, so that followers do not run into it in turn.
             Some(LaunchError::task_panicked(key))
         } else if self.is_launching {
@@ -371,7 +492,19 @@ impl<K: GateKey, T> Drop for Parts<K, T> {
             false => Settlement::Refund,
         };
         let update = BudgetUpdate::without_ledger(&self.shared.policy, settlement, reason);
-        let outcome = error.map_or(Outcome::LeaderGone, |error| Outcome::Failed(error.into()));
-        let _ = caught(|| self.flight.end(&self.shared.policy, outcome, false, update));
+        let ended = || match error.clone() {
+            Some(error) => Outcome::Failed(error.into()),
+            None => Outcome::LeaderGone,
+        };
+        let mut outcome = ended();
+        let _ = caught(|| {
+            let record = |outcome: &Outcome<T>| self.record(outcome);
+            let policy = &self.shared.policy;
+            if !self.flight.end(policy, ended(), false, update, record) {
+                outcome = Outcome::Failed(self.ended_by_operator());
+                self.record(&outcome);
+            }
+        });
+        let _ = caught(|| self.trace_end(&outcome));
     }
 }

@@ -12,10 +12,12 @@ use super::launcher::BackendLauncher;
 use super::leader::Leader;
 use super::outcome::{Outcome, Step, lock_failed};
 use super::shared::Shared;
+use super::waiting::{LONG_WAIT, Waiting};
 use crate::error::{GateError, LaunchError, LockError, Stage, TimeoutError};
 use crate::key::{GateKey, key_label};
-use crate::ledger::{LedgerReading, LedgerSession, Since, Verdict, this_process};
+use crate::ledger::{LedgerHolder, LedgerReading, LedgerSession, Since, Verdict, this_process};
 use crate::lock::{LedgerUpdate, LockHolder, LockRequest, SpawnLease, SpawnLockError, TryAcquire};
+use crate::trace;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
@@ -47,6 +49,7 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
         wait: &mut LockWait,
         launcher: Option<&dyn BackendLauncher<K, T>>,
     ) -> Step<T> {
+        let began = *self.lock_wait_began.get_or_insert_with(Instant::now);
         loop {
             self.show_wait(wait);
             let (update, opened) = self.update();
@@ -61,6 +64,7 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
                 }
             }
             self.show_wait(wait);
+            self.tell_wait(wait, began);
             wait.until_released(&self.shared, self.flight.key()).await;
             if let Some(read) = self.shared.read_ledger(self.flight.key()).await {
                 let ledger = read.ledger.clone();
@@ -99,11 +103,38 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
         }
     }
 
+    /// Shows a wait that takes long, once.
+    fn tell_wait(&self, wait: &mut LockWait, began: Instant) {
+        let on_wait = self.shared.on_wait.as_ref();
+        if wait.is_told || (on_wait.is_none() && !cfg!(feature = "tracing")) {
+            return;
+        }
+        let now = Instant::now();
+        let waited = now.saturating_duration_since(began);
+        if waited < LONG_WAIT {
+            wait.tell_at = Some(began + LONG_WAIT);
+            return;
+        }
+        wait.is_told = true;
+        let key = || self.flight.label();
+        trace::waiting_for_lock(key, wait.holder.as_deref(), waited);
+        if let Some(on_wait) = on_wait {
+            on_wait.tell(&Waiting {
+                key: key(),
+                stage: Stage::Lock,
+                waited,
+                left: wait.deadline(&self.shared).saturating_duration_since(now),
+                holder: wait.ledger_holder.as_deref().cloned(),
+            });
+        }
+    }
+
     fn took(&mut self, lease: Box<dyn SpawnLease>, opened: &Opened) -> Step<T> {
         let opened = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (session, verdict) = opened.unzip();
         let this = &mut **self;
         this.held = Some(HeldLock::new(lease, session.map(Box::new)));
+        this.end_lock_wait();
         match verdict {
             None | Some(Verdict::Look) => Ok(()),
             Some(Verdict::Charged(attempt)) => {
@@ -165,6 +196,11 @@ pub(crate) struct LockWait {
     deadline: Option<Instant>,
     losses: u32,
     holder: Option<Arc<LockHolder>>,
+    /// The same, as the ledger has it. Boxed, to keep a flight's future small.
+    ledger_holder: Option<Box<LedgerHolder>>,
+    /// The wait was shown, or is to be at this time.
+    is_told: bool,
+    tell_at: Option<Instant>,
     /// The lock was found held before.
     is_waiting: bool,
     pause: Duration,
@@ -197,6 +233,7 @@ impl LockWait {
                     LedgerReading::Found(ledger) => ledger.holder(),
                     _ => None,
                 };
+                self.ledger_holder = holder.cloned().map(Box::new);
                 self.holder = holder.map(|holder| Arc::new(LockHolder::new(lock, holder)));
                 Tried::Held(ledger)
             }
@@ -243,6 +280,7 @@ impl LockWait {
         self.pause = (2 * self.pause).clamp(FIRST_PAUSE, LONGEST_PAUSE);
         let least = Instant::now() + self.pause / 2;
         let until = (Instant::now() + LONGEST_WAIT).min(deadline);
+        let until = self.tell_at.take().map_or(until, |at| until.min(at));
         match &self.error {
             // A lost lock can be taken again at once.
             Some(error) if error.is_lost() && !is_again => return,

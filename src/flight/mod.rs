@@ -6,6 +6,7 @@
 //! - `in_progress`: a flight's stages, and what ends it. `entry`: a key's entry, with its flight if one is in progress. `handle`:
 //!   what leaders, followers and operators do to a flight.
 //! - `shard`, `registry`: the entries of all keys.
+//! - `waiting`: a wait that takes long, for people.
 //! - `shared`: the state that all handles, leaders and permits of a gate share.
 //! - `held_lock`: a held lock with its ledger. `leader`: the owner of flight, attempt and held lock.
 //! - `permit`: the public face of a leader that may launch. `launcher`: the user's side.
@@ -28,6 +29,7 @@ mod shard;
 mod shared;
 mod snapshot;
 mod steps;
+mod waiting;
 
 pub(crate) use self::entry::{Flight, Role};
 pub(crate) use self::held_lock::{HeldLock, LONGEST_CALL, answered};
@@ -41,3 +43,5 @@ pub(crate) use self::script::{lead, or_interrupted, prepare, prepare_now};
 pub(crate) use self::shard::Shard;
 pub(crate) use self::shared::{Shared, Timeouts};
 pub use self::snapshot::{FlightSnapshot, KeySnapshot};
+pub(crate) use self::waiting::OnWait;
+pub use self::waiting::Waiting;

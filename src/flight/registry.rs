@@ -45,9 +45,9 @@ impl<K: GateKey, T> Registry<K, T> {
         self.is_closed.load(Ordering::SeqCst)
     }
 
-    /// Refuses all requests from now on.
-    pub(crate) fn close(&self) {
-        self.is_closed.store(true, Ordering::SeqCst);
+    /// Refuses all requests from now on. Returns whether the gate was open.
+    pub(crate) fn close(&self) -> bool {
+        !self.is_closed.swap(true, Ordering::SeqCst)
     }
 
     /// The hash of a key, computed once per request. It picks the shard and the place in its table.

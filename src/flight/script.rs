@@ -11,6 +11,7 @@ use super::lock_wait::LockWait;
 use super::outcome::{Outcome, Step, lock_failed};
 use super::permit::LaunchPermit;
 use super::steps::call;
+use super::waiting::{LONG_WAIT, Notice, Waiting};
 use crate::error::Stage;
 use crate::key::GateKey;
 use crate::lock::SpawnLockError;
@@ -52,6 +53,9 @@ pub(crate) async fn prepare<K: GateKey, T: 'static>(
         let Err(error) = ready else {
             return leader.begin_launch();
         };
+        if error.is_lost() {
+            leader.count_lock_lost();
+        }
         wait.began_at(leader.began, &leader.shared);
         // A lock that did not answer is not asked again.
         if !error.is_lost() && !matches!(error, SpawnLockError::Unresponsive { .. }) {
@@ -93,7 +97,7 @@ where
                     launcher.discard(flight.key(), unheard_of).await;
                     Ok(())
                 };
-                let _ = call(limit, discard).await;
+                let _ = call(limit, None, discard).await;
             });
         }
         // A panic in the launcher's `Drop` must not change the outcome for this caller.
@@ -113,8 +117,22 @@ where
 {
     let limit = leader.shared.timeouts.launch;
     let flight = leader.flight.clone();
+    let on_wait = leader.shared.on_wait.clone();
     let permit = LaunchPermit::new(leader);
-    let launching = call(limit, async || launcher.launch(&permit).await);
+    let notice = on_wait.map(|on_wait| {
+        let label = flight.label();
+        let notice: Notice<'_> = Box::new(move || {
+            on_wait.tell(&Waiting {
+                key: label,
+                stage: Stage::Launch,
+                waited: LONG_WAIT,
+                left: limit - LONG_WAIT,
+                holder: None,
+            });
+        });
+        notice
+    });
+    let launching = call(limit, notice, async || launcher.launch(&permit).await);
     let launched = or_interrupted(&flight, or_lost(&permit, launching)).await;
     let mut leader = permit.into_leader();
     let outcome = match launched {

@@ -6,10 +6,12 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::registry::Registry;
+use super::waiting::OnWait;
 use crate::budget::{BudgetPolicy, SharedClock};
 use crate::key::GateKey;
 use crate::ledger::{Ledger, LedgerReading};
 use crate::lock::SpawnLock;
+use crate::statistics::Recorder;
 
 #[derive(Debug)]
 pub(crate) struct Shared<K, T> {
@@ -18,6 +20,8 @@ pub(crate) struct Shared<K, T> {
     pub(crate) clock: Arc<dyn SharedClock>,
     pub(crate) policy: BudgetPolicy,
     pub(crate) timeouts: Timeouts,
+    pub(crate) recorder: Recorder,
+    pub(crate) on_wait: Option<OnWait>,
 }
 
 /// The limit of each stage.

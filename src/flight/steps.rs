@@ -11,6 +11,7 @@ use super::launcher::BackendLauncher;
 use super::leader::Leader;
 use super::outcome::{Outcome, Step};
 use super::shared::UnlockedLedger;
+use super::waiting::{LONG_WAIT, Notice, Waiting};
 use crate::budget::Refusal;
 use crate::error::{
     AttemptsLeft, BoxError, BudgetExhausted, GateError, LaunchError, SharedError, Stage,
@@ -18,7 +19,7 @@ use crate::error::{
 };
 use crate::key::GateKey;
 use crate::lock::SpawnLockError;
-use crate::util::{CatchPanic, lazy_timeout};
+use crate::util::{CatchPanic, lazy_timeout_with_notice};
 
 impl<K: GateKey, T> Leader<K, T> {
     /// Verifies a lock that was taken without waiting, charges the attempt, and begins the launch, in one step. Returns false and
@@ -30,6 +31,9 @@ impl<K: GateKey, T> Leader<K, T> {
             let policy = &this.shared.policy;
             this.attempt = this.flight.charge_and_begin_launch(policy, this.began);
             this.is_launching = this.attempt.is_some();
+            // No clock is read on this path.
+            this.launch_began = this.attempt.map(|_| this.began);
+            this.trace_launching();
         }
         if !this.is_launching {
             drop(this.held.take());
@@ -73,7 +77,25 @@ impl<K: GateKey, T> Leader<K, T> {
         this.flight.advance(Stage::Discover);
         let limit = this.shared.timeouts.discover;
         let key = this.flight.key();
-        let error = match call(limit, async || launcher.discover(key).await).await {
+        let on_wait = this.shared.on_wait.as_ref();
+        let has_told = &mut this.has_told_look;
+        let notice = on_wait.filter(|_| !*has_told).map(|on_wait| {
+            let read = this.read.as_ref();
+            let holder = read.and_then(|read| read.ledger.holder());
+            let label = this.flight.label();
+            let notice: Notice<'_> = Box::new(move || {
+                *has_told = true;
+                on_wait.tell(&Waiting {
+                    key: label,
+                    stage: Stage::Discover,
+                    waited: LONG_WAIT,
+                    left: limit - LONG_WAIT,
+                    holder: holder.cloned(),
+                });
+            });
+            notice
+        });
+        let error = match call(limit, notice, async || launcher.discover(key).await).await {
             Ok(Ok(None)) => {
                 // If a launch was in progress during the look, the look does not count.
                 let read = this.read.as_ref().map(|read| &read.ledger);
@@ -178,13 +200,15 @@ impl<K: GateKey, T> Leader<K, T> {
     }
 }
 
-/// Runs a call of the launcher with a limit, and catches its panic.
+/// Runs a call of the launcher with a limit, and catches its panic. Calls `notice` if it takes long.
 pub(crate) async fn call<V>(
     limit: Duration,
+    notice: Option<Notice<'_>>,
     call: impl AsyncFnOnce() -> Result<V, BoxError>,
 ) -> Result<Result<V, BoxError>, NoAnswer> {
     // A launcher can panic before it returns a future, too.
-    match lazy_timeout(limit, CatchPanic::new(async { call().await })).await {
+    let called = CatchPanic::new(async { call().await });
+    match lazy_timeout_with_notice(limit, LONG_WAIT, notice, called).await {
         Some(Ok(returned)) => Ok(returned),
         Some(Err(message)) => Err(NoAnswer::Panicked(message)),
         None => Err(NoAnswer::TimedOut),

@@ -15,6 +15,8 @@ use crate::flight::{
 use crate::key::{GateKey, key_label};
 use crate::ledger::{BackendEnd, LedgerSession, this_process};
 use crate::lock::{LedgerUpdate, SpawnLockError};
+use crate::statistics::{ActiveFlights, Statistics};
+use crate::trace;
 
 impl<K, T> SpawnGate<K, T>
 where
@@ -78,6 +80,48 @@ where
         snapshots
     }
 
+    /// Returns what this gate has done since it was built, and what it does now: requests, launches, waits for the lock, flights,
+    /// followers, losses of the lock. For a metrics page; requests pay one increment for it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it changes nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use spawn_gate::{InMemorySpawnLock, SpawnGate, launcher_fn};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), spawn_gate::GateError> {
+    /// let gate: SpawnGate<String, u16> = SpawnGate::builder(InMemorySpawnLock::new()).build();
+    /// let indexer = launcher_fn(|_| async { Ok(None) }, |_| async { Ok(7201) });
+    /// gate.launch("indexer", indexer).await?;
+    ///
+    /// let statistics = gate.statistics().await;
+    /// assert_eq!(statistics.requests.led, 1);
+    /// assert_eq!(statistics.launches["launched"].count, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn statistics(&self) -> Statistics {
+        let registry = &self.shared.registry;
+        let mut active = ActiveFlights::default();
+        let mut followers = 0;
+        for shard in &registry.shards {
+            let flights = lock_shard(shard).await.flights();
+            for (stage, following) in flights.iter().filter_map(Flight::activity) {
+                match stage {
+                    Stage::Discover => active.discover += 1,
+                    Stage::Launch => active.launch += 1,
+                    _ => active.lock += 1,
+                }
+                followers += following as u64;
+            }
+        }
+        self.shared.recorder.view(active, followers)
+    }
+
     /// Resets the budget of `key`, once an operator has fixed the cause of its failures. A flight in progress continues, and
     /// its failure does not count.
     ///
@@ -106,6 +150,7 @@ where
         let hash = self.shared.registry.hash(&key);
         reset_entry(&self.shared, &key, hash).await;
         if !self.shared.policy.is_in_ledger {
+            trace::reset(|| key_label(&key).into());
             return Ok(());
         }
         // In its own task, so that a caller that stops polling does not keep the lock.
@@ -142,6 +187,7 @@ where
         };
         let outcome = flight.follow();
         let key = flight.label();
+        trace::aborted(&key);
         self.end_flight(&flight, LaunchError::Aborted { key }.into());
         if let Some(mut outcome) = outcome {
             let deadline = Instant::now() + self.shared.timeouts.drain;
@@ -237,7 +283,7 @@ where
     /// If a flight is in progress, outside of a tokio runtime with time enabled.
     pub async fn close(&self) -> Result<(), TimeoutError> {
         let registry = &self.shared.registry;
-        registry.close();
+        let is_first = registry.close();
         let mut flights = Vec::new();
         for shard in &registry.shards {
             let in_progress = lock_shard(shard).await.flights();
@@ -246,18 +292,22 @@ where
                 Some((flight, outcome))
             }));
         }
+        if is_first {
+            trace::closing(flights.len());
+        }
         let limit = self.shared.timeouts.drain;
         let deadline = Instant::now() + limit;
-        let mut is_drained = true;
+        let mut undrained = 0;
         for (flight, mut outcome) in flights {
             if outcome.outcome(deadline).await.is_none() {
-                is_drained = false;
+                undrained += 1;
                 self.end_flight(&flight, GateError::Closed);
             }
         }
-        if is_drained {
+        if undrained == 0 {
             return Ok(());
         }
+        trace::drain_timed_out(undrained);
         Err(TimeoutError {
             key: None,
             stage: Stage::Drain,
@@ -275,7 +325,8 @@ where
         let policy = &self.shared.policy;
         let reason = Arc::new(ExhaustionReason::launch_failed(error.message()));
         let update = BudgetUpdate::without_ledger(policy, Settlement::Failed, Some(reason));
-        flight.end(policy, Outcome::Failed(error), false, update);
+        // The launch counts once its permit is settled or dropped.
+        flight.end(policy, Outcome::Failed(error), false, update, |_| ());
     }
 }
 
@@ -308,6 +359,7 @@ async fn reset_ledger<K: GateKey, T>(
     // The reset was written when the lock was taken; only a loss of the lock undoes it.
     settled
         .or_else(|error| if error.is_lost() { Err(error) } else { Ok(()) })
+        .inspect(|()| trace::reset(|| key_label(&key).into()))
         .map_err(|error: SpawnLockError| LockError::new(key_label(&key), error).into())
 }
 

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use super::SpawnGate;
 use crate::budget::{BudgetPolicy, SharedClock, SpawnBudgetConfig, SystemClock, WindowKind};
-use crate::flight::{Registry, Shared, Timeouts};
+use crate::flight::{OnWait, Registry, Shared, Timeouts, Waiting};
 use crate::key::GateKey;
 use crate::ledger::MAX_SLIDING_ATTEMPTS;
 use crate::lock::SpawnLock;
+use crate::statistics::Recorder;
 
 impl<K, T> SpawnGate<K, T>
 where
@@ -29,6 +30,7 @@ where
             follow_timeout: None,
             drain_timeout: None,
             clock: Arc::new(SystemClock),
+            on_wait: None,
         }
     }
 }
@@ -57,6 +59,7 @@ pub struct SpawnGateBuilder<K, T> {
     follow_timeout: Option<Duration>,
     drain_timeout: Option<Duration>,
     clock: Arc<dyn SharedClock>,
+    on_wait: Option<OnWait>,
 }
 
 impl<K, T> SpawnGateBuilder<K, T>
@@ -134,6 +137,31 @@ where
         self
     }
 
+    /// Sets a hook that is called once a flight has waited for longer than a second: at most once for each flight and stage. Use
+    /// it to show a person at a terminal what a command-line tool waits for.
+    ///
+    /// It is called in the flight's task, so it should not block. Its panic is caught. Without a look or a launch of the gate's own
+    /// ([`SpawnGate::acquire`]), only a wait for the spawn lock is shown. A follower's wait is that of its flight.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::io::{IsTerminal, stderr};
+    /// use spawn_gate::{InMemorySpawnLock, SpawnGate};
+    ///
+    /// let gate: SpawnGate<String, u16> = SpawnGate::builder(InMemorySpawnLock::new())
+    ///     .on_wait(|waiting| {
+    ///         if stderr().is_terminal() {
+    ///             eprintln!("{waiting}");
+    ///         }
+    ///     })
+    ///     .build();
+    /// ```
+    pub fn on_wait(mut self, hook: impl Fn(&Waiting) + Send + Sync + 'static) -> Self {
+        self.on_wait = Some(OnWait::new(hook));
+        self
+    }
+
     /// Builds the gate.
     pub fn build(mut self) -> SpawnGate<K, T> {
         self.policy.is_in_ledger = self.lock.keeps_ledger();
@@ -159,6 +187,8 @@ where
             clock: self.clock,
             policy: self.policy,
             timeouts,
+            recorder: Recorder::new(),
+            on_wait: self.on_wait,
         })
     }
 }

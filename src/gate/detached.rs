@@ -59,7 +59,8 @@ where
     // Created here and not in the task: a runtime that shuts down drops a task that was never polled.
     let mailbox_end = MailboxEnd(Arc::clone(&mailbox));
     // Boxed, since a task is moved a few times before it runs.
-    let task = tokio::spawn(Box::pin(serve(leader, mailbox_end, task_end)));
+    let span = leader.span.clone();
+    let task = tokio::spawn(span.instrument(Box::pin(serve(leader, mailbox_end, task_end))));
     mailbox.is_done.notified().await;
     let collected = mailbox.swap(Collected::Ended(Outcome::LeaderGone));
     drop(caller_end);

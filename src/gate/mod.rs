@@ -26,6 +26,8 @@ use crate::flight::{
 };
 use crate::key::GateKey;
 use crate::lock::{FileSpawnLock, SpawnLockError};
+use crate::statistics::Request;
+use crate::trace;
 
 /// Starts each backend once, however many callers ask for it.
 ///
@@ -150,25 +152,29 @@ where
                 }
                 Role::Lead(mut leader) => {
                     if prepare_now(&mut leader) {
+                        self.count(hash, Request::Led);
                         return Ok(Acquired::Led(LaunchPermit::new(leader)));
                     }
                     let flight = leader.flight.clone();
                     match Box::pin(collect_permit(leader)).await {
                         Collected::Permit(permit) => {
                             let Some(error) = flight.hand_to_caller() else {
+                                self.count(hash, Request::Led);
                                 return Ok(Acquired::Led(permit));
                             };
                             // An operator has ended the flight meanwhile.
                             let mut leader = permit.into_leader();
                             leader.call_off_launch();
                             leader.end(Outcome::Failed(error.clone())).await;
-                            return Err(error);
+                            return Err(self.returned(flight.hash(), error));
                         }
                         Collected::Ended(outcome) => {
                             let joined = self.joined(&flight, outcome)?;
                             (flight, joined)
                         }
-                        Collected::TaskLost(why) => return Err(task_lost(&flight, &why)),
+                        Collected::TaskLost(why) => {
+                            return Err(self.returned(flight.hash(), task_lost(&flight, &why)));
+                        }
                     }
                 }
             };
@@ -231,8 +237,9 @@ where
                 Role::Follow(flight, outcome) => (flight, outcome),
                 Role::Lead(leader) => {
                     let flight = leader.flight.clone();
+                    let span = leader.span.clone();
                     // Boxed, since a task is moved a few times before it runs.
-                    let leading = Box::pin(lead(leader, launcher));
+                    let leading = span.instrument(Box::pin(lead(leader, launcher)));
                     return self.led(&flight, tokio::spawn(leading), follow_until).await;
                 }
             };
@@ -243,6 +250,20 @@ where
             }
             key = flight.key().clone();
         }
+    }
+
+    #[inline]
+    fn count(&self, hash: u64, how: Request) {
+        self.shared.recorder.request(hash, how);
+    }
+
+    /// Counts an error that a caller gets.
+    fn returned(&self, hash: u64, error: GateError) -> GateError {
+        self.count(hash, Request::from(&error));
+        if let GateError::BudgetExhausted(refusal) = &error {
+            trace::refused(refusal);
+        }
+        error
     }
 
     /// Enters the gate. A leader owns its flight before more user code runs.
@@ -258,7 +279,8 @@ where
             registry, policy, ..
         } = &*self.shared;
         let mut leftovers = Leftovers::default();
-        let role = registry.enter(shard, key, hash, policy, can_look, &mut leftovers)?;
+        let role = registry.enter(shard, key, hash, policy, can_look, &mut leftovers);
+        let role = role.map_err(|error| self.returned(hash, error))?;
         let role = match role {
             Role::Follow(flight, outcome) => Role::Follow(flight, outcome),
             Role::Lead(begun) => Role::Lead(Leader::new(Arc::clone(&self.shared), begun)),
@@ -284,16 +306,26 @@ where
         let outcome = outcome.outcome(deadline).await;
         let outcome = outcome.ok_or_else(|| self.timed_out(flight))?;
         match self.joined(flight, outcome) {
+            Ok(Some(value)) => {
+                let began = || deadline - self.shared.timeouts.follow;
+                trace::joined(|| flight.label(), || began().elapsed());
+                Ok(Some(value))
+            }
             Ok(None) if Instant::now() >= deadline => Err(self.timed_out(flight)),
             joined => joined,
         }
     }
 
-    /// Converts a flight's outcome into the result for one caller.
+    /// Converts a flight's outcome into the result for one caller, and counts it.
     fn joined(&self, flight: &Flight<K, T>, outcome: Outcome<T>) -> Result<Option<T>, GateError> {
-        outcome
-            .joined()
-            .map_err(|error| heard_by_caller(error, flight))
+        match outcome.joined() {
+            Ok(Some(value)) => {
+                self.count(flight.hash(), Request::Joined);
+                Ok(Some(value))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => Err(self.returned(flight.hash(), heard_by_caller(error, flight))),
+        }
     }
 
     /// Waits for the outcome of the flight that this caller's request leads in its own task.
@@ -308,25 +340,37 @@ where
         let led = Box::pin(timeout_at(deadline, leading)).await;
         let led = led.map_err(|_| self.timed_out(flight))?;
         let (value, how) = match led {
-            Ok(Outcome::Launched(value)) => (value, How::Led),
-            Ok(Outcome::Discovered(value)) => (value, How::Discovered),
-            Ok(Outcome::Failed(error)) => return Err(heard_by_caller(error, flight)),
+            Ok(Outcome::Launched(value)) => {
+                self.count(flight.hash(), Request::Led);
+                (value, How::Led)
+            }
+            Ok(Outcome::Discovered(value)) => {
+                self.count(flight.hash(), Request::Discovered);
+                (value, How::Discovered)
+            }
+            Ok(Outcome::Failed(error)) => {
+                return Err(self.returned(flight.hash(), heard_by_caller(error, flight)));
+            }
             // Its runtime is being shut down.
-            Ok(Outcome::LeaderGone) => return Err(GateError::ShutDown),
-            Err(why) => return Err(task_lost(flight, &why)),
+            Ok(Outcome::LeaderGone) => {
+                return Err(self.returned(flight.hash(), GateError::ShutDown));
+            }
+            Err(why) => return Err(self.returned(flight.hash(), task_lost(flight, &why))),
         };
         Ok(Launched { value, how })
     }
 
     fn timed_out(&self, flight: &Flight<K, T>) -> GateError {
-        TimeoutError {
+        let error = TimeoutError {
             key: Some(flight.label()),
             stage: Stage::Follow,
             after: self.shared.timeouts.follow,
             waiting_for: flight.waiting_for(),
             attempts_left: None,
-        }
-        .into()
+        };
+        let error = self.returned(flight.hash(), error.into());
+        trace::failed(&error, None, Stage::Follow.as_str());
+        error
     }
 }
 

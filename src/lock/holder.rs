@@ -36,12 +36,28 @@ impl LockHolder {
 impl fmt::Display for LockHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // It says "took", not "holds": the process may be gone, and a child that it forked may still hold the lock.
-        write!(f, "{}, which process {}", self.path.display(), self.pid)?;
-        write_place(f, self.host.as_ref(), this_host())?;
-        f.write_str(" took")?;
-        match self.since.elapsed() {
+        let (path, who) = (self.path.display(), Who(self.pid, self.host.as_ref()));
+        write!(f, "{path}, which {who} took{}", Ago(self.since))
+    }
+}
+
+/// A process in words.
+pub(crate) struct Who<'a>(pub(crate) u32, pub(crate) Option<&'a ProcessHost>);
+
+impl fmt::Display for Who<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {}", self.0)?;
+        write_place(f, self.1, this_host())
+    }
+}
+
+/// How long ago that was, after a space; nothing if the clock was set back.
+pub(crate) struct Ago(pub(crate) SystemTime);
+
+impl fmt::Display for Ago {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.elapsed() {
             Ok(age) => write!(f, " {:.1} s ago", age.as_secs_f64()),
-            // The clock was set back.
             Err(_) => Ok(()),
         }
     }

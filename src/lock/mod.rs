@@ -22,6 +22,7 @@ pub use self::file::{
     FileSpawnLock, LockReport, SpawnLockGuard, acquire_spawn_lock, inspect_spawn_lock,
 };
 pub use self::holder::LockHolder;
+pub(crate) use self::holder::{Ago, Who};
 pub use self::identity::SpawnLockFileIdentity;
 pub use self::memory::InMemorySpawnLock;
 pub use self::traits::{LeaseLost, LedgerUpdate, LockRequest, SpawnLease, SpawnLock, TryAcquire};

@@ -8,6 +8,6 @@ mod shard;
 
 pub(crate) use self::catch_panic::{CatchPanic, caught};
 pub(crate) use self::error_chain::{chain, with_sources};
-pub(crate) use self::lazy_timeout::lazy_timeout;
+pub(crate) use self::lazy_timeout::{lazy_timeout, lazy_timeout_with_notice};
 pub(crate) use self::off_thread::{NotMade, off_thread};
 pub(crate) use self::shard::shard_index;

@@ -192,3 +192,42 @@ async fn a_backend_ends_with_its_broker_however_that_ends() {
         .unwrap();
     eventually(|| !lives(pid)).await;
 }
+
+/// Promise 70.
+#[tokio::test]
+async fn the_metrics_page_has_the_statistics_of_the_gate() {
+    let directory = tempfile::tempdir().unwrap();
+    let broker = Broker::start(&directory).await;
+    broker.backend("indexer").await;
+    broker.backend("indexer").await;
+    assert_eq!(broker.get("/broken/1.0").await.status, 502);
+    let page = broker.get("/metrics").await;
+    assert_eq!(page.status, 200);
+    for line in [
+        "# TYPE spawn_gate_requests_total counter",
+        "spawn_gate_requests_total{how=\"led\"} 1",
+        "spawn_gate_requests_total{how=\"discovered\"} 1",
+        "spawn_gate_requests_total{how=\"failed\"} 1",
+        "spawn_gate_launches_total{outcome=\"launched\"} 1",
+        "spawn_gate_launches_total{outcome=\"launch_failed\"} 1",
+        "spawn_gate_flight_active{stage=\"launch\"} 0",
+        "spawn_gate_follower_active 0",
+        "spawn_gate_lock_lost_total 0",
+        "# TYPE spawn_gate_launch_duration_seconds histogram",
+        "spawn_gate_launch_duration_seconds_bucket{outcome=\"launched\",le=\"120\"} 1",
+        "spawn_gate_launch_duration_seconds_bucket{outcome=\"launched\",le=\"+Inf\"} 1",
+        "spawn_gate_launch_duration_seconds_count{outcome=\"launched\"} 1",
+        "spawn_gate_lock_wait_duration_seconds_count{outcome=\"acquired\"} 2",
+    ] {
+        assert!(
+            page.body.lines().any(|found| found == line),
+            "{line}\n{}",
+            page.body
+        );
+    }
+    assert!(
+        !page.body.contains("indexer"),
+        "a key is no label: {}",
+        page.body
+    );
+}
