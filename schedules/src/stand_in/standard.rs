@@ -6,6 +6,9 @@ pub mod sync {
     pub use shuttle::sync::{Mutex, MutexGuard};
 
     pub mod atomic {
+        // Statistics decide nothing, so they need no schedule.
+        pub use std::sync::atomic::AtomicU64;
+
         pub use shuttle::sync::atomic::{AtomicBool, Ordering};
     }
 }
