@@ -194,7 +194,7 @@ impl Instance {
     ///
     /// [`ProcessError::File`] if the record cannot be written, [`ProcessError::Superseded`] if another launch was made since.
     pub fn status(&self, status: &str) -> Result<(), ProcessError> {
-        notify::send(&format!("STATUS={}", status.replace('\n', " ")));
+        notify::send(format!("STATUS={}", status.replace('\n', " ")).as_bytes());
         self.update(|record| record.status = Some(status.to_owned()))
     }
 
@@ -206,12 +206,14 @@ impl Instance {
     /// another launch was made since: it must not serve.
     pub fn ready(&self, endpoint: impl Into<Endpoint>) -> Result<(), ProcessError> {
         let endpoint = endpoint.into();
+        let mut message = notify::endpoint_line(&endpoint);
+        message.extend_from_slice(format!("READY=1\nMAINPID={}", std::process::id()).as_bytes());
         // First the record: the launcher leaves it alone then.
         self.update(|record| {
             record.state = State::Ready;
             record.endpoint = Some(endpoint);
         })?;
-        notify::send(&format!("READY=1\nMAINPID={}", std::process::id()));
+        notify::send(&message);
         Ok(())
     }
 

@@ -223,10 +223,11 @@ impl Start {
         self.main_pid = message.main_pid.or(self.main_pid);
         self.record.endpoint = message.endpoint.or(self.record.endpoint.take());
         if message.status.is_some() && message.status != self.record.status {
-            self.record.status = message.status;
-            let (record, files) = (self.record.clone(), self.files.clone());
+            self.record.status = message.status.clone();
+            let (launch, files) = (self.record.launch, self.files.clone());
+            let status = message.status;
             // For people; the launch goes on without.
-            let _ = off_thread_call(move || record.write(&files)).await;
+            let _ = off_thread_call(move || Record::note_status(&files, launch, status)).await;
         }
     }
 }

@@ -81,6 +81,20 @@ impl Record {
         }
     }
 
+    /// Writes what a starting backend says, unless the backend has written more itself: it may be ready by now.
+    pub(super) fn note_status(
+        files: &Files,
+        launch: u64,
+        status: Option<String>,
+    ) -> Result<(), ProcessError> {
+        match Self::read(files)? {
+            Reading::Found(found) if found.launch == launch && found.state == State::Starting => {
+                Self { status, ..*found }.write(files)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn to_text(&self) -> String {
         let state = match self.state {
             State::Starting => "starting",

@@ -28,6 +28,9 @@ pub(crate) const COME_AFTER: &str = "PROCESS_TEST_COME_AFTER";
 /// How long a backend may be idle, in milliseconds.
 pub(crate) const IDLE: &str = "PROCESS_TEST_IDLE";
 
+/// What a backend says about its start, right before it is ready.
+pub(crate) const STATUS: &str = "PROCESS_TEST_STATUS";
+
 /// Whether a backend starts a child that outlives it.
 pub(crate) const WITH_CHILD: &str = "PROCESS_TEST_WITH_CHILD";
 
@@ -196,6 +199,9 @@ async fn backend() {
         note(&outer, "child", &child.id().unwrap().to_string());
     }
     wait_for(WAIT_FOR).await;
+    if let Ok(status) = std::env::var(STATUS) {
+        instance.status(&status).unwrap();
+    }
     let idle = std::env::var(IDLE).ok();
     let idle = idle.map(|idle| Duration::from_millis(idle.parse().unwrap()));
     let leave = if std::env::var_os(WITH_PORT).is_some() {
