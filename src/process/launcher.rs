@@ -150,9 +150,11 @@ impl<K: GateKey> ProcessLauncher<K> {
         directory: impl Into<PathBuf>,
         command: impl Fn(&Launch<K>) -> Result<(Command, Ready), BoxError> + Send + Sync + 'static,
     ) -> Self {
+        let directory = directory.into();
         Self {
             gate: gate.clone(),
-            directory: directory.into(),
+            // A backend has another working directory. Without one of its own, this process has no absolute path.
+            directory: std::path::absolute(&directory).unwrap_or(directory),
             command: Arc::new(command),
             tie: Tie::Detached,
             start_timeout: DEFAULT_START_TIMEOUT,
