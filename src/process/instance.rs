@@ -19,6 +19,7 @@ use super::record::{Reading, Record, State};
 use super::use_lock::UseLock;
 use crate::admin::inspect_spawn_lock;
 use crate::lock::{SpawnLockError, SpawnLockFileIdentity, SpawnLockGuard, acquire_spawn_lock};
+use crate::util::at_most_a_year;
 
 /// How often a backend looks whether it can still be found.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
@@ -282,7 +283,7 @@ impl Instance {
 
     /// Returns once it is idle and has the lock that callers share.
     async fn idle(&self, limit: Option<Duration>) {
-        let Some(limit) = limit else {
+        let Some(limit) = limit.map(at_most_a_year) else {
             return std::future::pending().await;
         };
         let mut changes = self.activity.subscribe();

@@ -30,6 +30,7 @@ use crate::flight::{BackendLauncher, Launch, LaunchPermit};
 use crate::gate::SpawnGate;
 use crate::key::GateKey;
 use crate::lock::{FileSpawnLock, SpawnLockError, SpawnLockGuard, acquire_spawn_lock};
+use crate::util::at_most_a_year;
 
 /// Launches backends that are processes, finds running ones, and ends them.
 ///
@@ -188,14 +189,14 @@ impl<K: GateKey> ProcessLauncher<K> {
     /// Sets how long a backend may take until it is ready (60 s by default). Keep it below the gate's launch timeout.
     #[must_use]
     pub fn start_timeout(mut self, limit: Duration) -> Self {
-        self.start_timeout = limit;
+        self.start_timeout = at_most_a_year(limit);
         self
     }
 
     /// Sets how long a backend may take to end after SIGTERM (5 s by default).
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Self {
-        self.grace = grace;
+        self.grace = at_most_a_year(grace);
         self
     }
 
@@ -203,7 +204,7 @@ impl<K: GateKey> ProcessLauncher<K> {
     /// not accept connections, or is starting although its launcher is gone. Keep it below the gate's discover timeout.
     #[must_use]
     pub fn look_timeout(mut self, limit: Duration) -> Self {
-        self.wanted.limit = limit;
+        self.wanted.limit = at_most_a_year(limit);
         self
     }
 

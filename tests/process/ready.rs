@@ -4,6 +4,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use spawn_gate::process::{Endpoint, Presence, ProcessError, Ready, Stop};
 use spawn_gate::{GateError, How};
@@ -309,4 +310,18 @@ async fn a_probe_that_hangs_ends_with_the_time_for_the_start() {
     let error: GateError = launching.await.unwrap().unwrap_err();
     assert!(matches!(cause(&error), ProcessError::NotReady { after, .. } if *after == AN_AGE));
     assert!(!lives(pid));
+}
+
+#[tokio::test]
+async fn limits_without_end_are_limits() {
+    let scene = Scene::new();
+    let launcher = scene
+        .launcher(|_| Ok((sh("echo is ready; exec sleep 60"), Ready::line("is ready"))))
+        .start_timeout(Duration::MAX)
+        .look_timeout(Duration::MAX)
+        .grace(Duration::MAX);
+    let backend = launcher.in_use("a").await.unwrap().clone();
+    let found = scene.gate.launch("a", launcher.clone()).await.unwrap();
+    assert_eq!(found.value, backend);
+    end(&launcher, &backend).await;
 }
