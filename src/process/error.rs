@@ -83,7 +83,7 @@ pub enum ProcessError {
     NotReady {
         /// The process id.
         pid: u32,
-        /// The limit.
+        /// The limit, with what `EXTEND_TIMEOUT_USEC=` of the notify protocol added.
         after: Duration,
         /// What it last said with `STATUS=` of the notify protocol.
         status: Option<String>,

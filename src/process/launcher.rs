@@ -375,11 +375,14 @@ impl<K: GateKey> ProcessLauncher<K> {
             off_thread_call(move || preparation.start(life, command))
                 .await
                 .map_err(before_start)?;
+        let begun = Instant::now();
         let mut start = Start {
             started: started.process.clone(),
             files: files.clone(),
             record,
-            deadline: Instant::now() + self.start_timeout,
+            begun,
+            limit: self.start_timeout,
+            deadline: begun + self.start_timeout,
             notifications,
             is_taken,
             main_pid: None,
@@ -481,7 +484,7 @@ impl<K: GateKey> ProcessLauncher<K> {
                 Ok(()) => Ok(()),
                 Err(Late) => Err(ProcessError::NotReady {
                     pid,
-                    after: self.start_timeout,
+                    after: start.deadline - start.begun,
                     status: start.record.status.take(),
                     words: words(),
                     log: files.log(),

@@ -17,6 +17,7 @@ use super::log;
 use super::notify::{Message, Notifications};
 use super::record::Record;
 use crate::error::BoxError;
+use crate::util::at_most_a_year;
 
 /// The first and the longest pause between two looks at something that cannot tell when it changes.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -56,7 +57,7 @@ impl Ready {
     /// Ready once it says so by the notify protocol of systemd: it gets `NOTIFY_SOCKET` and sends `READY=1`.
     ///
     /// `STATUS=` and `ERRNO=` are shown to whoever waits, `MAINPID=` names another process as the backend's, and
-    /// `EXTEND_TIMEOUT_USEC=` moves the deadline of its start (not that of the gate's launch timeout). With
+    /// `EXTEND_TIMEOUT_USEC=` extends the time for its start (not the gate's launch timeout). With
     /// `X_SPAWN_GATE_ENDPOINT=tcp:127.0.0.1:7201`, or `unix:PATH`, it says where it listens; otherwise use [`at`](Self::at).
     ///
     /// If the launching process is killed meanwhile, nobody is left to read `READY=1`: the backend is then found ready only if
@@ -130,6 +131,10 @@ pub(super) struct Start {
     pub(super) started: ProcessIdentity,
     pub(super) files: Files,
     pub(super) record: Record,
+    pub(super) begun: Instant,
+    /// How long it may take.
+    pub(super) limit: Duration,
+    /// When its time is over: later than the limit if it asked for more.
     pub(super) deadline: Instant,
     pub(super) notifications: Option<Notifications>,
     /// Another process accepted connections at the endpoint before the launch.
@@ -218,7 +223,9 @@ impl Start {
 
     async fn note(&mut self, message: Message) {
         if let Some(extend) = message.extend {
-            self.deadline = Instant::now() + extend;
+            // It never shortens what the launcher allows.
+            let extended = Instant::now() + at_most_a_year(extend);
+            self.deadline = extended.max(self.begun + self.limit);
         }
         self.main_pid = message.main_pid.or(self.main_pid);
         self.record.endpoint = message.endpoint.or(self.record.endpoint.take());

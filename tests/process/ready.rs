@@ -107,6 +107,25 @@ async fn a_backend_that_notifies_can_extend_the_time_for_its_start() {
 }
 
 #[tokio::test]
+async fn an_extension_does_not_shorten_the_time_for_the_start() {
+    let scene = Scene::new();
+    let launcher = scene.launcher(|_| {
+        let backend = steps(&[
+            "notify EXTEND_TIMEOUT_USEC=1",
+            "notify STATUS=more",
+            "await go",
+            "notify READY=1",
+        ]);
+        Ok((backend, Ready::notify()))
+    });
+    let launching = launching(&scene.gate, &launcher);
+    until_starting(&launcher, |status| status == Some("more")).await;
+    touch(&scene, "go");
+    let backend = launching.await.unwrap().unwrap().value;
+    end(&launcher, &backend).await;
+}
+
+#[tokio::test]
 async fn a_backend_that_is_too_slow_is_an_error_with_its_last_status_and_words() {
     let scene = Scene::new();
     let launcher = scene.launcher(|_| {
