@@ -564,8 +564,8 @@ async fn publish(start: Start) -> Result<Backend, ProcessError> {
         let main = main.map(ProcessIdentity::of);
         let ready = Record {
             state: State::Ready,
-            // A program that forked and exited has another process now.
-            process: main.or_else(|| forked(&started, &files)),
+            // A program that forked and exited has another process now. The lock file may be deleted, so it stands here, too.
+            process: main.or_else(|| forked(&started, &files)).or(Some(started)),
             ..record
         };
         match Record::read(&files)? {

@@ -36,7 +36,7 @@ pub(super) struct Record {
     pub(super) state: State,
     pub(super) launch: u64,
     pub(super) launcher: ProcessIdentity,
-    /// The backend's process, if the backend said so itself.
+    /// The backend's process, once it is ready or has said so itself.
     pub(super) process: Option<ProcessIdentity>,
     pub(super) endpoint: Option<Endpoint>,
     pub(super) version: Option<String>,

@@ -319,3 +319,21 @@ async fn a_backend_that_no_file_names_is_found_and_stopped() {
     }
     until_gone(pid).await;
 }
+
+#[tokio::test]
+async fn one_whose_lock_file_was_deleted_counts_as_there_as_long_as_its_process_lives() {
+    let scene = Scene::new();
+    let launcher = scene.launcher(|_| {
+        let script = "echo is ready; exec sleep 60";
+        Ok((sh(script), Ready::line("is ready")))
+    });
+    let backend = scene.gate.launch("a", launcher.clone()).await.unwrap();
+    let backend = backend.value;
+    fs::remove_file(scene.file(".life")).unwrap();
+    let found = scene.gate.launch("a", launcher.clone()).await.unwrap();
+    assert_eq!(found.how, How::Discovered);
+    assert_eq!(found.value, backend);
+    let stopped = launcher.stop("a", Stop::Orderly).await.unwrap();
+    assert_eq!(stopped, Stopped::Orderly { pid: backend.pid });
+    assert!(!lives(backend.pid));
+}
