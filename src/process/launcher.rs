@@ -16,7 +16,7 @@ use super::end::end_process;
 use super::endpoint::Endpoint;
 use super::error::{ProcessError, Why, off_thread_call};
 use super::files::{Files, LAUNCH, STEM, open_to_write};
-use super::holder::{holder_of, holds};
+use super::holder::{KNOWS_HOLDERS, holder_of, holds};
 use super::identity::{Condition, ProcessIdentity};
 use super::log;
 use super::look::{Found, Sight, Wanted, look};
@@ -171,7 +171,8 @@ impl<K: GateKey> ProcessLauncher<K> {
     /// Ties backends to this process: each ends when this process ends, also if that is killed, and when its runtime ends.
     ///
     /// A backend gets a process group instead of a session. A small shell (`/bin/sh`) leads the group and waits for the end of a
-    /// pipe from this process; then it ends the group with SIGTERM, [`grace`](Self::grace), and SIGKILL.
+    /// pipe from this process; then it ends the group with SIGTERM, [`grace`](Self::grace), and SIGKILL. The group also ends with the
+    /// process that was started, so a program that forks and exits cannot be attached.
     #[must_use]
     pub fn attached(mut self) -> Self {
         self.tie = Tie::Attached;
@@ -396,7 +397,8 @@ impl<K: GateKey> ProcessLauncher<K> {
         };
         match became_ready {
             Ok(backend) => {
-                self.supervise(launch, files, started);
+                let has_forked = backend.process != started.process;
+                self.supervise(launch, files, started, has_forked);
                 Ok(backend)
             }
             Err(error) => {
@@ -500,19 +502,25 @@ impl<K: GateKey> ProcessLauncher<K> {
     }
 
     /// Reports the end of the backend to the gate, as long as this process and its runtime live.
-    fn supervise(&self, launch: Launch<K>, files: Files, started: Started) {
+    fn supervise(&self, launch: Launch<K>, files: Files, started: Started, has_forked: bool) {
         let gate = self.gate.clone();
         let settled = started.settle();
         tokio::spawn(async move {
             let status = settled.ended().await;
-            let is_wanted = Sight::take(&files).await.is_ok_and(|sight| {
+            let sight = Sight::take(&files).await.ok();
+            let seen = sight.as_ref().filter(|sight| {
                 let record = sight.record();
-                record.is_some_and(|record| {
-                    record.launch == launch.fencing_token && record.state == State::Leaving
-                })
+                record.is_some_and(|record| record.launch == launch.fencing_token)
             });
+            let is_wanted = seen
+                .and_then(Sight::record)
+                .is_some_and(|record| record.state == State::Leaving);
+            // A program that forked and exited goes on as another process, whose end nobody can wait for.
+            let is_of_another = status.is_some_and(|status| status.success())
+                && (has_forked || seen.is_some_and(Sight::is_there) && goes_on(&files).await);
             let end = match status {
                 _ if is_wanted => BackendEnd::orderly(launch.fencing_token),
+                _ if is_of_another => return,
                 Some(status) if is_orderly(status) => BackendEnd::orderly(launch.fencing_token),
                 Some(status) => BackendEnd::failed(launch.fencing_token, status.to_string()),
                 // How it ended is not known.
@@ -546,6 +554,14 @@ async fn end_of(started: &mut Started, files: &Files) -> Option<ExitStatus> {
         }
     }
     status
+}
+
+/// Whether what holds the lock for a backend's life is of that backend, and not a launch that has just begun. If the system does
+/// not tell, it is assumed to be.
+async fn goes_on(files: &Files) -> bool {
+    let files = files.clone();
+    let found = off_thread_call(move || Ok(holder_of(&files))).await;
+    found.is_ok_and(|holder| holder.is_some()) || !KNOWS_HOLDERS
 }
 
 /// Says in the record that the backend is ready, unless the backend has said so itself, or more.

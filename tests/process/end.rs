@@ -400,6 +400,28 @@ async fn a_program_that_forks_and_exits_is_found_and_ended() {
 }
 
 #[tokio::test]
+async fn a_program_that_forks_and_exits_and_fails_again_and_again_is_charged() {
+    let scene = Scene::new();
+    let gate = SpawnGate::builder(FileSpawnLock::new(scene.files()).unwrap())
+        .budget(SpawnBudgetConfig::new(2, Duration::from_secs(3600)))
+        .stable_after(Duration::from_secs(3600))
+        .build();
+    let launcher = Launcher::new(&gate, scene.files(), |_| {
+        let wait = "while kill -0 $parent 2>/dev/null; do sleep 0.01; done";
+        let go_on = "echo is ready; exec sleep 60";
+        let script = format!("parent=$$; ({wait}; {go_on}) & exit 0");
+        Ok((sh(&script), Ready::line("is ready")))
+    });
+    for _ in 0..2 {
+        let launched = gate.launch("a", launcher.clone()).await.unwrap();
+        kill(launched.value.pid, Signal::KILL);
+        until_gone(launched.value.pid).await;
+    }
+    let refused = gate.launch("a", launcher).await.unwrap_err();
+    assert!(refused.to_string().contains("is used up"), "{refused}");
+}
+
+#[tokio::test]
 async fn what_started_the_main_process_is_ended_by_force_too() {
     let scene = Scene::new();
     let launcher = scene.launcher(|_| Ok((steps(&["ready-as-child"]), Ready::notify())));
