@@ -24,6 +24,9 @@ use crate::util::at_most_a_year;
 /// How often a backend looks whether it can still be found.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 
+/// The pause after a try to leave while a caller has the lock.
+const LEAVE_PAUSE: Duration = Duration::from_millis(5);
+
 /// How long a backend that did not inherit the lock for its life tries to take it, and the pause between two tries.
 const TAKE_LIMIT: Duration = Duration::from_secs(5);
 const TAKE_PAUSE: Duration = Duration::from_millis(5);
@@ -296,7 +299,8 @@ impl Instance {
                 if self.try_leave() {
                     return;
                 }
-                // Somebody is about to call.
+                // Somebody is about to call. With a short limit, this would otherwise try all the time.
+                sleep(LEAVE_PAUSE).await;
                 let now = Instant::now();
                 self.activity.send_modify(|activity| activity.since = now);
             }
@@ -384,4 +388,27 @@ fn identity_of(files: &Files) -> Option<SpawnLockFileIdentity> {
         device: metadata.dev(),
         file: metadata.ino(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_test::assert_pending;
+
+    use super::*;
+    use crate::lock::FileSpawnLock;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_try_to_leave_while_a_caller_has_the_lock_is_not_repeated_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::new(directory.path(), &"indexer".to_owned());
+        FileSpawnLock::new(directory.path()).unwrap();
+        let instance = Instance::of(files.clone(), 1).unwrap();
+        let used = UseLock::try_share(&files).unwrap().unwrap();
+        let mut idle = tokio_test::task::spawn(instance.idle(Some(Duration::ZERO)));
+        // Else it would use up its turn on the runtime, and wake itself for the next one.
+        assert_pending!(idle.poll());
+        assert!(!idle.is_woken());
+        drop(used);
+        idle.await;
+    }
 }
