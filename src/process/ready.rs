@@ -182,10 +182,8 @@ impl Start {
                             });
                         }
                         Ok(Ok(())) => {}
-                        // Nobody listens there now. Who does next is the backend.
-                        Ok(Err(error)) if error.kind() != io::ErrorKind::TimedOut => {
-                            self.is_taken = false;
-                        }
+                        // Nobody listens there now. Who does next is the backend. (Other errors, such as a shortage, do not say so.)
+                        Ok(Err(error)) if is_free(&error) => self.is_taken = false,
                         Ok(Err(_)) => {}
                     }
                     if pause.is_over(self.deadline).await {
@@ -239,6 +237,14 @@ impl Start {
     }
 }
 
+/// Whether the error of a connection says that nobody listens.
+fn is_free(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+    )
+}
+
 /// Pauses that grow.
 pub(super) struct Pause(Duration);
 
@@ -257,5 +263,21 @@ impl Pause {
         sleep(self.0).await;
         self.0 = (self.0 * 3 / 2).min(LONGEST_PAUSE);
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortage_does_not_say_that_an_endpoint_is_free() {
+        use rustix::io::Errno;
+
+        assert!(is_free(&Errno::CONNREFUSED.into()));
+        assert!(is_free(&Errno::NOENT.into()));
+        for other in [Errno::MFILE, Errno::TIMEDOUT, Errno::ADDRNOTAVAIL] {
+            assert!(!is_free(&other.into()), "{other}");
+        }
     }
 }
