@@ -259,6 +259,9 @@ pub enum Why {
         /// The record.
         record: PathBuf,
     },
+    /// This process may not signal it: it belongs to another user, or runs in another container.
+    #[error("it cannot be signalled from here (stop it as its user, or in its container)")]
+    OutOfReach,
     /// The lock for its life is held, but its process is gone or unknown: a process that it started may hold the lock.
     #[error("its process is gone or unknown, but something holds {} (find that, with fuser for example)", life.display())]
     NoProcess {

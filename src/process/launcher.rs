@@ -266,7 +266,7 @@ impl<K: GateKey> ProcessLauncher<K> {
     /// # Errors
     ///
     /// [`ProcessError::NotEnded`] if it did not end in time. [`ProcessError::Unusable`] if something is there and it is unknown
-    /// which process that is. Other errors if it cannot be told whether one is there.
+    /// which process that is, or that process cannot be signalled. Other errors if it cannot be told whether one is there.
     ///
     /// # Cancel safety
     ///
@@ -282,6 +282,10 @@ impl<K: GateKey> ProcessLauncher<K> {
             Some(process) => process.clone(),
             None => return Err(sight.no_process()),
         };
+        // Before the record says that it is leaving.
+        if process.is_out_of_reach() {
+            return Err(sight.unusable(Why::OutOfReach));
+        }
         let launch = sight.record().map(|record| record.launch);
         if let Some(record) = sight.record() {
             let leaving = Record {

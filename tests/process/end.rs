@@ -152,6 +152,31 @@ async fn stop_never_says_not_running_or_ended_of_one_that_is_there() {
 }
 
 #[tokio::test]
+async fn one_in_another_container_cannot_be_ended_and_that_is_said() {
+    let scene = Scene::new();
+    let launcher = ordinary(&scene);
+    let backend = scene.gate.launch("a", launcher.clone()).await.unwrap();
+    let (pid, record) = (backend.value.pid, scene.file(".backend"));
+    let here = fs::read_to_string(&record).unwrap();
+    let namespace = fs::read_link("/proc/self/ns/pid").unwrap();
+    let elsewhere = here.replace(namespace.to_str().unwrap(), "pid:[1]");
+    assert_ne!(here, elsewhere);
+    fs::write(&record, elsewhere).unwrap();
+    for how in [Stop::Orderly, Stop::Force] {
+        let error = launcher.stop("a", how).await.unwrap_err();
+        let ProcessError::Unusable(unusable) = &error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(unusable.why, Why::OutOfReach);
+        assert_eq!(unusable.pid, Some(pid));
+    }
+    assert!(lives(pid));
+    assert!(matches!(launcher.find("a").await, Ok(Presence::Ready(_))));
+    fs::write(&record, here).unwrap();
+    launcher.stop("a", Stop::Orderly).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_stop_right_after_a_launch_has_begun_is_not_misled_by_the_last_ones_record() {
     let scene = Scene::new();
     let first = scene
