@@ -482,7 +482,7 @@ impl<K: GateKey> ProcessLauncher<K> {
     ) -> Result<(), ProcessError> {
         let pid = start.started.pid;
         let (files, log_start) = (start.files.clone(), start.record.log_start);
-        let words = || log::last_words(&files.log(), log_start);
+        let words = async || log::last_words(&files, log_start).await;
         tokio::select! {
             // A backend that says it is ready and ends has been ready.
             biased;
@@ -492,16 +492,19 @@ impl<K: GateKey> ProcessLauncher<K> {
                     pid,
                     after: start.deadline - start.begun,
                     status: start.record.status.take(),
-                    words: words(),
+                    words: words().await,
                     log: files.log(),
                 }),
             },
-            status = end_of(started, &files) => Err(ProcessError::Ended {
-                pid,
-                status,
-                words: words(),
-                log: files.log(),
-            }),
+            status = end_of(started, &files) => match sign {
+                Sign::Line(line) if log::has_line(&files, log_start, line).await => Ok(()),
+                _ => Err(ProcessError::Ended {
+                    pid,
+                    status,
+                    words: words().await,
+                    log: files.log(),
+                }),
+            },
         }
     }
 

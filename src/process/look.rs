@@ -213,9 +213,7 @@ impl Sight {
             return false;
         };
         let is_ready = match (&record.ready_line, &record.endpoint) {
-            (Some(words), _) => {
-                log::has_line(&self.files.log(), record.log_start, words).unwrap_or(false)
-            }
+            (Some(words), _) => log::has_line(&self.files, record.log_start, words).await,
             (None, Some(endpoint)) if record.ready_by_connection => endpoint.probe().await.is_ok(),
             _ => false,
         };
@@ -226,7 +224,8 @@ impl Sight {
             };
             // The backend itself, or a stop, may have said more meanwhile. In a read-only directory the next look finds out by
             // itself.
-            let _ = ready.replace(record, &self.files);
+            let (record, files) = (record.clone(), self.files.clone());
+            let _ = off_thread_call(move || ready.replace(&record, &files)).await;
         }
         is_ready
     }
@@ -275,7 +274,7 @@ pub(super) async fn look(files: &Files, wanted: &Wanted) -> Result<Found, Proces
                 return Ok(Found::None { left });
             }
             Ok(Presence::Ready(backend)) => {
-                log::keep_short(&files.log(), wanted.log_limit);
+                log::keep_short(files, wanted.log_limit).await;
                 return Ok(Found::Ready(backend));
             }
             Ok(Presence::Starting { .. }) if sight.has_launcher() => {

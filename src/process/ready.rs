@@ -148,7 +148,7 @@ pub(super) struct Late;
 impl Start {
     /// Waits for the sign.
     pub(super) async fn wait(&mut self, sign: &Sign) -> Result<Result<(), Late>, ProcessError> {
-        let (path, start) = (self.files.log(), self.record.log_start);
+        let start = self.record.log_start;
         let mut pause = Pause::default();
         match sign {
             Sign::Notify => loop {
@@ -177,8 +177,8 @@ impl Start {
                         Ok(Ok(())) if Instant::now() >= taken_until => {
                             return Err(ProcessError::EndpointTaken {
                                 endpoint,
-                                words: log::last_words(&path, start),
-                                log: path,
+                                words: log::last_words(&self.files, start).await,
+                                log: self.files.log(),
                             });
                         }
                         Ok(Ok(())) => {}
@@ -192,8 +192,7 @@ impl Start {
                 }
             }
             Sign::Line(words) => loop {
-                // A shortage of descriptors passes.
-                if log::has_line(&path, start, words).unwrap_or(false) {
+                if log::has_line(&self.files, start, words).await {
                     return Ok(Ok(()));
                 }
                 if pause.is_over(self.deadline).await {
