@@ -192,14 +192,16 @@ impl Instance {
         UnixListener::bind(&path).map_err(|error| ProcessError::file(&path, "bind", error))
     }
 
-    /// Says what this backend does before it is ready, to whoever waits. Makes a few short blocking calls.
+    /// Says what this backend does before it is ready. Those who wait see the first 500 characters, in one line. Makes a few short
+    /// blocking calls.
     ///
     /// # Errors
     ///
     /// [`ProcessError::File`] if the record cannot be written, [`ProcessError::Superseded`] if another launch was made since.
     pub fn status(&self, status: &str) -> Result<(), ProcessError> {
-        notify::send(format!("STATUS={}", status.replace('\n', " ")).as_bytes());
-        self.update(|record| record.status = Some(status.to_owned()))
+        let status = notify::status(&status.replace('\n', " "));
+        notify::send(format!("STATUS={status}").as_bytes());
+        self.update(|record| record.status = Some(status))
     }
 
     /// Says that this backend is ready to serve at `endpoint`. Makes a few short blocking calls.
@@ -410,5 +412,17 @@ mod tests {
         assert!(!idle.is_woken());
         drop(used);
         idle.await;
+    }
+
+    #[test]
+    fn a_long_status_leaves_the_record_readable() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::new(directory.path(), &"indexer".to_owned());
+        let instance = Instance::of(files.clone(), 1).unwrap();
+        instance.status(&"é\n".repeat(100_000)).unwrap();
+        let Reading::Found(record) = Record::read(&files).unwrap() else {
+            panic!("it is junk");
+        };
+        assert_eq!(record.status.unwrap(), "é ".repeat(250));
     }
 }

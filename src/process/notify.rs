@@ -89,7 +89,7 @@ impl Message {
             };
             match name {
                 "READY" => message.is_ready |= value == "1",
-                "STATUS" => message.status = Some(value.to_owned()),
+                "STATUS" => message.status = Some(status(value)),
                 "ERRNO" => {
                     let number: Option<i32> = value.parse().ok();
                     let error = number.map(io::Error::from_raw_os_error);
@@ -105,6 +105,17 @@ impl Message {
         }
         message
     }
+}
+
+/// A status as it is recorded: short enough for a record, and without control characters, which would reach the terminal of whoever
+/// reads it.
+pub(super) fn status(text: &str) -> String {
+    const MOST: usize = 500;
+    let clean = |character: char| match character.is_control() {
+        true => char::REPLACEMENT_CHARACTER,
+        false => character,
+    };
+    text.chars().take(MOST).map(clean).collect()
 }
 
 /// Reads an endpoint. The path of a Unix socket may be any bytes.
@@ -153,6 +164,13 @@ mod tests {
             assert_eq!(message.endpoint, Some(endpoint));
         }
         assert_eq!(endpoint_line(&Endpoint::Unix("/tmp/a\nb".into())), b"");
+    }
+
+    #[test]
+    fn a_status_is_short_and_without_control_characters() {
+        let message = Message::parse(b"STATUS=\x1b[31mloading");
+        assert_eq!(message.status.unwrap(), "\u{fffd}[31mloading");
+        assert_eq!(status(&"é".repeat(10_000)).chars().count(), 500);
     }
 
     #[test]

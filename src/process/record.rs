@@ -19,6 +19,7 @@ use super::files::{
     Files, escape, escape_path, open_to_write, read, replace, unescape, unescape_path,
 };
 use super::identity::ProcessIdentity;
+use super::notify::status;
 
 const HEADER: &str = "spawn-gate backend 1";
 
@@ -170,7 +171,7 @@ impl Record {
             log_start: value("log-start")?.parse().ok()?,
             ready_line: words("ready-line"),
             ready_by_connection: value("ready-by") == Some("connection"),
-            status: words("status"),
+            status: words("status").map(|said| status(&said)),
         })
     }
 }
