@@ -11,7 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 /// A local connection takes microseconds. A longer wait means that nobody accepts.
-const PROBE_LIMIT: Duration = Duration::from_secs(1);
+pub(super) const PROBE_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long the first try of a probe may take; each further one may take twice as long. While many callers connect at once, the
 /// queue of a listener is full for a moment (Python's `http.server` has room for 5 connections), and the system itself tries

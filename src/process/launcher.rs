@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::backend::{Backend, Presence};
 use super::end::end_process;
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, PROBE_LIMIT};
 use super::error::{ProcessError, Why, off_thread_call};
 use super::files::{Files, LAUNCH, STEM, open_to_write};
 use super::holder::{KNOWS_HOLDERS, holder_of, holds};
@@ -103,8 +103,9 @@ const DEFAULT_START_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_GRACE: Duration = Duration::from_secs(5);
 /// Below the gate's discover timeout, so that the error is one of this module.
 const DEFAULT_LOOK_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a launch may take from the lock for the backend's life to the record. It takes well below a millisecond.
-const WRITE_LIMIT: Duration = Duration::from_millis(500);
+/// How long a launch may take from the lock for the backend's life to the record: well below a millisecond, and a probe if the
+/// backend is ready by a connection.
+const WRITE_LIMIT: Duration = PROBE_LIMIT.saturating_add(Duration::from_millis(500));
 
 /// The pause between looks at a program that has forked.
 const FORKED_PAUSE: Duration = Duration::from_millis(20);

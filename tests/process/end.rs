@@ -206,6 +206,8 @@ async fn a_stop_right_after_a_launch_has_begun_is_not_misled_by_the_last_ones_re
             .then_some(())
     })
     .await;
+    let found = launcher.find("a").await.unwrap();
+    assert!(matches!(found, Presence::Starting { .. }), "{found:?}");
     let stopped = launcher.stop("a", Stop::Force).await.unwrap();
     let Stopped::Orderly { pid } = stopped else {
         panic!("{stopped:?}");
