@@ -9,7 +9,9 @@ use spawn_gate::budget::SpawnBudgetConfig;
 use spawn_gate::process::{Endpoint, Presence, ProcessError, Ready, Stop, Stopped, Why};
 use spawn_gate::{FileSpawnLock, How, SpawnGate, acquire_spawn_lock};
 
-use crate::backends::{COME_AFTER, backend_in, caller_in, noted, process_error, result};
+use crate::backends::{
+    COME_AFTER, WITH_CHILD, backend_in, caller_in, noted, process_error, result,
+};
 use crate::kit::{Launcher, Scene, eventually, lives, sh, until_gone};
 use crate::life::{deaf_listener, freeze, kill};
 use crate::roles::steps;
@@ -321,6 +323,23 @@ async fn what_a_program_hands_over_to_its_child_is_ended_too() {
         launcher.stop("a", Stop::Force).await.unwrap(),
         Stopped::Forced { pid }
     );
+    until_gone(child).await;
+}
+
+#[tokio::test]
+async fn what_a_backend_in_rust_leaves_behind_in_its_group_is_told_to_end() {
+    let scene = Scene::new();
+    let outer = scene.outer();
+    let launcher = scene.launcher(move |_| {
+        let mut backend = backend_in(&outer);
+        backend.env(WITH_CHILD, "");
+        Ok((backend, Ready::notify()))
+    });
+    scene.gate.launch("a", launcher.clone()).await.unwrap();
+    // It does not hold the lock for the backend's life.
+    let child = noted(&scene.outer(), "child")[0].parse().unwrap();
+    assert!(lives(child));
+    launcher.stop("a", Stop::Orderly).await.unwrap();
     until_gone(child).await;
 }
 
