@@ -57,8 +57,8 @@ pub enum ProcessError {
         /// The program's path, without the mark.
         program: PathBuf,
     },
-    /// The process could not be started. A retry helps after a shortage (of processes, descriptors or memory), which is not
-    /// charged.
+    /// The process could not be started. A retry helps after a shortage (of processes, descriptors or memory), and once the program
+    /// is no longer being written (by an upgrade); neither is charged.
     #[error("cannot start {}", program.display())]
     Spawn {
         /// The program, as the command names it.
@@ -162,9 +162,8 @@ impl ProcessError {
     pub fn retry_helps(&self) -> bool {
         match self {
             Self::Directory(source) => source.retry_helps(),
-            Self::File { source, .. } | Self::Spawn { source, .. } | Self::Watcher(source) => {
-                is_shortage(source)
-            }
+            Self::Spawn { source, .. } => passes(source),
+            Self::File { source, .. } | Self::Watcher(source) => is_shortage(source),
             Self::Unusable(unusable) => unusable.why.passes(),
             Self::NotFound { .. }
             | Self::NotExecutable { .. }
@@ -184,7 +183,7 @@ impl ProcessError {
     /// Whether this is not because of the backend, if nothing was started.
     pub(super) fn is_of_environment(&self) -> bool {
         match self {
-            Self::Spawn { source, .. } => is_shortage(source),
+            Self::Spawn { source, .. } => passes(source),
             Self::Directory(_)
             | Self::File { .. }
             | Self::Replaced { .. }
@@ -196,6 +195,11 @@ impl ProcessError {
             _ => false,
         }
     }
+}
+
+/// Whether a program that could not be started can be in a moment.
+fn passes(source: &io::Error) -> bool {
+    is_shortage(source) || source.kind() == io::ErrorKind::ExecutableFileBusy
 }
 
 /// Makes a blocking call off the runtime's threads.

@@ -110,6 +110,42 @@ async fn a_command_that_asks_for_a_group_is_not_taken_for_one_that_may_not_be_ex
 }
 
 #[tokio::test]
+async fn a_program_that_is_being_written_is_named_and_refunded_and_can_be_tried_again() {
+    let scene = Scene::new();
+    let gate = generous(&scene.files());
+    let program = scene.temporary.path().join("tool");
+    fs::copy("/bin/sh", &program).unwrap();
+    let launcher = {
+        let program = program.clone();
+        scene.launcher(move |_| {
+            let mut command = Command::new(&program);
+            command.args(["-c", SCRIPT]);
+            Ok((command, Ready::line("is ready")))
+        })
+    };
+    let writer = File::options().append(true).open(&program).unwrap();
+    let error = gate.launch("a", launcher.clone()).await.unwrap_err();
+    assert!(
+        matches!(cause(&error), ProcessError::Spawn { program: named, .. } if *named == program),
+        "{error:?}"
+    );
+    assert_is_refunded(&gate, &launcher, &error).await;
+    drop(writer);
+    // A child of another test, between fork and exec, may have a copy of the descriptor.
+    let launched = async {
+        loop {
+            match gate.launch("a", launcher.clone()).await {
+                Err(error) if error.retry_helps() => tokio::task::yield_now().await,
+                launched => return launched.unwrap().value,
+            }
+        }
+    };
+    let launched = tokio::time::timeout(crate::kit::LIMIT, launched).await;
+    let backend = launched.unwrap();
+    end(&launcher, &backend).await;
+}
+
+#[tokio::test]
 async fn a_script_at_a_relative_path_without_its_interpreter_may_not_be_executed() {
     let scene = Scene::new();
     write_with_mode(
