@@ -22,7 +22,7 @@ use super::log;
 use super::look::{Found, Sight, Wanted, look};
 use super::notify::{self, Notifications};
 use super::ready::{Late, Pause, Ready, Sign, Start};
-use super::record::{Reading, Record, State, clear_process, write_process};
+use super::record::{ProcessName, Reading, Record, State};
 use super::spawn::{Order, Started, Tie};
 use crate::admin::BackendEnd;
 use crate::error::{BoxError, NotStarted};
@@ -684,8 +684,7 @@ impl Preparation {
         let (log, log_start) = log::open(&files.log(), self.log_limit, record.launch)?;
         record.log_start = log_start;
         open_to_write(&files.in_use())?;
-        // Takes the room that the process's name will need.
-        clear_process(&files)?;
+        let name = ProcessName::clear(&files)?;
         record.write(&files)?;
         let notifications = match self.uses_notify {
             true => Some(Notifications::bind(files.notify())?),
@@ -718,7 +717,7 @@ impl Preparation {
             // A child of another thread, between fork and exec, may have a copy of the descriptor.
             let _ = flock(&held, FlockOperation::Unlock);
         })?;
-        write_process(&files, &started.process)?;
+        name.write(&started.process)?;
         Ok((started, record, notifications))
     }
 }

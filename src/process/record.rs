@@ -10,7 +10,9 @@
 //! Values are escaped, so that each stands in one line. Unknown names are skipped. Nothing is decided by the record alone:
 //! whether a backend is there, the lock for its life says.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::endpoint::Endpoint;
@@ -179,23 +181,35 @@ impl Record {
 /// The room for a process's name in the lock file for its life, taken before the process is started.
 const PROCESS_ROOM: usize = 200;
 
-/// Names the backend's process in the lock file for its life, where it is found even without a record.
-pub(super) fn write_process(files: &Files, process: &ProcessIdentity) -> Result<(), ProcessError> {
-    write_life(files, &format!("process {}", process_text(process)))
+/// The name of the backend's process in the lock file for its life, where it is found even without a record. Open, with room for the
+/// name, before the process is started: no shortage then ends it.
+#[derive(Debug)]
+pub(super) struct ProcessName {
+    path: PathBuf,
+    file: File,
 }
 
-/// Names no process in the lock file for a backend's life.
-pub(super) fn clear_process(files: &Files) -> Result<(), ProcessError> {
-    write_life(files, "")
-}
+impl ProcessName {
+    /// Names no process.
+    pub(super) fn clear(files: &Files) -> Result<Self, ProcessError> {
+        let path = files.life();
+        let file = open_to_write(&path)?;
+        let name = Self { path, file };
+        name.write_text("")?;
+        Ok(name)
+    }
 
-/// Writes in place: another file would be another lock.
-fn write_life(files: &Files, text: &str) -> Result<(), ProcessError> {
-    let path = files.life();
-    let padded = format!("{text:<PROCESS_ROOM$}\n");
-    open_to_write(&path)?
-        .write_all_at(padded.as_bytes(), 0)
-        .map_err(|error| ProcessError::file(&path, "write", error))
+    pub(super) fn write(&self, process: &ProcessIdentity) -> Result<(), ProcessError> {
+        self.write_text(&format!("process {}", process_text(process)))
+    }
+
+    /// Writes in place: another file would be another lock.
+    fn write_text(&self, text: &str) -> Result<(), ProcessError> {
+        let padded = format!("{text:<PROCESS_ROOM$}\n");
+        self.file
+            .write_all_at(padded.as_bytes(), 0)
+            .map_err(|error| ProcessError::file(&self.path, "write", error))
+    }
 }
 
 pub(super) fn read_process(files: &Files) -> Result<Option<ProcessIdentity>, ProcessError> {
