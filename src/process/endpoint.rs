@@ -41,7 +41,7 @@ const LONGEST_SOCKET_PATH: usize = if cfg!(any(target_os = "linux", target_os = 
 pub enum Endpoint {
     /// A TCP address.
     Tcp(SocketAddr),
-    /// The path of a Unix socket.
+    /// The path of a Unix socket. Make it absolute: a relative one is another path in each working directory.
     Unix(PathBuf),
 }
 

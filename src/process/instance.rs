@@ -33,8 +33,9 @@ const TAKE_PAUSE: Duration = Duration::from_millis(5);
 
 /// This process as a backend that a [`ProcessLauncher`](super::ProcessLauncher) launched.
 ///
-/// It has the lock for the backend's life, which ends with the process. Make it first of all: from then on, children of this
-/// process do not inherit that lock.
+/// It has the lock for the backend's life; keep it until the process ends. Make it first of all: children that are started earlier
+/// inherit the lock. All children inherit the environment: remove `SPAWN_GATE_BACKEND` from that of a child that may be this same
+/// program.
 ///
 /// # Examples
 ///
@@ -96,13 +97,14 @@ pub enum Leave {
 impl Instance {
     /// Returns this process as a backend; `None` if its environment says nothing of a launch.
     ///
-    /// Takes the lock for the backend's life, unless it was inherited. Makes a few short blocking calls.
+    /// Takes the lock for the backend's life, unless it was inherited, and sets all descriptors above 2 to close on exec. Makes a few
+    /// short blocking calls; if the lock was not inherited and another process has it, blocks for up to five seconds.
     ///
     /// # Errors
     ///
     /// [`ProcessError::Superseded`] if another launch was made since (this process was slow, and its launcher is gone): it must
-    /// not serve. That is told by the record, which each launch writes first, so it does not depend on a clock. Other errors if
-    /// the files cannot be used.
+    /// not serve. The record tells, not a clock: each launch writes it first. [`ProcessError::Directory`] if another process keeps
+    /// the lock: this one may be a child of the backend that inherited its environment. Other errors if the files cannot be used.
     pub fn from_env() -> Result<Option<Self>, ProcessError> {
         let stem = std::env::var_os(STEM).map(PathBuf::from);
         let launch = std::env::var(LAUNCH).ok();

@@ -45,14 +45,13 @@ use crate::util::at_most_a_year;
 /// process group: SIGTERM, [`grace`](Self::grace), SIGKILL.
 ///
 /// By default the backend is *detached*: it gets a session of its own, no standard input, a log (`NAME.log`) as standard output
-/// and standard error, the directory as working directory if the command names none (and no program by a relative path), default
-/// signal dispositions and an empty signal mask, and no descriptor of this process but the lock for its life. It lives on when this
-/// process ends.
-/// [`attached`](Self::attached) ties it to this process.
+/// and standard error, default signal dispositions, an empty signal mask, and no descriptor of this process but the lock for its
+/// life. Its working directory is the launcher's directory, unless the command names another one, or its program by a relative path.
+/// It lives on when this process ends; [`attached`](Self::attached) ties it to this process.
 ///
 /// The environment of the process has `SPAWN_GATE_LAUNCH` (the launch's fencing token), `SPAWN_GATE_BACKEND` (the common part of
 /// its files' paths), and `NOTIFY_SOCKET` if it is to use the notify protocol. A Rust program reads them with
-/// [`Instance`](super::Instance).
+/// [`Instance`](super::Instance). Children of the backend inherit them, unless it removes them.
 ///
 /// # How one is found
 ///
@@ -60,6 +59,10 @@ use crate::util::at_most_a_year;
 /// that closes all descriptors gives the lock up; as long as its process lives, it counts as there all the same.) A backend that
 /// says it is ready must accept a connection at its endpoint. One that is there and cannot be used is an error, see
 /// [`Why`](super::Why), after [`look_timeout`](Self::look_timeout). Looking needs no right to write.
+///
+/// # Panics
+///
+/// Launching, finding and ending need a tokio runtime with I/O and time enabled.
 ///
 /// # Inherited state
 ///
@@ -133,6 +136,7 @@ pub enum Stopped {
 
 /// How to end a backend, see [`ProcessLauncher::stop`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Stop {
     /// SIGTERM.
     Orderly,
@@ -144,8 +148,8 @@ impl<K: GateKey> ProcessLauncher<K> {
     /// Creates a launcher. `directory` may be the gate's lock directory. `command` is called once for each launch, in the
     /// flight's task: it must not block. An error of it fails the launch.
     ///
-    /// The standard input and outputs of the command are replaced. A command that runs as another user needs a working directory
-    /// that this user may enter; the launcher's own is private. All processes that share the gate's locks must use the same
+    /// The standard input and outputs of the command are replaced. It must not ask for a process group: it gets a session. A command
+    /// that runs as another user needs a working directory that this user may enter; the launcher's own is private. All processes that share the gate's locks must use the same
     /// directory. A launch makes the directory (mode 0700) if it does not exist.
     pub fn new(
         gate: &SpawnGate<K, Backend>,
