@@ -111,6 +111,15 @@ pub enum ProcessError {
         /// The probe's error.
         source: BoxError,
     },
+    /// This process is short of descriptors or memory for a connection, so it cannot be told whether a backend can be used. Nothing
+    /// was started. A retry helps after the shortage.
+    #[error("cannot connect to {endpoint}")]
+    Connect {
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// The operating system's error.
+        source: io::Error,
+    },
     /// A backend is there, but cannot be used: nothing was started. The message says what a person can do.
     #[error(transparent)]
     Unusable(Box<Unusable>),
@@ -176,6 +185,7 @@ impl ProcessError {
             | Self::EndpointTaken { .. }
             | Self::Probe { .. }
             | Self::NotEnded { .. }
+            | Self::Connect { .. }
             | Self::NoThread(_) => true,
         }
     }
@@ -186,6 +196,7 @@ impl ProcessError {
             Self::Spawn { source, .. } => passes(source),
             Self::Directory(_)
             | Self::File { .. }
+            | Self::Connect { .. }
             | Self::Replaced { .. }
             | Self::Unusable(_)
             | Self::SocketPathTooLong { .. }
