@@ -472,6 +472,12 @@ impl<K: GateKey> ProcessLauncher<K> {
                 return match presence {
                     // The launcher of an earlier one was killed, and it became ready by itself meanwhile.
                     Presence::Ready(backend) => Ok(Life::Lives(backend)),
+                    // Something other than a backend has the lock.
+                    Presence::Gone => {
+                        let path = files.life();
+                        let locked = SpawnLockError::AlreadyLocked { path };
+                        Err(ProcessError::Directory(locked))
+                    }
                     presence => Err(sight.still(&presence)),
                 };
             }
