@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::backend::{Backend, Presence};
 use super::end::end_process;
@@ -109,6 +109,9 @@ const DEFAULT_LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a launch may take from the lock for the backend's life to the record: well below a millisecond, and a probe if the
 /// backend is ready by a connection.
 const WRITE_LIMIT: Duration = PROBE_LIMIT.saturating_add(Duration::from_millis(500));
+
+/// How long the system may take to end a process that no longer answers.
+const ENDING: Duration = Duration::from_millis(100);
 
 /// The pause between looks at a program that has forked.
 const FORKED_PAUSE: Duration = Duration::from_millis(20);
@@ -494,28 +497,38 @@ impl<K: GateKey> ProcessLauncher<K> {
         let pid = start.started.pid;
         let (files, log_start) = (start.files.clone(), start.record.log_start);
         let words = async || log::last_words(&files, log_start).await;
-        tokio::select! {
+        let ended = |status, words| ProcessError::Ended {
+            pid,
+            status,
+            words,
+            log: files.log(),
+        };
+        let became_ready = tokio::select! {
             // A backend that says it is ready and ends has been ready.
             biased;
-            ready = start.wait(sign) => match ready? {
-                Ok(()) => Ok(()),
-                Err(Late) => Err(ProcessError::NotReady {
-                    pid,
-                    after: start.deadline - start.begun,
-                    status: start.record.status.take(),
-                    words: words().await,
-                    log: files.log(),
-                }),
-            },
+            ready = start.wait(sign) => ready,
             status = end_of(started, &files) => match sign {
-                Sign::Line(line) if log::has_line(&files, log_start, line).await => Ok(()),
-                _ => Err(ProcessError::Ended {
-                    pid,
-                    status,
-                    words: words().await,
-                    log: files.log(),
-                }),
+                Sign::Line(line) if log::has_line(&files, log_start, line).await => Ok(Ok(())),
+                _ => return Err(ended(status, words().await)),
             },
+        };
+        match became_ready {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(Late)) => Err(ProcessError::NotReady {
+                pid,
+                after: start.deadline - start.begun,
+                status: start.record.status.take(),
+                words: words().await,
+                log: files.log(),
+            }),
+            // The probe may have failed because the backend ended.
+            Err(error @ ProcessError::Probe { .. }) => {
+                match timeout(ENDING, end_of(started, &files)).await {
+                    Ok(status) => Err(ended(status, words().await)),
+                    Err(_) => Err(error),
+                }
+            }
+            Err(error) => Err(error),
         }
     }
 

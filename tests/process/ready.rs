@@ -344,3 +344,35 @@ async fn limits_without_end_are_limits() {
     assert_eq!(found.value, backend);
     end(&launcher, &backend).await;
 }
+
+#[tokio::test]
+async fn a_probe_that_fails_because_the_backend_ended_does_not_hide_that() {
+    let scene = Scene::new();
+    let pid_file = scene.files().join("pid");
+    let launcher = scene.launcher(move |_| {
+        let pid_file = pid_file.clone();
+        let probe = move || {
+            let pid_file = pid_file.clone();
+            async move {
+                let pid = std::fs::read_to_string(pid_file).unwrap_or_default();
+                let Ok(pid) = pid.trim().parse() else {
+                    return Ok(false);
+                };
+                // Blocks the runtime, so that the end is not noticed first.
+                let until = std::time::Instant::now() + crate::kit::LIMIT;
+                while lives(pid) && std::time::Instant::now() < until {
+                    std::thread::yield_now();
+                }
+                Err("it does not answer".into())
+            }
+        };
+        let script = "echo $$ >pid; echo its index is broken; exit 3";
+        Ok((sh(script), Ready::probe(probe)))
+    });
+    let error = scene.gate.launch("a", launcher).await.unwrap_err();
+    let ProcessError::Ended { status, words, .. } = cause(&error) else {
+        panic!("{error:?}");
+    };
+    assert_eq!(status.unwrap().code(), Some(3));
+    assert_eq!(words, "its index is broken");
+}
