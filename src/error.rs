@@ -195,8 +195,17 @@ impl BudgetExhausted {
 }
 
 /// What is left of the budget after a failed launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct AttemptsLeft(NonZeroU32);
+
+impl fmt::Debug for AttemptsLeft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AttemptsLeft")
+            .field("remaining", &self.remaining())
+            .field("retry_after", &self.retry_after())
+            .finish()
+    }
+}
 
 /// Set if no attempt is left; the lower bits are then a time.
 const NONE_LEFT: u32 = 1 << 31;

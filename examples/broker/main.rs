@@ -107,12 +107,11 @@ async fn metrics(State(launcher): State<Arc<Launcher>>) -> String {
     metrics::page(&launcher.gate().statistics().await)
 }
 
-/// All keys that this broker has to do with.
+/// All services: budget, launch in progress, backend.
 async fn overview(State(launcher): State<Arc<Launcher>>) -> String {
     let mut page = String::new();
-    for known in launcher.gate().snapshots().await {
-        let key = known.budget.key;
-        // Read anew, since brokers that share the directory share the budget.
+    for service in SERVICES {
+        let key = BackendKey::new(BrokerInstanceKey::Shared, service, "1.0");
         let snapshot = launcher.gate().snapshot(key.clone()).await;
         let found = launcher.find(key).await.map(|found| found.to_string());
         let backend = found.unwrap_or_else(|error| error.to_string());
@@ -135,7 +134,7 @@ async fn operate(
         }
         "abort" => Ok(format!("aborted a launch: {}\n", gate.abort(key).await)),
         "stop" => match launcher.stop(key, Stop::Force).await {
-            Ok(stopped) => Ok(format!("{stopped:?}\n")),
+            Ok(stopped) => Ok(format!("{stopped}\n")),
             Err(error) => Err(plain(StatusCode::SERVICE_UNAVAILABLE, error)),
         },
         _ => Err(plain(StatusCode::NOT_FOUND, "reset, abort or stop")),

@@ -17,7 +17,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use spawn_gate::admin::{LedgerReading, LockReport, Waiting, inspect_spawn_lock};
-use spawn_gate::process::{Instance, Leave, ProcessLauncher, Ready, Stop, Stopped};
+use spawn_gate::process::{Instance, Leave, ProcessLauncher, Ready, Stop};
 use spawn_gate::{BoxError, FileSpawnLock, GateError, SpawnGate};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
@@ -139,13 +139,8 @@ async fn status(launcher: &ProcessLauncher<String>) -> Result<(), BoxError> {
 }
 
 async fn stop(launcher: &ProcessLauncher<String>, how: Stop) -> Result<(), BoxError> {
-    let line = match launcher.stop(KEY, how).await? {
-        Stopped::NotRunning => "not running".to_owned(),
-        Stopped::Forced { pid } => format!("killed process {pid}"),
-        Stopped::Orderly { pid } => format!("stopped process {pid}"),
-        other => format!("{other:?}"),
-    };
-    Ok(writeln!(io::stdout(), "{line}")?)
+    let stopped = launcher.stop(KEY, how).await?;
+    Ok(writeln!(io::stdout(), "{stopped}")?)
 }
 
 /// The daemon.

@@ -17,8 +17,7 @@ use crate::key::GateKey;
 ///
 /// # Examples
 ///
-/// A backend at a fixed port. It trusts any process that answers at that port; `examples/cli_daemon` in the repository checks
-/// the identity of its daemon.
+/// A backend at a fixed port. It trusts any process that answers at that port; the launcher of the feature `process` does not.
 ///
 /// ```
 /// use spawn_gate::{BackendLauncher, BoxError, LaunchPermit, async_trait};

@@ -12,6 +12,7 @@ use crate::key::GateKey;
 use crate::ledger::MAX_SLIDING_ATTEMPTS;
 use crate::lock::SpawnLock;
 use crate::statistics::Recorder;
+use crate::util::at_most_a_year;
 
 impl<K, T> SpawnGate<K, T>
 where
@@ -204,8 +205,3 @@ impl<K, T> fmt::Debug for SpawnGateBuilder<K, T> {
 
 /// Added to a default wait for other stages, so that it does not end just before they do.
 const MARGIN: Duration = Duration::from_secs(10);
-
-/// Caps a limit, so that sums of limits and clocks do not overflow.
-fn at_most_a_year(limit: Duration) -> Duration {
-    limit.min(Duration::from_secs(365 * 24 * 60 * 60))
-}

@@ -15,7 +15,7 @@ use super::ready::Pause;
 const LEAST_AFTER_KILL: Duration = Duration::from_secs(5);
 
 /// Ends a backend: SIGTERM for its process alone, so that it can end its children itself; once that is gone, SIGTERM for what it
-/// left behind in its group; and by force SIGKILL for the whole group. Returns, once all is gone, whether force was needed.
+/// left behind in its group; and by force SIGKILL for the whole group. Returns, once nothing holds the lock, whether force was needed.
 /// `launch`, if known, tells it from a later backend.
 pub(super) async fn end_process(
     files: &Files,
@@ -48,6 +48,7 @@ pub(super) async fn end_process(
     Err(ProcessError::NotEnded {
         pid: process.pid,
         after: grace,
+        is_stopped: process.condition() == Condition::Stopped,
     })
 }
 
@@ -64,17 +65,15 @@ async fn is_gone(
     let mut has_told_group = false;
     loop {
         let sight = Sight::take(files).await?;
-        if !sight.is_there() {
-            return Ok(true);
+        if process.condition() == Condition::Gone && !has_told_group {
+            // Also what does not hold the lock.
+            group.signal_group(Signal::TERM);
+            has_told_group = true;
         }
-        if process.condition() == Condition::Gone {
-            if is_another(&sight, process, launch) {
-                return Ok(true);
-            }
-            if !has_told_group {
-                group.signal_group(Signal::TERM);
-                has_told_group = true;
-            }
+        if !sight.is_there()
+            || process.condition() == Condition::Gone && is_another(&sight, process, launch)
+        {
+            return Ok(true);
         }
         if pause.is_over(deadline).await {
             return Ok(false);

@@ -11,7 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 /// A local connection takes microseconds. A longer wait means that nobody accepts.
-const PROBE_LIMIT: Duration = Duration::from_secs(1);
+pub(super) const PROBE_LIMIT: Duration = Duration::from_secs(1);
 
 /// How long the first try of a probe may take; each further one may take twice as long. While many callers connect at once, the
 /// queue of a listener is full for a moment (Python's `http.server` has room for 5 connections), and the system itself tries
@@ -41,7 +41,7 @@ const LONGEST_SOCKET_PATH: usize = if cfg!(any(target_os = "linux", target_os = 
 pub enum Endpoint {
     /// A TCP address.
     Tcp(SocketAddr),
-    /// The path of a Unix socket.
+    /// The path of a Unix socket. Make it absolute: a relative one is another path in each working directory.
     Unix(PathBuf),
 }
 

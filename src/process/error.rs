@@ -57,8 +57,8 @@ pub enum ProcessError {
         /// The program's path, without the mark.
         program: PathBuf,
     },
-    /// The process could not be started. A retry helps after a shortage (of processes, descriptors or memory), which is not
-    /// charged.
+    /// The process could not be started. A retry helps after a shortage (of processes, descriptors or memory), and once the program
+    /// is no longer being written (by an upgrade); neither is charged.
     #[error("cannot start {}", program.display())]
     Spawn {
         /// The program, as the command names it.
@@ -78,12 +78,19 @@ pub enum ProcessError {
         /// The log, for more.
         log: PathBuf,
     },
+    /// Somebody stopped the process before it was ready ([`ProcessLauncher::stop`](super::ProcessLauncher::stop) by force).
+    /// Nothing is charged. A retry starts another one.
+    #[error("process {pid} was stopped before it was ready")]
+    Stopped {
+        /// The process id that it had.
+        pid: u32,
+    },
     /// The process was not ready in time. It was ended.
     #[error("process {pid} was not ready within {after:?}{}{}", Said(.status), Words(.words, .log))]
     NotReady {
         /// The process id.
         pid: u32,
-        /// The limit.
+        /// The limit, with what `EXTEND_TIMEOUT_USEC=` of the notify protocol added.
         after: Duration,
         /// What it last said with `STATUS=` of the notify protocol.
         status: Option<String>,
@@ -111,16 +118,27 @@ pub enum ProcessError {
         /// The probe's error.
         source: BoxError,
     },
+    /// This process is short of descriptors or memory for a connection, so it cannot be told whether a backend can be used. Nothing
+    /// was started. A retry helps after the shortage.
+    #[error("cannot connect to {endpoint}")]
+    Connect {
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// The operating system's error.
+        source: io::Error,
+    },
     /// A backend is there, but cannot be used: nothing was started. The message says what a person can do.
     #[error(transparent)]
     Unusable(Box<Unusable>),
     /// A backend did not end in time. A retry helps, or force.
-    #[error("process {pid} did not end within {after:?}")]
+    #[error("process {pid} did not end within {after:?}{}", Hint(*.is_stopped))]
     NotEnded {
         /// The process id.
         pid: u32,
         /// The limit.
         after: Duration,
+        /// Whether it is stopped by a signal (SIGSTOP), so that it cannot react.
+        is_stopped: bool,
     },
     /// The path of a Unix socket is longer than the system allows. A retry does not help: choose a shorter directory.
     #[error("the path of a Unix socket may have {limit} bytes, and this has {}: {}", path.as_os_str().len(), path.display())]
@@ -162,9 +180,8 @@ impl ProcessError {
     pub fn retry_helps(&self) -> bool {
         match self {
             Self::Directory(source) => source.retry_helps(),
-            Self::File { source, .. } | Self::Spawn { source, .. } | Self::Watcher(source) => {
-                is_shortage(source)
-            }
+            Self::Spawn { source, .. } => passes(source),
+            Self::File { source, .. } | Self::Watcher(source) => is_shortage(source),
             Self::Unusable(unusable) => unusable.why.passes(),
             Self::NotFound { .. }
             | Self::NotExecutable { .. }
@@ -173,10 +190,12 @@ impl ProcessError {
             | Self::Superseded { .. }
             | Self::RuntimeShutDown => false,
             Self::Ended { .. }
+            | Self::Stopped { .. }
             | Self::NotReady { .. }
             | Self::EndpointTaken { .. }
             | Self::Probe { .. }
             | Self::NotEnded { .. }
+            | Self::Connect { .. }
             | Self::NoThread(_) => true,
         }
     }
@@ -184,9 +203,10 @@ impl ProcessError {
     /// Whether this is not because of the backend, if nothing was started.
     pub(super) fn is_of_environment(&self) -> bool {
         match self {
-            Self::Spawn { source, .. } => is_shortage(source),
+            Self::Spawn { source, .. } => passes(source),
             Self::Directory(_)
             | Self::File { .. }
+            | Self::Connect { .. }
             | Self::Replaced { .. }
             | Self::Unusable(_)
             | Self::SocketPathTooLong { .. }
@@ -196,6 +216,11 @@ impl ProcessError {
             _ => false,
         }
     }
+}
+
+/// Whether a program that could not be started can be in a moment.
+fn passes(source: &io::Error) -> bool {
+    is_shortage(source) || source.kind() == io::ErrorKind::ExecutableFileBusy
 }
 
 /// Makes a blocking call off the runtime's threads.
@@ -259,6 +284,9 @@ pub enum Why {
         /// The record.
         record: PathBuf,
     },
+    /// This process may not signal it: it belongs to another user, or runs in another container.
+    #[error("it cannot be signalled from here (stop it as its user, or in its container)")]
+    OutOfReach,
     /// The lock for its life is held, but its process is gone or unknown: a process that it started may hold the lock.
     #[error("its process is gone or unknown, but something holds {} (find that, with fuser for example)", life.display())]
     NoProcess {
@@ -281,6 +309,17 @@ impl fmt::Display for Status {
             Some(status) => write!(f, ": {status}"),
             None => Ok(()),
         }
+    }
+}
+
+struct Hint(bool);
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            true => ": it is stopped by a signal (continue it with SIGCONT, or stop it by force)",
+            false => " (stop it by force)",
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -159,13 +160,13 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, ProcessError> {
 /// Replaces a file. A reader sees the old one or the new one, never half of it.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), ProcessError> {
     let mut unfinished = OsString::from(path);
-    // Launcher and backend may both replace it.
-    unfinished.push(format!(".{}.new", std::process::id()));
+    // Several threads, processes and containers may replace it at once.
+    let unique = RandomState::new().hash_one(std::process::id());
+    unfinished.push(format!(".{unique:016x}.new"));
     let unfinished = PathBuf::from(unfinished);
     let written = safe()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .open(&unfinished)
         .and_then(|mut file| file.write_all(bytes))
         .and_then(|()| fs::rename(&unfinished, path));
@@ -216,6 +217,28 @@ pub(super) fn unescape_path(text: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_several_threads_replace_is_never_half() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = &directory.path().join("indexer.backend");
+        let texts = [vec![b'a'; 9_000], vec![b'b'; 5]];
+        replace(path, &texts[0]).unwrap();
+        std::thread::scope(|scope| {
+            for text in &texts {
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        replace(path, text).unwrap();
+                    }
+                });
+            }
+            for _ in 0..200 {
+                let found = read(path).unwrap().unwrap();
+                assert!(texts.contains(&found), "{} bytes", found.len());
+            }
+        });
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
 
     #[test]
     fn any_bytes_survive_a_line_of_text() {

@@ -7,13 +7,16 @@ use std::os::unix::fs::MetadataExt;
 use super::files::{Files, STEM};
 use super::identity::ProcessIdentity;
 
+/// Whether the system tells which process has a file open.
+pub(super) const KNOWS_HOLDERS: bool = cfg!(any(target_os = "linux", target_os = "android"));
+
 /// Finds the backend's process if no file names it: its launcher was killed right after the start.
 ///
 /// Returns the oldest process that has the lock file open and was started as this backend; `None` if there is none, or the
 /// system does not tell (all but Linux). Its children inherit both, and are younger. Whoever only looks at the lock has another
 /// environment.
 pub(super) fn holder_of(files: &Files) -> Option<ProcessIdentity> {
-    if cfg!(not(any(target_os = "linux", target_os = "android"))) {
+    if !KNOWS_HOLDERS {
         return None;
     }
     let life = files.life().symlink_metadata().ok()?;
@@ -29,7 +32,7 @@ pub(super) fn holder_of(files: &Files) -> Option<ProcessIdentity> {
 
 /// Whether a process has the lock for the backend's life. If the system does not tell, it is assumed that it has.
 pub(super) fn holds(pid: u32, files: &Files) -> bool {
-    if cfg!(not(any(target_os = "linux", target_os = "android"))) {
+    if !KNOWS_HOLDERS {
         return true;
     }
     let life = files.life().symlink_metadata();

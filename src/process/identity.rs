@@ -131,6 +131,18 @@ impl ProcessIdentity {
             .any(|stat| stat.group == self.pid && !matches!(stat.state, 'Z' | 'X'))
     }
 
+    /// Whether the process lives, or may live, and cannot be signalled from here: in another container, or as another user.
+    pub(super) fn is_out_of_reach(&self) -> bool {
+        match self.condition() {
+            Condition::Gone => false,
+            _ if !self.may_be_signalled() => true,
+            _ => matches!(
+                self.raw().map(test_kill_process),
+                Some(Err(rustix::io::Errno::PERM))
+            ),
+        }
+    }
+
     fn may_be_signalled(&self) -> bool {
         match self.condition() {
             Condition::Running | Condition::Stopped => true,

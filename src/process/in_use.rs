@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::backend::Backend;
 use super::error::{ProcessError, Why, off_thread_call};
 use super::files::Files;
+use super::identity::Condition;
 use super::launcher::ProcessLauncher;
 use super::look::Sight;
 use super::ready::Pause;
@@ -64,7 +65,11 @@ impl<K: GateKey> ProcessLauncher<K> {
             key: key_label(&key).into(),
             source: SharedError::new(error),
         })?;
-        let launched = self.gate().launch(key, self.clone()).await?;
+        let mut launched = self.gate().launch(key.clone(), self.clone()).await?;
+        // A flight that began before the lock was taken may have found one that has left since.
+        if launched.how == How::Joined && launched.value.process.condition() == Condition::Gone {
+            launched = self.gate().launch(key, self.clone()).await?;
+        }
         Ok(InUse {
             launched,
             _lock: lock,

@@ -19,9 +19,13 @@ use super::record::{Reading, Record, State};
 use super::use_lock::UseLock;
 use crate::admin::inspect_spawn_lock;
 use crate::lock::{SpawnLockError, SpawnLockFileIdentity, SpawnLockGuard, acquire_spawn_lock};
+use crate::util::at_most_a_year;
 
 /// How often a backend looks whether it can still be found.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
+
+/// The pause after a try to leave while a caller has the lock.
+const LEAVE_PAUSE: Duration = Duration::from_millis(5);
 
 /// How long a backend that did not inherit the lock for its life tries to take it, and the pause between two tries.
 const TAKE_LIMIT: Duration = Duration::from_secs(5);
@@ -29,8 +33,9 @@ const TAKE_PAUSE: Duration = Duration::from_millis(5);
 
 /// This process as a backend that a [`ProcessLauncher`](super::ProcessLauncher) launched.
 ///
-/// It has the lock for the backend's life, which ends with the process. Make it first of all: from then on, children of this
-/// process do not inherit that lock.
+/// It has the lock for the backend's life; keep it until the process ends. Make it first of all: children that are started earlier
+/// inherit the lock. All children inherit the environment: remove `SPAWN_GATE_BACKEND` from that of a child that may be this same
+/// program.
 ///
 /// # Examples
 ///
@@ -92,13 +97,14 @@ pub enum Leave {
 impl Instance {
     /// Returns this process as a backend; `None` if its environment says nothing of a launch.
     ///
-    /// Takes the lock for the backend's life, unless it was inherited. Makes a few short blocking calls.
+    /// Takes the lock for the backend's life, unless it was inherited, and sets all descriptors above 2 to close on exec. Makes a few
+    /// short blocking calls; if the lock was not inherited and another process has it, blocks for up to five seconds.
     ///
     /// # Errors
     ///
     /// [`ProcessError::Superseded`] if another launch was made since (this process was slow, and its launcher is gone): it must
-    /// not serve. That is told by the record, which each launch writes first, so it does not depend on a clock. Other errors if
-    /// the files cannot be used.
+    /// not serve. The record tells, not a clock: each launch writes it first. [`ProcessError::Directory`] if another process keeps
+    /// the lock: this one may be a child of the backend that inherited its environment. Other errors if the files cannot be used.
     pub fn from_env() -> Result<Option<Self>, ProcessError> {
         let stem = std::env::var_os(STEM).map(PathBuf::from);
         let launch = std::env::var(LAUNCH).ok();
@@ -136,6 +142,7 @@ impl Instance {
                 log_start: 0,
                 ready_line: None,
                 ready_by_connection: false,
+                is_attached: false,
                 status: None,
             },
         };
@@ -188,14 +195,16 @@ impl Instance {
         UnixListener::bind(&path).map_err(|error| ProcessError::file(&path, "bind", error))
     }
 
-    /// Says what this backend does before it is ready, to whoever waits. Makes a few short blocking calls.
+    /// Says what this backend does before it is ready. Those who wait see the first 500 characters, in one line. Makes a few short
+    /// blocking calls.
     ///
     /// # Errors
     ///
     /// [`ProcessError::File`] if the record cannot be written, [`ProcessError::Superseded`] if another launch was made since.
     pub fn status(&self, status: &str) -> Result<(), ProcessError> {
-        notify::send(&format!("STATUS={}", status.replace('\n', " ")));
-        self.update(|record| record.status = Some(status.to_owned()))
+        let status = notify::status(&status.replace('\n', " "));
+        notify::send(format!("STATUS={status}").as_bytes());
+        self.update(|record| record.status = Some(status))
     }
 
     /// Says that this backend is ready to serve at `endpoint`. Makes a few short blocking calls.
@@ -206,12 +215,14 @@ impl Instance {
     /// another launch was made since: it must not serve.
     pub fn ready(&self, endpoint: impl Into<Endpoint>) -> Result<(), ProcessError> {
         let endpoint = endpoint.into();
+        let mut message = notify::endpoint_line(&endpoint);
+        message.extend_from_slice(format!("READY=1\nMAINPID={}", std::process::id()).as_bytes());
         // First the record: the launcher leaves it alone then.
         self.update(|record| {
             record.state = State::Ready;
             record.endpoint = Some(endpoint);
         })?;
-        notify::send(&format!("READY=1\nMAINPID={}", std::process::id()));
+        notify::send(&message);
         Ok(())
     }
 
@@ -280,7 +291,7 @@ impl Instance {
 
     /// Returns once it is idle and has the lock that callers share.
     async fn idle(&self, limit: Option<Duration>) {
-        let Some(limit) = limit else {
+        let Some(limit) = limit.map(at_most_a_year) else {
             return std::future::pending().await;
         };
         let mut changes = self.activity.subscribe();
@@ -293,7 +304,8 @@ impl Instance {
                 if self.try_leave() {
                     return;
                 }
-                // Somebody is about to call.
+                // Somebody is about to call. With a short limit, this would otherwise try all the time.
+                sleep(LEAVE_PAUSE).await;
                 let now = Instant::now();
                 self.activity.send_modify(|activity| activity.since = now);
             }
@@ -381,4 +393,39 @@ fn identity_of(files: &Files) -> Option<SpawnLockFileIdentity> {
         device: metadata.dev(),
         file: metadata.ino(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_test::assert_pending;
+
+    use super::*;
+    use crate::lock::FileSpawnLock;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_try_to_leave_while_a_caller_has_the_lock_is_not_repeated_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::new(directory.path(), &"indexer".to_owned());
+        FileSpawnLock::new(directory.path()).unwrap();
+        let instance = Instance::of(files.clone(), 1).unwrap();
+        let used = UseLock::try_share(&files).unwrap().unwrap();
+        let mut idle = tokio_test::task::spawn(instance.idle(Some(Duration::ZERO)));
+        // Else it would use up its turn on the runtime, and wake itself for the next one.
+        assert_pending!(idle.poll());
+        assert!(!idle.is_woken());
+        drop(used);
+        idle.await;
+    }
+
+    #[test]
+    fn a_long_status_leaves_the_record_readable() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::new(directory.path(), &"indexer".to_owned());
+        let instance = Instance::of(files.clone(), 1).unwrap();
+        instance.status(&"é\n".repeat(100_000)).unwrap();
+        let Reading::Found(record) = Record::read(&files).unwrap() else {
+            panic!("it is junk");
+        };
+        assert_eq!(record.status.unwrap(), "é ".repeat(250));
+    }
 }

@@ -9,20 +9,20 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::backend::{Backend, Presence};
 use super::end::end_process;
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, PROBE_LIMIT};
 use super::error::{ProcessError, Why, off_thread_call};
 use super::files::{Files, LAUNCH, STEM, open_to_write};
-use super::holder::{holder_of, holds};
+use super::holder::{KNOWS_HOLDERS, holder_of, holds};
 use super::identity::{Condition, ProcessIdentity};
 use super::log;
 use super::look::{Found, Sight, Wanted, look};
 use super::notify::{self, Notifications};
 use super::ready::{Late, Pause, Ready, Sign, Start};
-use super::record::{Reading, Record, State, clear_process, write_process};
+use super::record::{ProcessName, Reading, Record, State};
 use super::spawn::{Order, Started, Tie};
 use crate::admin::BackendEnd;
 use crate::error::{BoxError, NotStarted};
@@ -30,6 +30,7 @@ use crate::flight::{BackendLauncher, Launch, LaunchPermit};
 use crate::gate::SpawnGate;
 use crate::key::GateKey;
 use crate::lock::{FileSpawnLock, SpawnLockError, SpawnLockGuard, acquire_spawn_lock};
+use crate::util::at_most_a_year;
 
 /// Launches backends that are processes, finds running ones, and ends them.
 ///
@@ -44,14 +45,13 @@ use crate::lock::{FileSpawnLock, SpawnLockError, SpawnLockGuard, acquire_spawn_l
 /// process group: SIGTERM, [`grace`](Self::grace), SIGKILL.
 ///
 /// By default the backend is *detached*: it gets a session of its own, no standard input, a log (`NAME.log`) as standard output
-/// and standard error, the directory as working directory if the command names none (and no program by a relative path), default
-/// signal dispositions and an empty signal mask, and no descriptor of this process but the lock for its life. It lives on when this
-/// process ends.
-/// [`attached`](Self::attached) ties it to this process.
+/// and standard error, default signal dispositions, an empty signal mask, and no descriptor of this process but the lock for its
+/// life. Its working directory is the launcher's directory, unless the command names another one, or its program by a relative path.
+/// It lives on when this process ends; [`attached`](Self::attached) ties it to this process.
 ///
 /// The environment of the process has `SPAWN_GATE_LAUNCH` (the launch's fencing token), `SPAWN_GATE_BACKEND` (the common part of
 /// its files' paths), and `NOTIFY_SOCKET` if it is to use the notify protocol. A Rust program reads them with
-/// [`Instance`](super::Instance).
+/// [`Instance`](super::Instance). Children of the backend inherit them, unless it removes them.
 ///
 /// # How one is found
 ///
@@ -59,6 +59,10 @@ use crate::lock::{FileSpawnLock, SpawnLockError, SpawnLockGuard, acquire_spawn_l
 /// that closes all descriptors gives the lock up; as long as its process lives, it counts as there all the same.) A backend that
 /// says it is ready must accept a connection at its endpoint. One that is there and cannot be used is an error, see
 /// [`Why`](super::Why), after [`look_timeout`](Self::look_timeout). Looking needs no right to write.
+///
+/// # Panics
+///
+/// Launching, finding and ending need a tokio runtime with I/O and time enabled.
 ///
 /// # Inherited state
 ///
@@ -102,8 +106,12 @@ const DEFAULT_START_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_GRACE: Duration = Duration::from_secs(5);
 /// Below the gate's discover timeout, so that the error is one of this module.
 const DEFAULT_LOOK_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a launch may take from the lock for the backend's life to the record. It takes well below a millisecond.
-const WRITE_LIMIT: Duration = Duration::from_millis(500);
+/// How long a launch may take from the lock for the backend's life to the record: well below a millisecond, and a probe if the
+/// backend is ready by a connection.
+const WRITE_LIMIT: Duration = PROBE_LIMIT.saturating_add(Duration::from_millis(500));
+
+/// How long the system may take to end a process that no longer answers.
+const ENDING: Duration = Duration::from_millis(100);
 
 /// The pause between looks at a program that has forked.
 const FORKED_PAUSE: Duration = Duration::from_millis(20);
@@ -129,8 +137,19 @@ pub enum Stopped {
     },
 }
 
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotRunning => f.write_str("not running"),
+            Self::Orderly { pid } => write!(f, "stopped process {pid}"),
+            Self::Forced { pid } => write!(f, "killed process {pid}"),
+        }
+    }
+}
+
 /// How to end a backend, see [`ProcessLauncher::stop`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Stop {
     /// SIGTERM.
     Orderly,
@@ -142,17 +161,19 @@ impl<K: GateKey> ProcessLauncher<K> {
     /// Creates a launcher. `directory` may be the gate's lock directory. `command` is called once for each launch, in the
     /// flight's task: it must not block. An error of it fails the launch.
     ///
-    /// The standard input and outputs of the command are replaced. A command that runs as another user needs a working directory
-    /// that this user may enter; the launcher's own is private. All processes that share the gate's locks must use the same
+    /// The standard input and outputs of the command are replaced. It must not ask for a process group: it gets a session. A command
+    /// that runs as another user needs a working directory that this user may enter; the launcher's own is private. All processes that share the gate's locks must use the same
     /// directory. A launch makes the directory (mode 0700) if it does not exist.
     pub fn new(
         gate: &SpawnGate<K, Backend>,
         directory: impl Into<PathBuf>,
         command: impl Fn(&Launch<K>) -> Result<(Command, Ready), BoxError> + Send + Sync + 'static,
     ) -> Self {
+        let directory = directory.into();
         Self {
             gate: gate.clone(),
-            directory: directory.into(),
+            // A backend has another working directory. Without one of its own, this process has no absolute path.
+            directory: std::path::absolute(&directory).unwrap_or(directory),
             command: Arc::new(command),
             tie: Tie::Detached,
             start_timeout: DEFAULT_START_TIMEOUT,
@@ -168,7 +189,8 @@ impl<K: GateKey> ProcessLauncher<K> {
     /// Ties backends to this process: each ends when this process ends, also if that is killed, and when its runtime ends.
     ///
     /// A backend gets a process group instead of a session. A small shell (`/bin/sh`) leads the group and waits for the end of a
-    /// pipe from this process; then it ends the group with SIGTERM, [`grace`](Self::grace), and SIGKILL.
+    /// pipe from this process; then it ends the group with SIGTERM, [`grace`](Self::grace), and SIGKILL. The group also ends with the
+    /// process that was started, so a program that forks and exits cannot be attached.
     #[must_use]
     pub fn attached(mut self) -> Self {
         self.tie = Tie::Attached;
@@ -186,14 +208,14 @@ impl<K: GateKey> ProcessLauncher<K> {
     /// Sets how long a backend may take until it is ready (60 s by default). Keep it below the gate's launch timeout.
     #[must_use]
     pub fn start_timeout(mut self, limit: Duration) -> Self {
-        self.start_timeout = limit;
+        self.start_timeout = at_most_a_year(limit);
         self
     }
 
     /// Sets how long a backend may take to end after SIGTERM (5 s by default).
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Self {
-        self.grace = grace;
+        self.grace = at_most_a_year(grace);
         self
     }
 
@@ -201,7 +223,7 @@ impl<K: GateKey> ProcessLauncher<K> {
     /// not accept connections, or is starting although its launcher is gone. Keep it below the gate's discover timeout.
     #[must_use]
     pub fn look_timeout(mut self, limit: Duration) -> Self {
-        self.wanted.limit = limit;
+        self.wanted.limit = at_most_a_year(limit);
         self
     }
 
@@ -261,8 +283,8 @@ impl<K: GateKey> ProcessLauncher<K> {
     ///
     /// # Errors
     ///
-    /// [`ProcessError::NotEnded`] if it did not end in time. [`ProcessError::Unusable`] if something is there and it is unknown
-    /// which process that is. Other errors if it cannot be told whether one is there.
+    /// [`ProcessError::NotEnded`] if it did not end in time; then it counts as before. [`ProcessError::Unusable`] if something is there and it is unknown
+    /// which process that is, or that process cannot be signalled. Other errors if it cannot be told whether one is there.
     ///
     /// # Cancel safety
     ///
@@ -278,17 +300,29 @@ impl<K: GateKey> ProcessLauncher<K> {
             Some(process) => process.clone(),
             None => return Err(sight.no_process()),
         };
-        let launch = sight.record().map(|record| record.launch);
-        if let Some(record) = sight.record() {
-            let leaving = Record {
-                state: State::Leaving,
-                ..record.clone()
-            };
-            let (files, record) = (files.clone(), record.clone());
-            // It only says that the end is wanted. On a full disk the backend ends all the same.
-            let _ = off_thread_call(move || leaving.replace(&record, &files)).await;
+        // Before the record says that it is leaving.
+        if process.is_out_of_reach() {
+            return Err(sight.unusable(Why::OutOfReach));
         }
-        let forced = end_process(&files, &process, launch, self.grace, force).await?;
+        let launch = sight.record().map(|record| record.launch);
+        let record = sight.record().cloned();
+        let leaving = record.clone().map(|record| Record {
+            state: State::Leaving,
+            ..record
+        });
+        // It only says that the end is wanted. On a full disk the backend ends all the same.
+        replace_record(&files, record.clone(), leaving.clone()).await;
+        let ended = end_process(&files, &process, launch, self.grace, force).await;
+        let forced = match ended {
+            Ok(forced) => forced,
+            Err(error) => {
+                // If it goes on, it can be used again.
+                if process.condition() != Condition::Gone {
+                    replace_record(&files, leaving, record).await;
+                }
+                return Err(error);
+            }
+        };
         if let Some(launch) = launch {
             // Without it the next look reports it, from the record.
             let _ = self
@@ -372,11 +406,14 @@ impl<K: GateKey> ProcessLauncher<K> {
             off_thread_call(move || preparation.start(life, command))
                 .await
                 .map_err(before_start)?;
+        let begun = Instant::now();
         let mut start = Start {
             started: started.process.clone(),
             files: files.clone(),
             record,
-            deadline: Instant::now() + self.start_timeout,
+            begun,
+            limit: self.start_timeout,
+            deadline: begun + self.start_timeout,
             notifications,
             is_taken,
             main_pid: None,
@@ -390,12 +427,17 @@ impl<K: GateKey> ProcessLauncher<K> {
         };
         match became_ready {
             Ok(backend) => {
-                self.supervise(launch, files, started);
+                let has_forked = backend.process != started.process;
+                self.supervise(launch, files, started, has_forked);
                 Ok(backend)
             }
             Err(error) => {
+                let pid = started.process.pid;
                 started.give_up().await;
-                Err(error.into())
+                match was_stopped(&files, launch.fencing_token).await {
+                    true => Err(NotStarted::new(ProcessError::Stopped { pid }, true).into()),
+                    false => Err(error.into()),
+                }
             }
         }
     }
@@ -415,6 +457,7 @@ impl<K: GateKey> ProcessLauncher<K> {
                 _ => None,
             },
             ready_by_connection: matches!(ready.sign, Sign::Accepts),
+            is_attached: self.tie == Tie::Attached,
             status: None,
         }
     }
@@ -455,6 +498,12 @@ impl<K: GateKey> ProcessLauncher<K> {
                 return match presence {
                     // The launcher of an earlier one was killed, and it became ready by itself meanwhile.
                     Presence::Ready(backend) => Ok(Life::Lives(backend)),
+                    // Something other than a backend has the lock.
+                    Presence::Gone => {
+                        let path = files.life();
+                        let locked = SpawnLockError::AlreadyLocked { path };
+                        Err(ProcessError::Directory(locked))
+                    }
                     presence => Err(sight.still(&presence)),
                 };
             }
@@ -470,43 +519,62 @@ impl<K: GateKey> ProcessLauncher<K> {
     ) -> Result<(), ProcessError> {
         let pid = start.started.pid;
         let (files, log_start) = (start.files.clone(), start.record.log_start);
-        let words = || log::last_words(&files.log(), log_start);
-        tokio::select! {
+        let words = async || log::last_words(&files, log_start).await;
+        let ended = |status, words| ProcessError::Ended {
+            pid,
+            status,
+            words,
+            log: files.log(),
+        };
+        let became_ready = tokio::select! {
             // A backend that says it is ready and ends has been ready.
             biased;
-            ready = start.wait(sign) => match ready? {
-                Ok(()) => Ok(()),
-                Err(Late) => Err(ProcessError::NotReady {
-                    pid,
-                    after: self.start_timeout,
-                    status: start.record.status.take(),
-                    words: words(),
-                    log: files.log(),
-                }),
+            ready = start.wait(sign) => ready,
+            status = end_of(started, &files) => match sign {
+                Sign::Line(line) if log::has_line(&files, log_start, line).await => Ok(Ok(())),
+                _ => return Err(ended(status, words().await)),
             },
-            status = end_of(started, &files) => Err(ProcessError::Ended {
+        };
+        match became_ready {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(Late)) => Err(ProcessError::NotReady {
                 pid,
-                status,
-                words: words(),
+                after: start.deadline - start.begun,
+                status: start.record.status.take(),
+                words: words().await,
                 log: files.log(),
             }),
+            // The probe may have failed because the backend ended.
+            Err(error @ ProcessError::Probe { .. }) => {
+                match timeout(ENDING, end_of(started, &files)).await {
+                    Ok(status) => Err(ended(status, words().await)),
+                    Err(_) => Err(error),
+                }
+            }
+            Err(error) => Err(error),
         }
     }
 
     /// Reports the end of the backend to the gate, as long as this process and its runtime live.
-    fn supervise(&self, launch: Launch<K>, files: Files, started: Started) {
+    fn supervise(&self, launch: Launch<K>, files: Files, started: Started, has_forked: bool) {
         let gate = self.gate.clone();
         let settled = started.settle();
         tokio::spawn(async move {
             let status = settled.ended().await;
-            let is_wanted = Sight::take(&files).await.is_ok_and(|sight| {
+            let sight = Sight::take(&files).await.ok();
+            let seen = sight.as_ref().filter(|sight| {
                 let record = sight.record();
-                record.is_some_and(|record| {
-                    record.launch == launch.fencing_token && record.state == State::Leaving
-                })
+                record.is_some_and(|record| record.launch == launch.fencing_token)
             });
+            let is_wanted = seen
+                .and_then(Sight::record)
+                .is_some_and(|record| record.state == State::Leaving);
+            // A program that forked and exited goes on as another process, whose end nobody can wait for.
+            let is_of_another = status.is_some_and(|status| status.success())
+                && (has_forked || seen.is_some_and(Sight::is_there) && goes_on(&files).await);
             let end = match status {
                 _ if is_wanted => BackendEnd::orderly(launch.fencing_token),
+                _ if is_of_another => return,
                 Some(status) if is_orderly(status) => BackendEnd::orderly(launch.fencing_token),
                 Some(status) => BackendEnd::failed(launch.fencing_token, status.to_string()),
                 // How it ended is not known.
@@ -529,6 +597,21 @@ fn before_start(error: ProcessError) -> BoxError {
     }
 }
 
+/// Writes a record in place of the one that was seen, as far as that is possible.
+async fn replace_record(files: &Files, seen: Option<Record>, new: Option<Record>) {
+    if let (Some(seen), Some(new)) = (seen, new) {
+        let files = files.clone();
+        let _ = off_thread_call(move || new.replace(&seen, &files)).await;
+    }
+}
+
+/// Whether somebody stopped the backend of this launch.
+async fn was_stopped(files: &Files, launch: u64) -> bool {
+    let sight = Sight::take(files).await.ok();
+    let record = sight.as_ref().and_then(Sight::record);
+    record.is_some_and(|record| record.launch == launch && record.state == State::Leaving)
+}
+
 /// Waits for the end of a backend that is not ready yet.
 async fn end_of(started: &mut Started, files: &Files) -> Option<ExitStatus> {
     let status = started.ended().await;
@@ -540,6 +623,14 @@ async fn end_of(started: &mut Started, files: &Files) -> Option<ExitStatus> {
         }
     }
     status
+}
+
+/// Whether what holds the lock for a backend's life is of that backend, and not a launch that has just begun. If the system does
+/// not tell, it is assumed to be.
+async fn goes_on(files: &Files) -> bool {
+    let files = files.clone();
+    let found = off_thread_call(move || Ok(holder_of(&files))).await;
+    found.is_ok_and(|holder| holder.is_some()) || !KNOWS_HOLDERS
 }
 
 /// Says in the record that the backend is ready, unless the backend has said so itself, or more.
@@ -558,8 +649,8 @@ async fn publish(start: Start) -> Result<Backend, ProcessError> {
         let main = main.map(ProcessIdentity::of);
         let ready = Record {
             state: State::Ready,
-            // A program that forked and exited has another process now.
-            process: main.or_else(|| forked(&started, &files)),
+            // A program that forked and exited has another process now. The lock file may be deleted, so it stands here, too.
+            process: main.or_else(|| forked(&started, &files)).or(Some(started)),
             ..record
         };
         match Record::read(&files)? {
@@ -654,8 +745,7 @@ impl Preparation {
         let (log, log_start) = log::open(&files.log(), self.log_limit, record.launch)?;
         record.log_start = log_start;
         open_to_write(&files.in_use())?;
-        // Takes the room that the process's name will need.
-        clear_process(&files)?;
+        let name = ProcessName::clear(&files)?;
         record.write(&files)?;
         let notifications = match self.uses_notify {
             true => Some(Notifications::bind(files.notify())?),
@@ -688,7 +778,7 @@ impl Preparation {
             // A child of another thread, between fork and exec, may have a copy of the descriptor.
             let _ = flock(&held, FlockOperation::Unlock);
         })?;
-        write_process(&files, &started.process)?;
+        name.write(&started.process)?;
         Ok((started, record, notifications))
     }
 }

@@ -7,8 +7,8 @@ use std::time::SystemTime;
 
 use rustix::fs::FlockOperation;
 
-use super::error::ProcessError;
-use super::files::{open_to_append, open_to_read};
+use super::error::{ProcessError, off_thread_call};
+use super::files::{Files, open_to_append, open_to_read};
 
 /// How much of the log is searched for last words.
 const LAST: u64 = 8 * 1024;
@@ -33,13 +33,21 @@ pub(super) fn open(path: &Path, limit: u64, launch: u64) -> Result<(File, u64), 
 
 /// Cuts the log of a running backend if it is longer than `limit` bytes. What the backend writes meanwhile may be lost. Does
 /// nothing if that is not possible, in a read-only directory for example: the next launch cuts it.
-pub(super) fn keep_short(path: &Path, limit: u64) {
+pub(super) async fn keep_short(files: &Files, limit: u64) {
+    let path = files.log();
     let is_long = path
         .symlink_metadata()
         .is_ok_and(|metadata| metadata.len() > limit);
-    if !is_long {
-        return;
+    if is_long {
+        let _ = off_thread_call(move || {
+            keep_short_blocking(&path, limit);
+            Ok(())
+        })
+        .await;
     }
+}
+
+fn keep_short_blocking(path: &Path, limit: u64) {
     if let Ok(mut file) = open_to_append(path) {
         let _ = cut(&mut file, limit);
     }
@@ -82,8 +90,14 @@ fn end_of(path: &Path, start: u64, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Whether a line with these words was written since `start`.
-pub(super) fn has_line(path: &Path, start: u64, words: &str) -> io::Result<bool> {
+/// Whether a line with these words was written since `start`. False if that cannot be told: a shortage of descriptors passes.
+pub(super) async fn has_line(files: &Files, start: u64, words: &str) -> bool {
+    let (path, words) = (files.log(), words.to_owned());
+    let found = off_thread_call(move || Ok(has_line_blocking(&path, start, &words)));
+    matches!(found.await, Ok(Ok(true)))
+}
+
+fn has_line_blocking(path: &Path, start: u64, words: &str) -> io::Result<bool> {
     const MOST: u64 = 1024 * 1024;
     let bytes = end_of(path, start, MOST)?;
     // A line that is not finished may yet go on otherwise.
@@ -92,9 +106,15 @@ pub(super) fn has_line(path: &Path, start: u64, words: &str) -> io::Result<bool>
     Ok(text.lines().any(|line| line.contains(words)))
 }
 
-/// Returns the last lines since `start`, in one line, without the backtrace, and the notes about it, that a panic of Rust adds. If the log
-/// cannot be read, that is said instead.
-pub(super) fn last_words(path: &Path, start: u64) -> String {
+/// Returns the last lines since `start` in one line, without the backtrace of a panic and the notes about it. If the log cannot be
+/// read, that is said instead.
+pub(super) async fn last_words(files: &Files, start: u64) -> String {
+    let path = files.log();
+    let words = off_thread_call(move || Ok(last_words_blocking(&path, start))).await;
+    words.unwrap_or_else(|error| format!("its log cannot be read: {error}"))
+}
+
+fn last_words_blocking(path: &Path, start: u64) -> String {
     match end_of(path, start, LAST) {
         Ok(bytes) => words(&String::from_utf8_lossy(&bytes)),
         Err(error) => format!("its log cannot be read: {error}"),
@@ -154,17 +174,17 @@ mod tests {
         let (mut file, start) = open(&path, 100, 1).unwrap();
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         file.write_all(b"first words\n").unwrap();
-        assert!(has_line(&path, start, "first").unwrap());
-        assert!(!has_line(&path, start, "launch 1").unwrap());
+        assert!(has_line_blocking(&path, start, "first").unwrap());
+        assert!(!has_line_blocking(&path, start, "launch 1").unwrap());
         file.write_all(&b"0123456789\n".repeat(20)).unwrap();
-        keep_short(&path, 100);
+        keep_short_blocking(&path, 100);
         // The backend writes on, at the new end.
         file.write_all(b"last words\n").unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.len() < 100, "{text}");
         assert!(text.ends_with("\n0123456789\nlast words\n"), "{text}");
-        assert!(last_words(&path, start).ends_with(" | last words"));
+        assert!(last_words_blocking(&path, start).ends_with(" | last words"));
         let (_, next) = open(&path, 100, 2).unwrap();
-        assert_eq!(last_words(&path, next), "");
+        assert_eq!(last_words_blocking(&path, next), "");
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::backend::{Backend, Presence};
+use super::endpoint::Endpoint;
 use super::error::{ProcessError, Unusable, Why, off_thread_call};
 use super::files::Files;
 use super::holder::holder_of;
@@ -13,7 +14,7 @@ use super::log;
 use super::ready::Pause;
 use super::record::{Reading, Record, State, read_process};
 use crate::admin::inspect_spawn_lock;
-use crate::lock::SpawnLockError;
+use crate::lock::{SpawnLockError, is_shortage};
 
 /// What the files and the system say at one moment.
 pub(super) struct Sight {
@@ -179,7 +180,9 @@ impl Sight {
         let Some(backend) = self.backend() else {
             return Err(self.no_process());
         };
-        if record.state == State::Leaving {
+        // The watcher of an attached one is ending it.
+        let is_left = record.is_attached && record.launcher.condition() == Condition::Gone;
+        if record.state == State::Leaving || is_left {
             return Ok(Presence::Leaving(backend));
         }
         // First: a launch that has just taken the lock has not replaced the record of the last one yet.
@@ -198,13 +201,21 @@ impl Sight {
         }
         if let Some(endpoint) = &record.endpoint {
             if let Err(error) = endpoint.probe().await {
-                return Err(self.unusable(Why::NoConnection {
-                    endpoint: endpoint.clone(),
-                    message: error.to_string(),
-                }));
+                return Err(self.not_reached(endpoint.clone(), error));
             }
         }
         Ok(Presence::Ready(backend))
+    }
+
+    fn not_reached(&self, endpoint: Endpoint, source: std::io::Error) -> ProcessError {
+        match is_shortage(&source) {
+            // That says nothing about the backend.
+            true => ProcessError::Connect { endpoint, source },
+            false => self.unusable(Why::NoConnection {
+                endpoint,
+                message: source.to_string(),
+            }),
+        }
     }
 
     /// Whether a backend whose launcher is gone has become ready since.
@@ -213,9 +224,7 @@ impl Sight {
             return false;
         };
         let is_ready = match (&record.ready_line, &record.endpoint) {
-            (Some(words), _) => {
-                log::has_line(&self.files.log(), record.log_start, words).unwrap_or(false)
-            }
+            (Some(words), _) => log::has_line(&self.files, record.log_start, words).await,
             (None, Some(endpoint)) if record.ready_by_connection => endpoint.probe().await.is_ok(),
             _ => false,
         };
@@ -226,7 +235,8 @@ impl Sight {
             };
             // The backend itself, or a stop, may have said more meanwhile. In a read-only directory the next look finds out by
             // itself.
-            let _ = ready.replace(record, &self.files);
+            let (record, files) = (record.clone(), self.files.clone());
+            let _ = off_thread_call(move || ready.replace(&record, &files)).await;
         }
         is_ready
     }
@@ -275,7 +285,7 @@ pub(super) async fn look(files: &Files, wanted: &Wanted) -> Result<Found, Proces
                 return Ok(Found::None { left });
             }
             Ok(Presence::Ready(backend)) => {
-                log::keep_short(&files.log(), wanted.log_limit);
+                log::keep_short(files, wanted.log_limit).await;
                 return Ok(Found::Ready(backend));
             }
             Ok(Presence::Starting { .. }) if sight.has_launcher() => {
@@ -293,5 +303,26 @@ pub(super) async fn look(files: &Files, wanted: &Wanted) -> Result<Found, Proces
         if pause.is_over(deadline).await {
             return Err(error);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_shortage_of_this_process_is_not_blamed_on_the_backend() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::new(directory.path(), &"indexer".to_owned());
+        let sight = Sight::take_blocking(files).unwrap();
+        let endpoint = Endpoint::Tcp(([127, 0, 0, 1], 80).into());
+        let error = sight.not_reached(endpoint.clone(), Errno::MFILE.into());
+        assert!(matches!(error, ProcessError::Connect { .. }), "{error:?}");
+        assert!(error.retry_helps());
+        let error = sight.not_reached(endpoint, Errno::CONNREFUSED.into());
+        assert!(matches!(error, ProcessError::Unusable(_)), "{error:?}");
+        assert!(!error.retry_helps());
     }
 }

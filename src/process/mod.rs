@@ -29,14 +29,16 @@
 //!
 //! # Three answers
 //!
-//! Whether a backend is there has three answers: [`Presence::Gone`]; one of the other variants of [`Presence`]; and an error, which
-//! says why that cannot be told or why it cannot be used. A second backend is launched only after `Gone`.
+//! Whether a backend is there has three answers: no ([`Presence::Gone`]); yes (the other variants of [`Presence`], or
+//! [`ProcessError::Unusable`]); and any other error, which says why that cannot be told. A second backend is launched only after `Gone`.
 //!
 //! # What a platform cannot do
 //!
 //! - Windows: the module is not there. A file lock cannot be handed to a child process there.
-//! - macOS and the BSDs: without `/proc`, a process is known by its id alone, a stopped one is not told from a busy one, and
-//!   signals that this process ignores stay ignored in a backend.
+//! - macOS and the BSDs: there is no `/proc` to ask. A process is known by its id alone, so a signal may reach another process if a
+//!   backend's id was used again while something else holds the lock for its life. A stopped process is not told from a busy
+//!   one. A program that forked is not found after its first process has ended. Signals that this process ignores stay ignored in
+//!   a backend.
 //! - A log is cut only when its backend is launched or found.
 //! - A detached backend is in a session of its own; in a container it ends with the container, and under systemd with the unit.
 

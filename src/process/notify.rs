@@ -89,7 +89,7 @@ impl Message {
             };
             match name {
                 "READY" => message.is_ready |= value == "1",
-                "STATUS" => message.status = Some(value.to_owned()),
+                "STATUS" => message.status = Some(status(value)),
                 "ERRNO" => {
                     let number: Option<i32> = value.parse().ok();
                     let error = number.map(io::Error::from_raw_os_error);
@@ -107,6 +107,17 @@ impl Message {
     }
 }
 
+/// A status as it is recorded: short enough for a record, and without control characters, which would reach the terminal of whoever
+/// reads it.
+pub(super) fn status(text: &str) -> String {
+    const MOST: usize = 500;
+    let clean = |character: char| match character.is_control() {
+        true => char::REPLACEMENT_CHARACTER,
+        false => character,
+    };
+    text.chars().take(MOST).map(clean).collect()
+}
+
 /// Reads an endpoint. The path of a Unix socket may be any bytes.
 fn endpoint(value: &[u8]) -> Option<Endpoint> {
     match value.strip_prefix(b"unix:") {
@@ -115,13 +126,26 @@ fn endpoint(value: &[u8]) -> Option<Endpoint> {
     }
 }
 
+/// The line of a message that says where a backend listens.
+pub(super) fn endpoint_line(endpoint: &Endpoint) -> Vec<u8> {
+    let value = match endpoint {
+        Endpoint::Tcp(_) => endpoint.to_string().into_bytes(),
+        Endpoint::Unix(path) => [b"unix:", path.as_os_str().as_bytes()].concat(),
+    };
+    match value.contains(&b'\n') {
+        // It would end the line. The record says it, too.
+        true => Vec::new(),
+        false => [ENDPOINT.as_bytes(), b"=", &value, b"\n"].concat(),
+    }
+}
+
 /// Sends a message to the one who started this process, if that one listens.
-pub(super) fn send(message: &str) {
+pub(super) fn send(message: &[u8]) {
     let Some(path) = std::env::var_os(VARIABLE) else {
         return;
     };
     let sent = std::os::unix::net::UnixDatagram::unbound()
-        .and_then(|socket| socket.send_to(message.as_bytes(), path));
+        .and_then(|socket| socket.send_to(message, path));
     // Nobody may be left to read it. What it says stands in the record, too.
     drop(sent);
 }
@@ -129,6 +153,25 @@ pub(super) fn send(message: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_endpoint_is_read_as_it_was_sent() {
+        for endpoint in [
+            Endpoint::Tcp(([127, 0, 0, 1], 80).into()),
+            Endpoint::Unix(OsStr::from_bytes(b"/tmp/a b=\xff").into()),
+        ] {
+            let message = Message::parse(&endpoint_line(&endpoint));
+            assert_eq!(message.endpoint, Some(endpoint));
+        }
+        assert_eq!(endpoint_line(&Endpoint::Unix("/tmp/a\nb".into())), b"");
+    }
+
+    #[test]
+    fn a_status_is_short_and_without_control_characters() {
+        let message = Message::parse(b"STATUS=\x1b[31mloading");
+        assert_eq!(message.status.unwrap(), "\u{fffd}[31mloading");
+        assert_eq!(status(&"é".repeat(10_000)).chars().count(), 500);
+    }
 
     #[test]
     fn a_message_is_read_line_by_line() {

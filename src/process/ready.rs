@@ -17,6 +17,7 @@ use super::log;
 use super::notify::{Message, Notifications};
 use super::record::Record;
 use crate::error::BoxError;
+use crate::util::at_most_a_year;
 
 /// The first and the longest pause between two looks at something that cannot tell when it changes.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -56,7 +57,7 @@ impl Ready {
     /// Ready once it says so by the notify protocol of systemd: it gets `NOTIFY_SOCKET` and sends `READY=1`.
     ///
     /// `STATUS=` and `ERRNO=` are shown to whoever waits, `MAINPID=` names another process as the backend's, and
-    /// `EXTEND_TIMEOUT_USEC=` moves the deadline of its start (not that of the gate's launch timeout). With
+    /// `EXTEND_TIMEOUT_USEC=` extends the time for its start (not the gate's launch timeout). With
     /// `X_SPAWN_GATE_ENDPOINT=tcp:127.0.0.1:7201`, or `unix:PATH`, it says where it listens; otherwise use [`at`](Self::at).
     ///
     /// If the launching process is killed meanwhile, nobody is left to read `READY=1`: the backend is then found ready only if
@@ -130,6 +131,10 @@ pub(super) struct Start {
     pub(super) started: ProcessIdentity,
     pub(super) files: Files,
     pub(super) record: Record,
+    pub(super) begun: Instant,
+    /// How long it may take.
+    pub(super) limit: Duration,
+    /// When its time is over: later than the limit if it asked for more.
     pub(super) deadline: Instant,
     pub(super) notifications: Option<Notifications>,
     /// Another process accepted connections at the endpoint before the launch.
@@ -143,7 +148,7 @@ pub(super) struct Late;
 impl Start {
     /// Waits for the sign.
     pub(super) async fn wait(&mut self, sign: &Sign) -> Result<Result<(), Late>, ProcessError> {
-        let (path, start) = (self.files.log(), self.record.log_start);
+        let start = self.record.log_start;
         let mut pause = Pause::default();
         match sign {
             Sign::Notify => loop {
@@ -172,15 +177,13 @@ impl Start {
                         Ok(Ok(())) if Instant::now() >= taken_until => {
                             return Err(ProcessError::EndpointTaken {
                                 endpoint,
-                                words: log::last_words(&path, start),
-                                log: path,
+                                words: log::last_words(&self.files, start).await,
+                                log: self.files.log(),
                             });
                         }
                         Ok(Ok(())) => {}
-                        // Nobody listens there now. Who does next is the backend.
-                        Ok(Err(error)) if error.kind() != io::ErrorKind::TimedOut => {
-                            self.is_taken = false;
-                        }
+                        // Nobody listens there now. Who does next is the backend. (Other errors, such as a shortage, do not say so.)
+                        Ok(Err(error)) if is_free(&error) => self.is_taken = false,
                         Ok(Err(_)) => {}
                     }
                     if pause.is_over(self.deadline).await {
@@ -189,8 +192,7 @@ impl Start {
                 }
             }
             Sign::Line(words) => loop {
-                // A shortage of descriptors passes.
-                if log::has_line(&path, start, words).unwrap_or(false) {
+                if log::has_line(&self.files, start, words).await {
                     return Ok(Ok(()));
                 }
                 if pause.is_over(self.deadline).await {
@@ -218,17 +220,28 @@ impl Start {
 
     async fn note(&mut self, message: Message) {
         if let Some(extend) = message.extend {
-            self.deadline = Instant::now() + extend;
+            // It never shortens what the launcher allows.
+            let extended = Instant::now() + at_most_a_year(extend);
+            self.deadline = extended.max(self.begun + self.limit);
         }
         self.main_pid = message.main_pid.or(self.main_pid);
         self.record.endpoint = message.endpoint.or(self.record.endpoint.take());
         if message.status.is_some() && message.status != self.record.status {
-            self.record.status = message.status;
-            let (record, files) = (self.record.clone(), self.files.clone());
+            self.record.status = message.status.clone();
+            let (launch, files) = (self.record.launch, self.files.clone());
+            let status = message.status;
             // For people; the launch goes on without.
-            let _ = off_thread_call(move || record.write(&files)).await;
+            let _ = off_thread_call(move || Record::note_status(&files, launch, status)).await;
         }
     }
+}
+
+/// Whether the error of a connection says that nobody listens.
+fn is_free(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+    )
 }
 
 /// Pauses that grow.
@@ -249,5 +262,21 @@ impl Pause {
         sleep(self.0).await;
         self.0 = (self.0 * 3 / 2).min(LONGEST_PAUSE);
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shortage_does_not_say_that_an_endpoint_is_free() {
+        use rustix::io::Errno;
+
+        assert!(is_free(&Errno::CONNREFUSED.into()));
+        assert!(is_free(&Errno::NOENT.into()));
+        for other in [Errno::MFILE, Errno::TIMEDOUT, Errno::ADDRNOTAVAIL] {
+            assert!(!is_free(&other.into()), "{other}");
+        }
     }
 }

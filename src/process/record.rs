@@ -10,7 +10,9 @@
 //! Values are escaped, so that each stands in one line. Unknown names are skipped. Nothing is decided by the record alone:
 //! whether a backend is there, the lock for its life says.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::endpoint::Endpoint;
@@ -19,6 +21,7 @@ use super::files::{
     Files, escape, escape_path, open_to_write, read, replace, unescape, unescape_path,
 };
 use super::identity::ProcessIdentity;
+use super::notify::status;
 
 const HEADER: &str = "spawn-gate backend 1";
 
@@ -36,7 +39,7 @@ pub(super) struct Record {
     pub(super) state: State,
     pub(super) launch: u64,
     pub(super) launcher: ProcessIdentity,
-    /// The backend's process, if the backend said so itself.
+    /// The backend's process, once it is ready or has said so itself.
     pub(super) process: Option<ProcessIdentity>,
     pub(super) endpoint: Option<Endpoint>,
     pub(super) version: Option<String>,
@@ -47,6 +50,8 @@ pub(super) struct Record {
     pub(super) ready_line: Option<String>,
     /// Whether a connection says that it is ready.
     pub(super) ready_by_connection: bool,
+    /// Whether it ends with the process that launched it.
+    pub(super) is_attached: bool,
     /// What it last said about its start.
     pub(super) status: Option<String>,
 }
@@ -81,6 +86,20 @@ impl Record {
         }
     }
 
+    /// Writes what a starting backend says, unless the backend has written more itself: it may be ready by now.
+    pub(super) fn note_status(
+        files: &Files,
+        launch: u64,
+        status: Option<String>,
+    ) -> Result<(), ProcessError> {
+        match Self::read(files)? {
+            Reading::Found(found) if found.launch == launch && found.state == State::Starting => {
+                Self { status, ..*found }.write(files)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn to_text(&self) -> String {
         let state = match self.state {
             State::Starting => "starting",
@@ -109,6 +128,9 @@ impl Record {
             if let Some(value) = value {
                 line(name, escape(value.as_bytes()));
             }
+        }
+        if self.is_attached {
+            line("attached", "yes".to_owned());
         }
         if self.ready_by_connection {
             line("ready-by", "connection".to_owned());
@@ -156,7 +178,8 @@ impl Record {
             log_start: value("log-start")?.parse().ok()?,
             ready_line: words("ready-line"),
             ready_by_connection: value("ready-by") == Some("connection"),
-            status: words("status"),
+            is_attached: value("attached") == Some("yes"),
+            status: words("status").map(|said| status(&said)),
         })
     }
 }
@@ -164,23 +187,35 @@ impl Record {
 /// The room for a process's name in the lock file for its life, taken before the process is started.
 const PROCESS_ROOM: usize = 200;
 
-/// Names the backend's process in the lock file for its life, where it is found even without a record.
-pub(super) fn write_process(files: &Files, process: &ProcessIdentity) -> Result<(), ProcessError> {
-    write_life(files, &format!("process {}", process_text(process)))
+/// The name of the backend's process in the lock file for its life, where it is found even without a record. Open, with room for the
+/// name, before the process is started: no shortage then ends it.
+#[derive(Debug)]
+pub(super) struct ProcessName {
+    path: PathBuf,
+    file: File,
 }
 
-/// Names no process in the lock file for a backend's life.
-pub(super) fn clear_process(files: &Files) -> Result<(), ProcessError> {
-    write_life(files, "")
-}
+impl ProcessName {
+    /// Names no process.
+    pub(super) fn clear(files: &Files) -> Result<Self, ProcessError> {
+        let path = files.life();
+        let file = open_to_write(&path)?;
+        let name = Self { path, file };
+        name.write_text("")?;
+        Ok(name)
+    }
 
-/// Writes in place: another file would be another lock.
-fn write_life(files: &Files, text: &str) -> Result<(), ProcessError> {
-    let path = files.life();
-    let padded = format!("{text:<PROCESS_ROOM$}\n");
-    open_to_write(&path)?
-        .write_all_at(padded.as_bytes(), 0)
-        .map_err(|error| ProcessError::file(&path, "write", error))
+    pub(super) fn write(&self, process: &ProcessIdentity) -> Result<(), ProcessError> {
+        self.write_text(&format!("process {}", process_text(process)))
+    }
+
+    /// Writes in place: another file would be another lock.
+    fn write_text(&self, text: &str) -> Result<(), ProcessError> {
+        let padded = format!("{text:<PROCESS_ROOM$}\n");
+        self.file
+            .write_all_at(padded.as_bytes(), 0)
+            .map_err(|error| ProcessError::file(&self.path, "write", error))
+    }
 }
 
 pub(super) fn read_process(files: &Files) -> Result<Option<ProcessIdentity>, ProcessError> {
@@ -238,6 +273,7 @@ mod tests {
             log_start: 99,
             ready_line: Some("ready to\taccept".to_owned()),
             ready_by_connection: true,
+            is_attached: true,
             status: None,
         }
     }
@@ -253,6 +289,7 @@ mod tests {
                 version: None,
                 ready_line: None,
                 ready_by_connection: false,
+                is_attached: false,
                 status: Some("loading 3 %".to_owned()),
                 ..record()
             },

@@ -55,12 +55,17 @@ impl Order {
             grace,
         } = self;
         let program = PathBuf::from(command.get_program());
-        let at = command.get_current_dir().unwrap_or(&directory).to_owned();
+        let is_relative = is_relative_path(&program);
+        let at = match command.get_current_dir() {
+            Some(named) => named.to_owned(),
+            None if is_relative => PathBuf::from("."),
+            None => directory,
+        };
         let failed = |error| spawn_error(&program, &at, error);
         let errors = log.try_clone().map_err(failed)?;
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
-        if command.get_current_dir().is_none() && !is_relative_path(&program) {
-            command.current_dir(&directory);
+        if command.get_current_dir().is_none() && !is_relative {
+            command.current_dir(&at);
         }
         close_inherited_descriptors();
         reset_ignored_signals().map_err(failed)?;
@@ -144,7 +149,12 @@ fn spawn_error(program: &Path, at: &Path, source: io::Error) -> ProcessError {
             Some(program) => ProcessError::Replaced { program },
             None => ProcessError::NotFound { program, source },
         },
-        PermissionDenied => ProcessError::NotExecutable { program, source },
+        // Not what a process without the right to change its user or session gets.
+        PermissionDenied
+            if source.raw_os_error() == Some(rustix::io::Errno::ACCESS.raw_os_error()) =>
+        {
+            ProcessError::NotExecutable { program, source }
+        }
         _ if source.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
             ProcessError::NotExecutable { program, source }
         }

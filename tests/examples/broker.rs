@@ -168,7 +168,7 @@ async fn a_backend_ends_with_its_broker_however_that_ends() {
     let (stopped, _) = broker.backend("search").await;
     assert_eq!(
         broker.post("/admin/search/1.0/stop").await.body,
-        format!("Orderly {{ pid: {stopped} }}\n")
+        format!("stopped process {stopped}\n")
     );
     assert!(!lives(stopped));
 

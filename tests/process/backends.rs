@@ -14,7 +14,7 @@ use spawn_gate::{BoxError, FileSpawnLock, SpawnGate, SpawnLockError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixStream};
 
-use crate::kit::{Gate, Launcher, Scene, role, sh};
+use crate::kit::{Gate, LIMIT, Launcher, Scene, role, sh};
 
 /// The scene's outer directory.
 const OUTER: &str = "PROCESS_TEST_OUTER";
@@ -27,6 +27,9 @@ pub(crate) const COME_AFTER: &str = "PROCESS_TEST_COME_AFTER";
 
 /// How long a backend may be idle, in milliseconds.
 pub(crate) const IDLE: &str = "PROCESS_TEST_IDLE";
+
+/// What a backend says about its start, right before it is ready.
+pub(crate) const STATUS: &str = "PROCESS_TEST_STATUS";
 
 /// Whether a backend starts a child that outlives it.
 pub(crate) const WITH_CHILD: &str = "PROCESS_TEST_WITH_CHILD";
@@ -172,7 +175,9 @@ impl Scene {
     /// A launcher of a backend in Rust.
     pub(crate) fn rust_launcher(&self) -> Launcher {
         let outer = self.outer();
-        self.launcher(move |_| Ok((backend_in(&outer), Ready::notify())))
+        let launcher = self.launcher(move |_| Ok((backend_in(&outer), Ready::notify())));
+        // A busy machine may take longer than the default.
+        launcher.grace(LIMIT)
     }
 }
 
@@ -196,6 +201,9 @@ async fn backend() {
         note(&outer, "child", &child.id().unwrap().to_string());
     }
     wait_for(WAIT_FOR).await;
+    if let Ok(status) = std::env::var(STATUS) {
+        instance.status(&status).unwrap();
+    }
     let idle = std::env::var(IDLE).ok();
     let idle = idle.map(|idle| Duration::from_millis(idle.parse().unwrap()));
     let leave = if std::env::var_os(WITH_PORT).is_some() {

@@ -23,6 +23,7 @@ use crate::kit::{Gate, Launcher, Scene, sh};
 use crate::roles::{cause, end, outcome, steps, upgraded};
 use crate::scenes::{assert_nothing_left, file_of_a, is_held};
 
+const EPERM: i32 = 1;
 const EAGAIN: i32 = 11;
 const EMFILE: i32 = 24;
 
@@ -88,6 +89,78 @@ async fn a_script_without_its_interpreter_may_not_be_executed() {
     let error = failure(&scene, |outer| Command::new(outer.join("tool"))).await;
     assert!(
         matches!(cause(&error), ProcessError::NotExecutable { program, .. } if *program == path),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_command_that_asks_for_a_group_is_not_taken_for_one_that_may_not_be_executed() {
+    let scene = Scene::new();
+    let error = failure(&scene, |_| {
+        let mut command = sh("exec sleep 60");
+        // The leader of a group cannot begin a session.
+        command.process_group(0);
+        command
+    });
+    let error = error.await;
+    assert!(
+        matches!(cause(&error), ProcessError::Spawn { source, .. } if source.raw_os_error() == Some(EPERM)),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_program_that_is_being_written_is_named_and_refunded_and_can_be_tried_again() {
+    let scene = Scene::new();
+    let gate = generous(&scene.files());
+    let program = scene.temporary.path().join("tool");
+    fs::copy("/bin/sh", &program).unwrap();
+    let launcher = {
+        let program = program.clone();
+        scene.launcher(move |_| {
+            let mut command = Command::new(&program);
+            command.args(["-c", SCRIPT]);
+            Ok((command, Ready::line("is ready")))
+        })
+    };
+    let writer = File::options().append(true).open(&program).unwrap();
+    let error = gate.launch("a", launcher.clone()).await.unwrap_err();
+    assert!(
+        matches!(cause(&error), ProcessError::Spawn { program: named, .. } if *named == program),
+        "{error:?}"
+    );
+    assert_is_refunded(&gate, &launcher, &error).await;
+    drop(writer);
+    // A child of another test, between fork and exec, may have a copy of the descriptor.
+    let launched = async {
+        loop {
+            match gate.launch("a", launcher.clone()).await {
+                Err(error) if error.retry_helps() => tokio::task::yield_now().await,
+                launched => return launched.unwrap().value,
+            }
+        }
+    };
+    let launched = tokio::time::timeout(crate::kit::LIMIT, launched).await;
+    let backend = launched.unwrap();
+    end(&launcher, &backend).await;
+}
+
+#[tokio::test]
+async fn a_script_at_a_relative_path_without_its_interpreter_may_not_be_executed() {
+    let scene = Scene::new();
+    write_with_mode(
+        &scene.temporary.path().join("tool"),
+        "#!/nowhere/sh\n",
+        0o755,
+    );
+    let error = failure(&scene, |outer| {
+        let here = env::current_dir().unwrap();
+        let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
+        Command::new(up.join(outer.strip_prefix("/").unwrap()).join("tool"))
+    });
+    let error = error.await;
+    assert!(
+        matches!(cause(&error), ProcessError::NotExecutable { .. }),
         "{error:?}"
     );
 }

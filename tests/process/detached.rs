@@ -9,7 +9,8 @@ use std::process::Command;
 
 use spawn_gate::process::{Presence, Ready};
 
-use crate::kit::{Scene, eventually, lives, sh};
+use crate::backends::{backend_in, call};
+use crate::kit::{Launcher, Scene, eventually, lives, sh};
 use crate::roles::{Caller, end, launched};
 use crate::scenes::{
     address, descriptors, file_of_a, group_of, kill, output_of, session_of, signals, touch,
@@ -76,6 +77,31 @@ async fn a_working_directory_that_the_command_names_is_kept() {
         .value;
     let directory = fs::read_link(format!("/proc/{}/cwd", backend.pid)).unwrap();
     assert_eq!(directory, scene.temporary.path());
+    end(&launcher, &backend).await;
+}
+
+#[tokio::test]
+async fn a_relative_directory_is_the_same_one_to_the_backend() {
+    let scene = Scene::new();
+    let here = std::env::current_dir().unwrap();
+    let mut relative: std::path::PathBuf = here.components().skip(1).map(|_| "..").collect();
+    relative.push(scene.files().strip_prefix("/").unwrap());
+    // So deep that the same steps up do not lead to the root from there.
+    let deep: std::path::PathBuf = here.components().map(|_| "deep").collect();
+    let (outer, deep) = (scene.outer(), scene.outer().join(deep));
+    fs::create_dir_all(&deep).unwrap();
+    let launcher = Launcher::new(&scene.gate, relative, move |_| {
+        let mut backend = backend_in(&outer);
+        backend.current_dir(&deep);
+        Ok((backend, Ready::notify()))
+    });
+    let backend = scene
+        .gate
+        .launch("a", launcher.clone())
+        .await
+        .unwrap()
+        .value;
+    assert_eq!(call(&backend).await.unwrap(), backend.pid);
     end(&launcher, &backend).await;
 }
 

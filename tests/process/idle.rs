@@ -1,8 +1,11 @@
 //! Promise 10: a backend that leaves when idle, and its callers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use spawn_gate::launcher_fn;
 use spawn_gate::process::{Ready, Stop};
+use tokio::sync::{Notify, watch};
 
 use crate::backends::{IDLE, backend_in, noted, result, strict_gate, use_it, user_in};
 use crate::kit::{Launcher, Scene, until_gone};
@@ -103,4 +106,50 @@ async fn an_idle_exit_is_not_charged_although_the_process_that_launched_it_is_go
         assert_eq!(begins.len(), round, "{journal:?}");
         until_gone(*begins.last().unwrap()).await;
     }
+}
+
+#[tokio::test]
+async fn a_caller_that_joins_a_flight_which_found_one_that_has_left_since_gets_a_new_one() {
+    let scene = Scene::new();
+    let launcher = scene.rust_launcher();
+    let left = launcher.in_use("a").await.unwrap().clone();
+    launcher.stop("a", Stop::Orderly).await.unwrap();
+    // A look that found it before it left, and returns only now.
+    let (begun, (go, gone)) = (Arc::new(Notify::new()), watch::channel(false));
+    let slow = {
+        let (begun, left) = (begun.clone(), left.clone());
+        launcher_fn(
+            move |_| {
+                let (begun, left, mut gone) = (begun.clone(), left.clone(), gone.clone());
+                async move {
+                    begun.notify_one();
+                    gone.wait_for(|gone| *gone).await?;
+                    Ok(Some(left))
+                }
+            },
+            |_| async { Err("it was found".into()) },
+        )
+    };
+    let gate = scene.gate.clone();
+    let leader = tokio::spawn(async move { gate.launch("a", slow).await });
+    begun.notified().await;
+    let follower = tokio::spawn({
+        let launcher = launcher.clone();
+        async move { launcher.in_use("a").await }
+    });
+    let follows = async {
+        while scene.gate.snapshot("a").await.flight.unwrap().waiting < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(crate::kit::LIMIT, follows)
+        .await
+        .unwrap();
+    go.send(true).unwrap();
+    assert_eq!(leader.await.unwrap().unwrap().value, left);
+    let used = follower.await.unwrap().unwrap();
+    assert_ne!(used.pid, left.pid);
+    assert_eq!(crate::backends::call(&used).await.unwrap(), used.pid);
+    drop(used);
+    launcher.stop("a", Stop::Orderly).await.unwrap();
 }

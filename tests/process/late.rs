@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use spawn_gate::How;
 use spawn_gate::process::{Endpoint, Presence, Ready, Stop};
 
-use crate::backends::{WAIT_FOR, backend_in, call, noted, role_in};
+use crate::backends::{STATUS, WAIT_FOR, backend_in, call, noted, role_in};
 use crate::kit::{Launcher, Scene, eventually, until_gone};
 use crate::life::{deaf_listener, kill};
 
@@ -247,5 +247,38 @@ async fn a_backend_whose_record_was_deleted_writes_it_anew() {
         assert_eq!(found.how, How::Discovered);
         assert_eq!(found.value, backend);
     }
+    launcher.stop("a", Stop::Orderly).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_launcher_that_reads_a_status_late_does_not_undo_what_the_backend_said_since() {
+    let scene = Scene::new();
+    let (outer, go) = (scene.outer(), scene.outer().join("go"));
+    let launcher = {
+        let (outer, go) = (outer.clone(), go.clone());
+        scene.launcher(move |_| {
+            let mut backend = backend_in(&outer);
+            backend.env(WAIT_FOR, &go).env(STATUS, "loading");
+            Ok((backend, Ready::notify()))
+        })
+    };
+    let launching = tokio::spawn({
+        let (gate, launcher) = (scene.gate.clone(), launcher.clone());
+        async move { gate.launch("a", launcher).await }
+    });
+    eventually(|| (!noted(&outer, "journal").is_empty()).then_some(())).await;
+    fs::write(go, "").unwrap();
+    // Blocks the launcher's runtime, so that both messages wait for it.
+    let until = std::time::Instant::now() + crate::kit::LIMIT;
+    let record = scene.file(".backend");
+    while !fs::read_to_string(&record).is_ok_and(|text| text.contains("state ready")) {
+        assert!(std::time::Instant::now() < until, "it did not become ready");
+        std::thread::yield_now();
+    }
+    let backend = launching.await.unwrap().unwrap().value;
+    assert!(backend.endpoint.is_some());
+    assert_eq!(call(&backend).await.unwrap(), backend.pid);
+    let found = launcher.find("a").await.unwrap();
+    assert_eq!(found, Presence::Ready(backend));
     launcher.stop("a", Stop::Orderly).await.unwrap();
 }

@@ -319,3 +319,49 @@ async fn a_backend_that_no_file_names_is_found_and_stopped() {
     }
     until_gone(pid).await;
 }
+
+#[tokio::test]
+async fn one_whose_lock_file_was_deleted_counts_as_there_as_long_as_its_process_lives() {
+    let scene = Scene::new();
+    let launcher = scene.launcher(|_| {
+        let script = "echo is ready; exec sleep 60";
+        Ok((sh(script), Ready::line("is ready")))
+    });
+    let backend = scene.gate.launch("a", launcher.clone()).await.unwrap();
+    let backend = backend.value;
+    fs::remove_file(scene.file(".life")).unwrap();
+    let found = scene.gate.launch("a", launcher.clone()).await.unwrap();
+    assert_eq!(found.how, How::Discovered);
+    assert_eq!(found.value, backend);
+    let stopped = launcher.stop("a", Stop::Orderly).await.unwrap();
+    assert_eq!(stopped, Stopped::Orderly { pid: backend.pid });
+    assert!(!lives(backend.pid));
+}
+
+#[tokio::test]
+async fn a_lock_that_no_backend_has_is_not_taken_for_a_backend_that_starts() {
+    let scene = Scene::new();
+    let launcher = scene
+        .launcher(|_| {
+            let script = "echo is ready; exec sleep 60";
+            Ok((sh(script), Ready::line("is ready")))
+        })
+        .grace(Duration::ZERO);
+    scene.gate.launch("a", launcher.clone()).await.unwrap();
+    launcher.stop("a", Stop::Force).await.unwrap();
+    // As a look has it, but for long.
+    let file = fs::File::open(scene.file(".life")).unwrap();
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockShared).unwrap();
+    let error = scene.gate.launch("a", launcher.clone()).await.unwrap_err();
+    assert!(
+        matches!(
+            process_error(&error),
+            ProcessError::Directory(spawn_gate::SpawnLockError::AlreadyLocked { .. })
+        ),
+        "{error:?}"
+    );
+    assert!(error.retry_helps());
+    drop(file);
+    scene.gate.launch("a", launcher.clone()).await.unwrap();
+    launcher.stop("a", Stop::Force).await.unwrap();
+}

@@ -4,6 +4,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use spawn_gate::process::{Endpoint, Presence, ProcessError, Ready, Stop};
 use spawn_gate::{GateError, How};
@@ -100,6 +101,25 @@ async fn a_backend_that_notifies_can_extend_the_time_for_its_start() {
     let launching = launching(&gate, &launcher);
     until_starting(&launcher, |status| status == Some("more")).await;
     set_clock_forward(AN_AGE / 2).await;
+    touch(&scene, "go");
+    let backend = launching.await.unwrap().unwrap().value;
+    end(&launcher, &backend).await;
+}
+
+#[tokio::test]
+async fn an_extension_does_not_shorten_the_time_for_the_start() {
+    let scene = Scene::new();
+    let launcher = scene.launcher(|_| {
+        let backend = steps(&[
+            "notify EXTEND_TIMEOUT_USEC=1",
+            "notify STATUS=more",
+            "await go",
+            "notify READY=1",
+        ]);
+        Ok((backend, Ready::notify()))
+    });
+    let launching = launching(&scene.gate, &launcher);
+    until_starting(&launcher, |status| status == Some("more")).await;
     touch(&scene, "go");
     let backend = launching.await.unwrap().unwrap().value;
     end(&launcher, &backend).await;
@@ -309,4 +329,50 @@ async fn a_probe_that_hangs_ends_with_the_time_for_the_start() {
     let error: GateError = launching.await.unwrap().unwrap_err();
     assert!(matches!(cause(&error), ProcessError::NotReady { after, .. } if *after == AN_AGE));
     assert!(!lives(pid));
+}
+
+#[tokio::test]
+async fn limits_without_end_are_limits() {
+    let scene = Scene::new();
+    let launcher = scene
+        .launcher(|_| Ok((sh("echo is ready; exec sleep 60"), Ready::line("is ready"))))
+        .start_timeout(Duration::MAX)
+        .look_timeout(Duration::MAX)
+        .grace(Duration::MAX);
+    let backend = launcher.in_use("a").await.unwrap().clone();
+    let found = scene.gate.launch("a", launcher.clone()).await.unwrap();
+    assert_eq!(found.value, backend);
+    end(&launcher, &backend).await;
+}
+
+#[tokio::test]
+async fn a_probe_that_fails_because_the_backend_ended_does_not_hide_that() {
+    let scene = Scene::new();
+    let pid_file = scene.files().join("pid");
+    let launcher = scene.launcher(move |_| {
+        let pid_file = pid_file.clone();
+        let probe = move || {
+            let pid_file = pid_file.clone();
+            async move {
+                let pid = std::fs::read_to_string(pid_file).unwrap_or_default();
+                let Ok(pid) = pid.trim().parse() else {
+                    return Ok(false);
+                };
+                // Blocks the runtime, so that the end is not noticed first.
+                let until = std::time::Instant::now() + crate::kit::LIMIT;
+                while lives(pid) && std::time::Instant::now() < until {
+                    std::thread::yield_now();
+                }
+                Err("it does not answer".into())
+            }
+        };
+        let script = "echo $$ >pid; echo its index is broken; exit 3";
+        Ok((sh(script), Ready::probe(probe)))
+    });
+    let error = scene.gate.launch("a", launcher).await.unwrap_err();
+    let ProcessError::Ended { status, words, .. } = cause(&error) else {
+        panic!("{error:?}");
+    };
+    assert_eq!(status.unwrap().code(), Some(3));
+    assert_eq!(words, "its index is broken");
 }
