@@ -132,11 +132,15 @@ async fn a_backend_that_is_too_slow_is_an_error_with_its_last_status_and_words()
         let backend = steps(&[
             "write pid",
             "notify STATUS=loading 3 %",
-            "notify STATUS=loading 4 %;EXTEND_TIMEOUT_USEC=1",
+            "notify STATUS=loading 4 %",
         ]);
         Ok((backend, Ready::notify()))
     });
-    let error = scene.gate.launch("a", launcher.clone()).await.unwrap_err();
+    let launcher = launcher.start_timeout(AN_AGE);
+    let launching = launching(&patient(&scene), &launcher);
+    until_starting(&launcher, |status| status == Some("loading 4 %")).await;
+    set_clock_forward(AN_AGE * 2).await;
+    let error = launching.await.unwrap().unwrap_err();
     let ProcessError::NotReady {
         pid, status, words, ..
     } = cause(&error)
