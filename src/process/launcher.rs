@@ -1,35 +1,27 @@
-//! The launcher: from a permit to a backend that is ready.
+//! The launcher: its settings, and what the gate asks of it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use rustix::fs::{FlockOperation, flock};
-use rustix::process::Signal;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::backend::{Backend, Presence};
 use super::end::end_process;
-use super::endpoint::{Endpoint, PROBE_LIMIT};
-use super::error::{ProcessError, Why, off_thread_call};
-use super::files::{Files, LAUNCH, STEM, open_to_write};
-use super::holder::{KNOWS_HOLDERS, holder_of, holds};
-use super::identity::{Condition, ProcessIdentity};
-use super::log;
+use super::endpoint::PROBE_LIMIT;
+use super::error::{ProcessError, Why};
+use super::files::Files;
 use super::look::{Found, Sight, Wanted, look};
-use super::notify::{self, Notifications};
-use super::ready::{Late, Pause, Ready, Sign, Start};
-use super::record::{ProcessName, Reading, Record, State};
-use super::spawn::{Order, Started, Tie};
+use super::ready::{Pause, Ready};
+use super::spawn::Tie;
 use crate::admin::BackendEnd;
-use crate::error::{BoxError, NotStarted};
+use crate::error::BoxError;
 use crate::flight::{BackendLauncher, Launch, LaunchPermit};
 use crate::gate::SpawnGate;
 use crate::key::GateKey;
-use crate::lock::{FileSpawnLock, SpawnLockError, SpawnLockGuard, acquire_spawn_lock};
 use crate::util::at_most_a_year;
 
 /// Launches backends that are processes, finds running ones, and ends them.
@@ -91,13 +83,13 @@ use crate::util::at_most_a_year;
 /// # }
 /// ```
 pub struct ProcessLauncher<K: GateKey = String> {
-    gate: SpawnGate<K, Backend>,
-    directory: PathBuf,
-    command: CommandFn<K>,
-    tie: Tie,
-    start_timeout: Duration,
-    grace: Duration,
-    wanted: Wanted,
+    pub(super) gate: SpawnGate<K, Backend>,
+    pub(super) directory: PathBuf,
+    pub(super) command: CommandFn<K>,
+    pub(super) tie: Tie,
+    pub(super) start_timeout: Duration,
+    pub(super) grace: Duration,
+    pub(super) wanted: Wanted,
 }
 
 type CommandFn<K> = Arc<dyn Fn(&Launch<K>) -> Result<(Command, Ready), BoxError> + Send + Sync>;
@@ -110,52 +102,7 @@ const DEFAULT_LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 /// backend is ready by a connection.
 const WRITE_LIMIT: Duration = PROBE_LIMIT.saturating_add(Duration::from_millis(500));
 
-/// How long the system may take to end a process that no longer answers.
-const ENDING: Duration = Duration::from_millis(100);
-
-/// The pause between looks at a program that has forked.
-const FORKED_PAUSE: Duration = Duration::from_millis(20);
-
 const DEFAULT_LOG_LIMIT: u64 = 1024 * 1024;
-
-/// How a backend was ended, see [`ProcessLauncher::stop`].
-#[derive(Clone, Debug, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub enum Stopped {
-    /// None was there.
-    NotRunning,
-    /// It ended after SIGTERM.
-    Orderly {
-        /// Its process id.
-        pid: u32,
-    },
-    /// It was ended by SIGKILL.
-    Forced {
-        /// Its process id.
-        pid: u32,
-    },
-}
-
-impl fmt::Display for Stopped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotRunning => f.write_str("not running"),
-            Self::Orderly { pid } => write!(f, "stopped process {pid}"),
-            Self::Forced { pid } => write!(f, "killed process {pid}"),
-        }
-    }
-}
-
-/// How to end a backend, see [`ProcessLauncher::stop`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Stop {
-    /// SIGTERM.
-    Orderly,
-    /// SIGTERM, and SIGKILL for its process group if it has not ended after [`grace`](ProcessLauncher::grace).
-    Force,
-}
 
 impl<K: GateKey> ProcessLauncher<K> {
     /// Creates a launcher. `directory` may be the gate's lock directory. `command` is called once for each launch, in the
@@ -275,420 +222,10 @@ impl<K: GateKey> ProcessLauncher<K> {
         }
     }
 
-    /// Ends the backend of `key`, whichever process launched it, and returns how. Returns only once it is gone.
-    ///
-    /// A launch that is in progress is waited for first, up to [`start_timeout`](Self::start_timeout); with [`Stop::Force`] it
-    /// is not. SIGTERM goes to the backend's process, and to its group once that is gone; SIGKILL, by force, to its group. The end
-    /// is reported to the gate as orderly, so it does not count against the next launch.
-    ///
-    /// # Errors
-    ///
-    /// [`ProcessError::NotEnded`] if it did not end in time; then it counts as before. [`ProcessError::Unusable`] if something is there and it is unknown
-    /// which process that is, or that process cannot be signalled. Other errors if it cannot be told whether one is there.
-    ///
-    /// # Cancel safety
-    ///
-    /// If the future is dropped, the backend may have been told to end.
-    pub async fn stop(&self, key: impl Into<K>, how: Stop) -> Result<Stopped, ProcessError> {
-        let key = key.into();
-        let files = Files::new(&self.directory, &key);
-        let force = how == Stop::Force;
-        let Some(sight) = self.once_launched(&files, force).await? else {
-            return Ok(Stopped::NotRunning);
-        };
-        let process = match sight.process() {
-            Some(process) => process.clone(),
-            None => return Err(sight.no_process()),
-        };
-        // Before the record says that it is leaving.
-        if process.is_out_of_reach() {
-            return Err(sight.unusable(Why::OutOfReach));
-        }
-        let launch = sight.record().map(|record| record.launch);
-        let record = sight.record().cloned();
-        let leaving = record.clone().map(|record| Record {
-            state: State::Leaving,
-            ..record
-        });
-        // It only says that the end is wanted. On a full disk the backend ends all the same.
-        replace_record(&files, record.clone(), leaving.clone()).await;
-        let ended = end_process(&files, &process, launch, self.grace, force).await;
-        let forced = match ended {
-            Ok(forced) => forced,
-            Err(error) => {
-                // If it goes on, it can be used again.
-                if process.condition() != Condition::Gone {
-                    replace_record(&files, leaving, record).await;
-                }
-                return Err(error);
-            }
-        };
-        if let Some(launch) = launch {
-            // Without it the next look reports it, from the record.
-            let _ = self
-                .gate
-                .backend_ended(key, BackendEnd::orderly(launch))
-                .await;
-        }
-        let pid = process.pid;
-        Ok(match forced {
-            true => Stopped::Forced { pid },
-            false => Stopped::Orderly { pid },
-        })
-    }
-
-    /// Waits for a launch in progress, and returns what is there then.
-    async fn once_launched(
-        &self,
-        files: &Files,
-        force: bool,
-    ) -> Result<Option<Sight>, ProcessError> {
-        let begun = Instant::now();
-        let mut pause = Pause::default();
-        loop {
-            let sight = Sight::take(files).await?;
-            if !sight.is_there() {
-                return Ok(None);
-            }
-            let is_launched = sight.is_launched();
-            // Right after a launch has begun, the record is still that of the last one, and then the process is not known yet.
-            let may_end = sight.process_may_live() && (is_launched || force);
-            let limit = match is_launched {
-                true => self.wanted.limit,
-                false => self.start_timeout,
-            };
-            if may_end || pause.is_over(begun + limit).await {
-                return Ok(Some(sight));
-            }
-        }
-    }
-
     /// How long a backend that is leaving is waited for.
     pub(super) fn leave_limit(&self) -> Duration {
         self.wanted.limit + self.grace
     }
-
-    /// Starts the backend and waits until it is ready.
-    async fn start(
-        &self,
-        launch: Launch<K>,
-        command: Command,
-        ready: Ready,
-    ) -> Result<Backend, BoxError> {
-        if let Some(Endpoint::Unix(path)) = &ready.endpoint {
-            if let Some(limit) = Endpoint::excess(path) {
-                let path = path.clone();
-                return Err(before_start(ProcessError::SocketPathTooLong {
-                    path,
-                    limit,
-                }));
-            }
-        }
-        let files = Files::new(&self.directory, &launch.key);
-        let life = self.take_life(&files).await.map_err(before_start)?;
-        let life = match life {
-            Life::Taken(life) => life,
-            Life::Lives(backend) => return Ok(backend),
-        };
-        let is_taken = match (&ready.sign, &ready.endpoint) {
-            (Sign::Accepts, Some(endpoint)) => endpoint.probe().await.is_ok(),
-            _ => false,
-        };
-        let preparation = Preparation {
-            files: files.clone(),
-            record: self.record(&launch, &ready),
-            uses_notify: matches!(ready.sign, Sign::Notify),
-            log_limit: self.wanted.log_limit,
-            grace: self.grace,
-            tie: self.tie,
-        };
-        let (mut started, record, notifications) =
-            off_thread_call(move || preparation.start(life, command))
-                .await
-                .map_err(before_start)?;
-        let begun = Instant::now();
-        let mut start = Start {
-            started: started.process.clone(),
-            files: files.clone(),
-            record,
-            begun,
-            limit: self.start_timeout,
-            deadline: begun + self.start_timeout,
-            notifications,
-            is_taken,
-            main_pid: None,
-        };
-        let became_ready = self
-            .until_ready(&mut started, &mut start, &ready.sign)
-            .await;
-        let became_ready = match became_ready {
-            Ok(()) => publish(start).await,
-            Err(error) => Err(error),
-        };
-        match became_ready {
-            Ok(backend) => {
-                let has_forked = backend.process != started.process;
-                self.supervise(launch, files, started, has_forked);
-                Ok(backend)
-            }
-            Err(error) => {
-                let pid = started.process.pid;
-                started.give_up().await;
-                match was_stopped(&files, launch.fencing_token).await {
-                    true => Err(NotStarted::new(ProcessError::Stopped { pid }, true).into()),
-                    false => Err(error.into()),
-                }
-            }
-        }
-    }
-
-    fn record(&self, launch: &Launch<K>, ready: &Ready) -> Record {
-        Record {
-            state: State::Starting,
-            launch: launch.fencing_token,
-            launcher: ProcessIdentity::of_this_process(),
-            process: None,
-            endpoint: ready.endpoint.clone(),
-            version: self.wanted.version.clone(),
-            since: SystemTime::now(),
-            log_start: 0,
-            ready_line: match &ready.sign {
-                Sign::Line(words) => Some(words.clone()),
-                _ => None,
-            },
-            ready_by_connection: matches!(ready.sign, Sign::Accepts),
-            is_attached: self.tie == Tie::Attached,
-            status: None,
-        }
-    }
-
-    /// Takes the lock for the backend's life. A backend of a launch that was given up gets its grace time to end.
-    async fn take_life(&self, files: &Files) -> Result<Life, ProcessError> {
-        let directory = files.directory().to_path_buf();
-        off_thread_call(move || {
-            // Makes the directory, with the checks of a lock directory.
-            FileSpawnLock::new(directory)
-                .map(drop)
-                .map_err(ProcessError::Directory)
-        })
-        .await?;
-        let deadline = Instant::now() + self.grace + Duration::from_secs(1);
-        let mut pause = Pause::default();
-        loop {
-            let path = files.life();
-            let taken =
-                off_thread_call(move || acquire_spawn_lock(path).map_err(ProcessError::Directory))
-                    .await;
-            match taken {
-                Err(ProcessError::Directory(
-                    SpawnLockError::AlreadyLocked { .. }
-                    | SpawnLockError::DeletedOrRecreated { .. },
-                )) => {}
-                Ok(life) => {
-                    // One that closed its descriptors has let go of the lock.
-                    if !Sight::take(files).await?.process_lives() {
-                        return Ok(Life::Taken(life));
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-            if pause.is_over(deadline).await {
-                let sight = Sight::take(files).await?;
-                let presence = sight.presence(&self.wanted).await?;
-                return match presence {
-                    // The launcher of an earlier one was killed, and it became ready by itself meanwhile.
-                    Presence::Ready(backend) => Ok(Life::Lives(backend)),
-                    // Something other than a backend has the lock.
-                    Presence::Gone => {
-                        let path = files.life();
-                        let locked = SpawnLockError::AlreadyLocked { path };
-                        Err(ProcessError::Directory(locked))
-                    }
-                    presence => Err(sight.still(&presence)),
-                };
-            }
-        }
-    }
-
-    /// Waits until the backend is ready, or has ended, or its time is over.
-    async fn until_ready(
-        &self,
-        started: &mut Started,
-        start: &mut Start,
-        sign: &Sign,
-    ) -> Result<(), ProcessError> {
-        let pid = start.started.pid;
-        let (files, log_start) = (start.files.clone(), start.record.log_start);
-        let words = async || log::last_words(&files, log_start).await;
-        let ended = |status, words| ProcessError::Ended {
-            pid,
-            status,
-            words,
-            log: files.log(),
-        };
-        let became_ready = tokio::select! {
-            // A backend that says it is ready and ends has been ready.
-            biased;
-            ready = start.wait(sign) => ready,
-            status = end_of(started, &files) => match sign {
-                Sign::Line(line) if log::has_line(&files, log_start, line).await => Ok(Ok(())),
-                _ => return Err(ended(status, words().await)),
-            },
-        };
-        match became_ready {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(Late)) => Err(ProcessError::NotReady {
-                pid,
-                after: start.deadline - start.begun,
-                status: start.record.status.take(),
-                words: words().await,
-                log: files.log(),
-            }),
-            // The probe may have failed because the backend ended.
-            Err(error @ ProcessError::Probe { .. }) => {
-                match timeout(ENDING, end_of(started, &files)).await {
-                    Ok(status) => Err(ended(status, words().await)),
-                    Err(_) => Err(error),
-                }
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Reports the end of the backend to the gate, as long as this process and its runtime live.
-    fn supervise(&self, launch: Launch<K>, files: Files, started: Started, has_forked: bool) {
-        let gate = self.gate.clone();
-        let settled = started.settle();
-        tokio::spawn(async move {
-            let status = settled.ended().await;
-            let sight = Sight::take(&files).await.ok();
-            let seen = sight.as_ref().filter(|sight| {
-                let record = sight.record();
-                record.is_some_and(|record| record.launch == launch.fencing_token)
-            });
-            let is_wanted = seen
-                .and_then(Sight::record)
-                .is_some_and(|record| record.state == State::Leaving);
-            // A program that forked and exited goes on as another process, whose end nobody can wait for.
-            let is_of_another = status.is_some_and(|status| status.success())
-                && (has_forked || seen.is_some_and(Sight::is_there) && goes_on(&files).await);
-            let end = match status {
-                _ if is_wanted => BackendEnd::orderly(launch.fencing_token),
-                _ if is_of_another => return,
-                Some(status) if is_orderly(status) => BackendEnd::orderly(launch.fencing_token),
-                Some(status) => BackendEnd::failed(launch.fencing_token, status.to_string()),
-                // How it ended is not known.
-                None => return,
-            };
-            // If it cannot be written, the next refusal does not say why.
-            let _ = gate.backend_ended(launch.key, end).await;
-        });
-    }
-}
-
-/// The error of a launch that has started nothing. It is not charged if the backend is not to blame.
-fn before_start(error: ProcessError) -> BoxError {
-    match error.is_of_environment() {
-        true => {
-            let retry_helps = error.retry_helps();
-            NotStarted::new(error, retry_helps).into()
-        }
-        false => error.into(),
-    }
-}
-
-/// Writes a record in place of the one that was seen, as far as that is possible.
-async fn replace_record(files: &Files, seen: Option<Record>, new: Option<Record>) {
-    if let (Some(seen), Some(new)) = (seen, new) {
-        let files = files.clone();
-        let _ = off_thread_call(move || new.replace(&seen, &files)).await;
-    }
-}
-
-/// Whether somebody stopped the backend of this launch.
-async fn was_stopped(files: &Files, launch: u64) -> bool {
-    let sight = Sight::take(files).await.ok();
-    let record = sight.as_ref().and_then(Sight::record);
-    record.is_some_and(|record| record.launch == launch && record.state == State::Leaving)
-}
-
-/// Waits for the end of a backend that is not ready yet.
-async fn end_of(started: &mut Started, files: &Files) -> Option<ExitStatus> {
-    let status = started.ended().await;
-    // A program may fork and exit: its child has the lock for its life, and goes on.
-    while status.is_some_and(|status| status.success()) {
-        match Sight::take(files).await {
-            Ok(sight) if sight.is_there() => tokio::time::sleep(FORKED_PAUSE).await,
-            _ => break,
-        }
-    }
-    status
-}
-
-/// Whether what holds the lock for a backend's life is of that backend, and not a launch that has just begun. If the system does
-/// not tell, it is assumed to be.
-async fn goes_on(files: &Files) -> bool {
-    let files = files.clone();
-    let found = off_thread_call(move || Ok(holder_of(&files))).await;
-    found.is_ok_and(|holder| holder.is_some()) || !KNOWS_HOLDERS
-}
-
-/// Says in the record that the backend is ready, unless the backend has said so itself, or more.
-async fn publish(start: Start) -> Result<Backend, ProcessError> {
-    let Start {
-        files,
-        record,
-        main_pid,
-        started,
-        ..
-    } = start;
-    let of = files.clone();
-    off_thread_call(move || {
-        // It may say what it likes, but only a process of this launch has the lock.
-        let main = main_pid.filter(|&pid| holds(pid, &files));
-        let main = main.map(ProcessIdentity::of);
-        let ready = Record {
-            state: State::Ready,
-            // A program that forked and exited has another process now. The lock file may be deleted, so it stands here, too.
-            process: main.or_else(|| forked(&started, &files)).or(Some(started)),
-            ..record
-        };
-        match Record::read(&files)? {
-            Reading::Found(found)
-                if found.launch == ready.launch && found.state != State::Starting =>
-            {
-                Ok(())
-            }
-            _ => ready.write(&files),
-        }
-    })
-    .await?;
-    let sight = Sight::take(&of).await?;
-    sight.backend().ok_or_else(|| sight.no_process())
-}
-
-/// The backend's process, if the one that was started has ended.
-fn forked(started: &ProcessIdentity, files: &Files) -> Option<ProcessIdentity> {
-    let has_ended = started.condition() == Condition::Gone;
-    has_ended.then(|| holder_of(files)).flatten()
-}
-
-/// The lock for a backend's life.
-enum Life {
-    Taken(SpawnLockGuard),
-    /// A backend has it, and is ready.
-    Lives(Backend),
-}
-
-/// Whether a process ended as it was asked to.
-fn is_orderly(status: ExitStatus) -> bool {
-    use std::os::unix::process::ExitStatusExt;
-
-    let asked = [Signal::TERM, Signal::INT, Signal::HUP].map(Signal::as_raw);
-    status.success()
-        || status
-            .signal()
-            .is_some_and(|signal| asked.contains(&signal))
 }
 
 #[async_trait]
@@ -720,66 +257,6 @@ impl<K: GateKey> BackendLauncher<K, Backend> for ProcessLauncher<K> {
         // Nobody is left to be told.
         let launch = Some(backend.launch);
         let _ = end_process(&files, &backend.process, launch, self.grace, true).await;
-    }
-}
-
-/// What is made ready for a start, in one blocking call.
-struct Preparation {
-    files: Files,
-    record: Record,
-    uses_notify: bool,
-    log_limit: u64,
-    grace: Duration,
-    tie: Tie,
-}
-
-impl Preparation {
-    fn start(
-        self,
-        life: SpawnLockGuard,
-        mut command: Command,
-    ) -> Result<(Started, Record, Option<Notifications>), ProcessError> {
-        let Self {
-            files, mut record, ..
-        } = self;
-        let (log, log_start) = log::open(&files.log(), self.log_limit, record.launch)?;
-        record.log_start = log_start;
-        open_to_write(&files.in_use())?;
-        let name = ProcessName::clear(&files)?;
-        record.write(&files)?;
-        let notifications = match self.uses_notify {
-            true => Some(Notifications::bind(files.notify())?),
-            false => None,
-        };
-        match &notifications {
-            Some(notifications) => command.env(notify::VARIABLE, notifications.path()),
-            // That of this process is not meant for it.
-            None => command.env_remove(notify::VARIABLE),
-        };
-        command
-            .env(LAUNCH, record.launch.to_string())
-            .env(STEM, files.stem());
-        let life_path = files.life();
-        let life = life
-            .hand_over()
-            .map_err(|error| ProcessError::file(&life_path, "pass on", error))?;
-        let held = life
-            .try_clone()
-            .map_err(|error| ProcessError::file(&life_path, "pass on", error))?;
-        let order = Order {
-            command,
-            tie: self.tie,
-            life,
-            log,
-            directory: files.directory().to_path_buf(),
-            grace: self.grace,
-        };
-        let started = order.spawn().inspect_err(|_| {
-            // A child of another thread, between fork and exec, may have a copy of the descriptor.
-            let _ = flock(&held, FlockOperation::Unlock);
-        })?;
-        name.write(&started.process)?;
-        Ok((started, record, notifications))
     }
 }
 

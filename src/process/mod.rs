@@ -43,7 +43,8 @@
 //! - A detached backend is in a session of its own; in a container it ends with the container, and under systemd with the unit.
 
 // Each imports only from those before it: endpoint, identity, error, files, log, notify, record, backend, ready, spawn,
-// holder, look, end, use_lock, instance, launcher, in_use.
+// holder, look, end, use_lock, instance, prepare, launcher, supervise, start, stop, in_use. (The methods of the launcher are in the last
+// five.)
 mod backend;
 mod end;
 mod endpoint;
@@ -57,9 +58,13 @@ mod launcher;
 mod log;
 mod look;
 mod notify;
+mod prepare;
 mod ready;
 mod record;
 mod spawn;
+mod start;
+mod stop;
+mod supervise;
 mod use_lock;
 
 pub use self::backend::{Backend, Presence};
@@ -67,5 +72,6 @@ pub use self::endpoint::{Endpoint, ParseEndpointError};
 pub use self::error::{ProcessError, Unusable, Why};
 pub use self::in_use::InUse;
 pub use self::instance::{Busy, Instance, Leave};
-pub use self::launcher::{ProcessLauncher, Stop, Stopped};
+pub use self::launcher::ProcessLauncher;
 pub use self::ready::Ready;
+pub use self::stop::{Stop, Stopped};
