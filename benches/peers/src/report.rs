@@ -76,7 +76,7 @@ const END: &str = "<!-- peers:end -->";
 ///
 /// If it cannot be read or written, or has no such markers.
 pub fn write_into_readme(findings: &Findings) -> io::Result<()> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
     let readme = std::fs::read_to_string(path)?;
     let parts = readme.split_once(BEGIN);
     let parts = parts.and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
