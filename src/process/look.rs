@@ -187,7 +187,7 @@ impl Sight {
         }
         // First: a launch that has just taken the lock has not replaced the record of the last one yet.
         if self.condition() == Some(Condition::Gone) {
-            return Err(self.no_process());
+            return self.handed_over(record).await;
         }
         if let Some(version) = &wanted.version {
             if record.version.as_ref() != Some(version) {
@@ -205,6 +205,34 @@ impl Sight {
             }
         }
         Ok(Presence::Ready(backend))
+    }
+
+    /// Judges a backend that was ready and whose process has ended. A program may start another one that serves, and exit then
+    /// (`pg_ctl`, for example): that one has the lock for its life, and accepts connections.
+    async fn handed_over(&self, record: &Record) -> Result<Presence, ProcessError> {
+        let files = self.files.clone();
+        let heir = off_thread_call(move || Ok(holder_of(&files))).await?;
+        let (Some(heir), Some(endpoint)) = (heir, &record.endpoint) else {
+            return Err(self.no_process());
+        };
+        if endpoint.probe().await.is_err() {
+            return Err(self.no_process());
+        }
+        let named = Record {
+            process: Some(heir.clone()),
+            ..record.clone()
+        };
+        let (record, files) = (record.clone(), self.files.clone());
+        // In a read-only directory the next look finds out by itself.
+        let _ = off_thread_call(move || named.replace(&record, &files)).await;
+        match self.backend() {
+            Some(backend) => Ok(Presence::Ready(Backend {
+                pid: heir.pid,
+                process: heir,
+                ..backend
+            })),
+            None => Err(self.no_process()),
+        }
     }
 
     fn not_reached(&self, endpoint: Endpoint, source: std::io::Error) -> ProcessError {

@@ -132,6 +132,10 @@ impl<K: GateKey> ProcessLauncher<K> {
                 return Ok(None);
             }
             let is_launched = sight.is_launched();
+            if is_launched && !sight.process_may_live() {
+                // Names the process to which a program has handed over, if there is one.
+                let _ = sight.presence(&self.wanted).await;
+            }
             // Right after a launch has begun, the record is still that of the last one, and then the process is not known yet.
             let may_end = sight.process_may_live() && (is_launched || force);
             let limit = match is_launched {

@@ -10,7 +10,7 @@ use spawn_gate::process::{Endpoint, Presence, ProcessError, Ready, Stop, Stopped
 use spawn_gate::{FileSpawnLock, How, SpawnGate, acquire_spawn_lock};
 
 use crate::backends::{
-    COME_AFTER, WITH_CHILD, backend_in, caller_in, noted, process_error, result,
+    COME_AFTER, WITH_CHILD, backend_in, caller_in, noted, process_error, result, role_in,
 };
 use crate::kit::{LIMIT, Launcher, Scene, eventually, lives, sh, until_gone};
 use crate::life::{deaf_listener, freeze, kill};
@@ -496,4 +496,40 @@ async fn what_started_the_main_process_is_ended_by_force_too() {
     );
     until_gone(main).await;
     until_gone(parent).await;
+}
+
+#[tokio::test]
+async fn a_program_that_hands_over_once_it_is_ready_and_exits_is_found_and_ended() {
+    let scene = Scene::new();
+    let outer = scene.outer();
+    let socket = outer.join("program.sock");
+    let launcher = scene.launcher(move |_| {
+        // As `pg_ctl` does: it waits until the server accepts, and some more here, and exits.
+        let mut command =
+            sh("\"$0\" role --exact --nocapture & until [ -e \"$1\" ]; do sleep 0.01; done");
+        command
+            .arg(std::env::current_exe().unwrap())
+            .arg(outer.join("go"));
+        for (name, value) in role_in("program", &outer).get_envs() {
+            command.env(name, value.unwrap());
+        }
+        Ok((command, Ready::accepts(socket.clone())))
+    });
+    let first = scene
+        .gate
+        .launch("a", launcher.clone())
+        .await
+        .unwrap()
+        .value;
+    fs::write(scene.outer().join("go"), "").unwrap();
+    until_gone(first.pid).await;
+    let found = scene.gate.launch("a", launcher.clone()).await.unwrap();
+    assert_eq!(found.how, How::Discovered);
+    let pid = found.value.pid;
+    assert!(pid != first.pid && lives(pid));
+    let found = launcher.find("a").await.unwrap();
+    assert!(matches!(found, Presence::Ready(backend) if backend.pid == pid));
+    let stopped = launcher.stop("a", Stop::Orderly).await.unwrap();
+    assert_eq!(stopped, Stopped::Orderly { pid });
+    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
 }
