@@ -7,7 +7,6 @@ use tokio::time::Instant;
 use super::end::end_process;
 use super::error::{ProcessError, Why, off_thread_call};
 use super::files::Files;
-use super::identity::Condition;
 use super::launcher::ProcessLauncher;
 use super::look::Sight;
 use super::ready::Pause;
@@ -63,7 +62,7 @@ impl<K: GateKey> ProcessLauncher<K> {
     ///
     /// # Errors
     ///
-    /// [`ProcessError::NotEnded`] if it did not end in time; then it counts as before. [`ProcessError::Unusable`] if something is
+    /// [`ProcessError::NotEnded`] if it did not end in time; it then counts as leaving. [`ProcessError::Unusable`] if something is
     /// there and it is unknown which process that is, or that process cannot be signalled. Other errors if it cannot be told
     /// whether one is there.
     ///
@@ -86,24 +85,17 @@ impl<K: GateKey> ProcessLauncher<K> {
             return Err(sight.unusable(Why::OutOfReach));
         }
         let launch = sight.record().map(|record| record.launch);
-        let record = sight.record().cloned();
-        let leaving = record.clone().map(|record| Record {
-            state: State::Leaving,
-            ..record
-        });
-        // It only says that the end is wanted. On a full disk the backend ends all the same.
-        replace_record(&files, record.clone(), leaving.clone()).await;
-        let ended = end_process(&files, &process, launch, self.grace, force).await;
-        let forced = match ended {
-            Ok(forced) => forced,
-            Err(error) => {
-                // If it goes on, it can be used again.
-                if process.condition() != Condition::Gone {
-                    replace_record(&files, leaving, record).await;
-                }
-                return Err(error);
-            }
-        };
+        if let Some(record) = sight.record().cloned() {
+            let leaving = Record {
+                state: State::Leaving,
+                ..record.clone()
+            };
+            let files = files.clone();
+            // It only says that the end is wanted. On a full disk the backend ends all the same.
+            let _ = off_thread_call(move || leaving.replace(&record, &files)).await;
+        }
+        // If that takes too long, it is still leaving: it may finish its work first, and refuse new.
+        let forced = end_process(&files, &process, launch, self.grace, force).await?;
         if let Some(launch) = launch {
             // Without it the next look reports it, from the record.
             let _ = self
@@ -146,13 +138,5 @@ impl<K: GateKey> ProcessLauncher<K> {
                 return Ok(Some(sight));
             }
         }
-    }
-}
-
-/// Writes a record in place of the one that was seen, as far as that is possible.
-async fn replace_record(files: &Files, seen: Option<Record>, new: Option<Record>) {
-    if let (Some(seen), Some(new)) = (seen, new) {
-        let files = files.clone();
-        let _ = off_thread_call(move || new.replace(&seen, &files)).await;
     }
 }

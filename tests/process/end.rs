@@ -121,10 +121,10 @@ async fn stop_says_which_of_the_three_it_was() {
         .pid;
     let error = launcher.stop("a", Stop::Orderly).await.unwrap_err();
     assert!(matches!(error, ProcessError::NotEnded { pid: named, .. } if named == pid));
-    // It goes on, and serves.
+    // It goes on, and is still leaving.
     assert!(lives(pid));
-    let found = scene.gate.launch("a", launcher.clone()).await.unwrap();
-    assert_eq!((found.value.pid, found.how), (pid, How::Discovered));
+    let found = launcher.find("a").await.unwrap();
+    assert!(matches!(found, Presence::Leaving(_)), "{found:?}");
     assert_eq!(
         launcher.stop("a", Stop::Force).await.unwrap(),
         Stopped::Forced { pid }
