@@ -51,8 +51,8 @@ MUTATIONS = [
     )]),
     ("leader whose drop publishes nothing", [(
         "flight/leader.rs",
-        "let _ = caught(|| self.flight.end(&self.shared.policy, outcome, false, update));",
-        "let _: (Outcome<T>, _) = (outcome, update);",
+        "if !self.flight.end(policy, ended(), false, update, record) {",
+        "let _ = (policy, update, record);\n            if false {",
     )]),
     ("dropped caller that nobody notices", [(
         "gate/detached.rs",
@@ -78,11 +78,7 @@ MUTATIONS = [
     ("lock released after the followers were woken", [(
         "flight/leader.rs",
         "drop(self.held.take());\n        self.has_ended = true;\n",
-        "let held = self.held.take();\n        self.has_ended = true;\n",
-    ), (
-        "flight/leader.rs",
-        "        Outcome::Failed(self.ended_by_operator())\n    }\n\n",
-        "        drop(held);\n        Outcome::Failed(self.ended_by_operator())\n    }\n\n",
+        "let _held = self.held.take();\n        self.has_ended = true;\n",
     )]),
     ("reset that lets the flight in progress count", [(
         "budget/decision.rs",
