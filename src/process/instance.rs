@@ -313,6 +313,13 @@ impl Instance {
     }
 
     fn try_leave(&self) -> bool {
+        // One that is not ready yet has had no chance to be called. It works on its start.
+        let record = self.record.lock().unwrap_or_else(|lock| lock.into_inner());
+        let is_ready = record.state == State::Ready;
+        drop(record);
+        if !is_ready {
+            return false;
+        }
         let Ok(Some(lock)) = UseLock::try_take(&self.files) else {
             return false;
         };

@@ -187,15 +187,9 @@ impl Sight {
         }
         // First: a launch that has just taken the lock has not replaced the record of the last one yet.
         if self.condition() == Some(Condition::Gone) {
-            return self.handed_over(record).await;
+            return self.handed_over(record, wanted).await;
         }
-        if let Some(version) = &wanted.version {
-            if record.version.as_ref() != Some(version) {
-                return Err(self.unusable(Why::OtherVersion {
-                    wanted: version.clone(),
-                }));
-            }
-        }
+        self.check_version(record, wanted)?;
         if self.condition() == Some(Condition::Stopped) {
             return Err(self.unusable(Why::Stopped));
         }
@@ -207,16 +201,35 @@ impl Sight {
         Ok(Presence::Ready(backend))
     }
 
+    fn check_version(&self, record: &Record, wanted: &Wanted) -> Result<(), ProcessError> {
+        match &wanted.version {
+            Some(version) if record.version.as_ref() != Some(version) => {
+                Err(self.unusable(Why::OtherVersion {
+                    wanted: version.clone(),
+                }))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Judges a backend that was ready and whose process has ended. A program may start another one that serves, and exit then
     /// (`pg_ctl`, for example): that one has the lock for its life, and accepts connections.
-    async fn handed_over(&self, record: &Record) -> Result<Presence, ProcessError> {
+    async fn handed_over(
+        &self,
+        record: &Record,
+        wanted: &Wanted,
+    ) -> Result<Presence, ProcessError> {
         let files = self.files.clone();
         let heir = off_thread_call(move || Ok(holder_of(&files))).await?;
         let (Some(heir), Some(endpoint)) = (heir, &record.endpoint) else {
             return Err(self.no_process());
         };
-        if endpoint.probe().await.is_err() {
-            return Err(self.no_process());
+        match endpoint.probe().await {
+            Ok(()) => self.check_version(record, wanted)?,
+            Err(error) if is_shortage(&error) => {
+                return Err(self.not_reached(endpoint.clone(), error));
+            }
+            Err(_) => return Err(self.no_process()),
         }
         let named = Record {
             process: Some(heir.clone()),

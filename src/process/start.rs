@@ -95,8 +95,10 @@ impl<K: GateKey> ProcessLauncher<K> {
             }
             Err(error) => {
                 let pid = started.process.pid;
+                // Before it is told to end here, which a backend may note in its record.
+                let was_stopped = was_stopped(&files, launch.fencing_token).await;
                 started.give_up().await;
-                match was_stopped(&files, launch.fencing_token).await {
+                match was_stopped {
                     true => Err(NotStarted::new(ProcessError::Stopped { pid }, true).into()),
                     false => Err(error.into()),
                 }

@@ -267,3 +267,22 @@ async fn a_healthy_backend_stays_when_its_caller_ends() {
     );
     kill(pid);
 }
+
+#[tokio::test]
+async fn a_start_that_takes_too_long_is_charged_also_if_the_backend_notes_that_it_was_told_to_end()
+{
+    let scene = Scene::new();
+    let launcher = scene.launcher(|_| {
+        // As a backend in Rust that waits for the signal while it starts.
+        let script = "trap 'sed -i s/starting/leaving/ *.backend; exit 0' TERM; \
+                      while :; do sleep 0.01; done";
+        Ok((sh(script), Ready::line("never")))
+    });
+    let launcher = launcher.start_timeout(Duration::from_millis(500));
+    let error = scene.gate.launch("a", launcher).await.unwrap_err();
+    assert!(
+        matches!(cause(&error), ProcessError::NotReady { .. }),
+        "{error:?}"
+    );
+    assert_eq!(scene.gate.snapshot("a").await.budget.attempts_used, 1);
+}
