@@ -415,6 +415,9 @@ mod tests {
         let files = Files::new(directory.path(), &"indexer".to_owned());
         FileSpawnLock::new(directory.path()).unwrap();
         let instance = Instance::of(files.clone(), 1).unwrap();
+        instance
+            .ready("127.0.0.1:1".parse::<std::net::SocketAddr>().unwrap())
+            .unwrap();
         let used = UseLock::try_share(&files).unwrap().unwrap();
         let mut idle = tokio_test::task::spawn(instance.idle(Some(Duration::ZERO)));
         // Else it would use up its turn on the runtime, and wake itself for the next one.
@@ -422,6 +425,19 @@ mod tests {
         assert!(!idle.is_woken());
         drop(used);
         idle.await;
+    }
+
+    #[test]
+    fn a_backend_that_is_not_ready_does_not_leave_because_nobody_called_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::new(directory.path(), &"indexer".to_owned());
+        FileSpawnLock::new(directory.path()).unwrap();
+        let instance = Instance::of(files, 1).unwrap();
+        assert!(!instance.try_leave());
+        instance
+            .ready("127.0.0.1:1".parse::<std::net::SocketAddr>().unwrap())
+            .unwrap();
+        assert!(instance.try_leave());
     }
 
     #[test]
