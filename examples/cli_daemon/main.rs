@@ -1,4 +1,4 @@
-//! A command-line tool with a daemon behind it: a template to copy, on Unix. The first `ask` starts the daemon, later ones find
+//! A command-line tool with a daemon behind it: a template to copy. The first `ask` starts the daemon, later ones find
 //! it; it leaves when it is idle.
 //!
 //! ```console
@@ -17,10 +17,9 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use spawn_gate::admin::{LedgerReading, LockReport, Waiting, inspect_spawn_lock};
-use spawn_gate::process::{Instance, Leave, ProcessLauncher, Ready, Stop};
+use spawn_gate::process::{Endpoint, Instance, Leave, ProcessLauncher, Ready, Stop};
 use spawn_gate::{BoxError, FileSpawnLock, GateError, SpawnGate};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::time::{sleep, timeout};
 
 /// Names the daemon. A tool with a daemon for each project would use the project's path.
@@ -94,10 +93,9 @@ async fn ask(launcher: &ProcessLauncher<String>, text: &str) -> Result<(), BoxEr
     // Until this is dropped, the daemon does not leave for being idle.
     let daemon = launcher.in_use(KEY).await?;
     let endpoint = daemon.endpoint.as_ref();
-    let socket = endpoint.and_then(|endpoint| endpoint.unix());
-    let socket = socket.ok_or("the daemon has no socket")?;
+    let endpoint = endpoint.ok_or("the daemon does not say where it listens")?;
     // No second try if that fails: the daemon may have done what it was asked.
-    let answer = timeout(ANSWER_LIMIT, call(socket, text)).await;
+    let answer = timeout(ANSWER_LIMIT, call(endpoint, text)).await;
     let answer = answer.map_err(|_| format!("no answer within {ANSWER_LIMIT:?}"))??;
     let (how, pid, launch) = (daemon.how(), daemon.pid, daemon.launch);
     Ok(writeln!(
@@ -106,8 +104,8 @@ async fn ask(launcher: &ProcessLauncher<String>, text: &str) -> Result<(), BoxEr
     )?)
 }
 
-async fn call(socket: &Path, text: &str) -> io::Result<String> {
-    let mut stream = UnixStream::connect(socket).await?;
+async fn call(endpoint: &Endpoint, text: &str) -> io::Result<String> {
+    let mut stream = endpoint.connect().await?;
     let line = format!("{}\n", text.replace('\n', " "));
     stream.write_all(line.as_bytes()).await?;
     let mut answer = String::new();
@@ -149,9 +147,15 @@ async fn serve() -> Result<(), BoxError> {
     let idle = std::env::var("CLI_DAEMON_IDLE_MS").ok();
     let idle = idle.and_then(|idle| idle.parse().ok());
     let idle = Duration::from_millis(idle.unwrap_or(600_000));
-    let listener = daemon.listen()?;
+    #[cfg(unix)]
+    let (listener, endpoint) = (daemon.listen()?, daemon.socket());
+    // There, a port has to do, which other users of the machine can connect to.
+    #[cfg(windows)]
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    #[cfg(windows)]
+    let endpoint = listener.local_addr()?;
     // Whatever takes long comes here, before it says that it is ready.
-    daemon.ready(daemon.socket())?;
+    daemon.ready(endpoint)?;
     let accept = async {
         loop {
             match listener.accept().await {
@@ -173,7 +177,7 @@ async fn serve() -> Result<(), BoxError> {
     Ok(())
 }
 
-async fn answer(mut stream: UnixStream) -> io::Result<()> {
+async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     let mut line = String::new();
     let mut request = BufReader::new((&mut stream).take(LONGEST_LINE));
     request.read_line(&mut line).await?;

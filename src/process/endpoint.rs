@@ -12,6 +12,8 @@ use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use super::connection::Connection;
+
 /// A local connection takes microseconds. A longer wait means that nobody accepts.
 pub(super) const PROBE_LIMIT: Duration = Duration::from_secs(1);
 
@@ -65,6 +67,57 @@ impl Endpoint {
         }
     }
 
+    /// Connects. Makes one attempt, without a deadline of its own.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's error. A backend that was found can be gone by now: a retry helps after another
+    /// [`launch`](crate::SpawnGate::launch). [`Unsupported`](io::ErrorKind::Unsupported) for a Unix socket on Windows.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: if the future is dropped, there is no connection.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use spawn_gate::process::Endpoint;
+    /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), spawn_gate::BoxError> {
+    /// # let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    /// # let endpoint = Endpoint::Tcp(listener.local_addr()?);
+    /// # tokio::spawn(async move {
+    /// #     let (mut caller, _) = listener.accept().await.unwrap();
+    /// #     let (mut input, mut output) = caller.split();
+    /// #     tokio::io::copy(&mut input, &mut output).await.unwrap();
+    /// # });
+    /// let mut connection = endpoint.connect().await?;
+    /// connection.write_all(b"hello").await?;
+    /// connection.shutdown().await?;
+    /// let mut answer = String::new();
+    /// connection.read_to_string(&mut answer).await?;
+    /// # assert_eq!(answer, "hello");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn connect(&self) -> io::Result<Connection> {
+        match self {
+            Self::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                match is_to_itself(&stream)? {
+                    true => Err(io::ErrorKind::ConnectionRefused.into()),
+                    false => Ok(stream.into()),
+                }
+            }
+            #[cfg(unix)]
+            Self::Unix(path) => Ok(UnixStream::connect(path).await?.into()),
+            #[cfg(windows)]
+            Self::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     /// Connects, and hangs up. Tries again while the queue of the listener is full.
     pub(super) async fn probe(&self) -> io::Result<()> {
         let tries = async {
@@ -76,7 +129,7 @@ impl Endpoint {
                     Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                         sleep_until(ends).await;
                     }
-                    Ok(done) => return done,
+                    Ok(done) => return done.map(drop),
                     Err(_) => {}
                 }
                 limit *= 2;
@@ -84,22 +137,6 @@ impl Endpoint {
         };
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no connection within a second");
         timeout(PROBE_LIMIT, tries).await.map_err(late)?
-    }
-
-    async fn connect(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(address) => {
-                let stream = TcpStream::connect(address).await?;
-                match is_to_itself(&stream)? {
-                    true => Err(io::ErrorKind::ConnectionRefused.into()),
-                    false => Ok(()),
-                }
-            }
-            #[cfg(unix)]
-            Self::Unix(path) => UnixStream::connect(path).await.map(drop),
-            #[cfg(windows)]
-            Self::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
-        }
     }
 
     /// Why the socket can never be bound or connected to: its path is longer than the system allows.

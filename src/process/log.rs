@@ -164,12 +164,15 @@ mod tests {
 
     #[test]
     fn a_log_is_cut_to_whole_lines_and_private() {
-        use std::os::unix::fs::PermissionsExt;
-
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("indexer.log");
         let (mut file, start) = open(&path, 100, 1).unwrap();
-        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        }
         file.write_all(b"first words\n").unwrap();
         assert!(has_line_blocking(&path, start, "first").unwrap());
         assert!(!has_line_blocking(&path, start, "launch 1").unwrap());

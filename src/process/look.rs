@@ -340,7 +340,7 @@ pub(super) async fn look(files: &Files, wanted: &Wanted) -> Result<Found, Proces
 
 #[cfg(test)]
 mod tests {
-    use rustix::io::Errno;
+    use std::io::ErrorKind;
 
     use super::*;
 
@@ -350,10 +350,10 @@ mod tests {
         let files = Files::new(directory.path(), &"indexer".to_owned());
         let sight = Sight::take_blocking(files).unwrap();
         let endpoint = Endpoint::Tcp(([127, 0, 0, 1], 80).into());
-        let error = sight.not_reached(endpoint.clone(), Errno::MFILE.into());
+        let error = sight.not_reached(endpoint.clone(), ErrorKind::OutOfMemory.into());
         assert!(matches!(error, ProcessError::Connect { .. }), "{error:?}");
         assert!(error.retry_helps());
-        let error = sight.not_reached(endpoint, Errno::CONNREFUSED.into());
+        let error = sight.not_reached(endpoint, ErrorKind::ConnectionRefused.into());
         assert!(matches!(error, ProcessError::Unusable(_)), "{error:?}");
         assert!(!error.retry_helps());
     }

@@ -47,10 +47,11 @@
 //! - A log is cut only when its backend is launched or found.
 //! - A detached backend is in a session of its own; in a container it ends with the container, and under systemd with the unit.
 
-// Each imports only from those before it: endpoint, identity, tie, error, files, log, notify, record, `unix` or `windows`, backend, ready,
+// Each imports only from those before it: connection, endpoint, identity, tie, error, files, log, notify, record, `unix` or `windows`, backend, ready,
 // look, end, instance, prepare, launcher, supervise, start, stop, in_use. (The methods of the launcher are in the last five. The rooms of
 // the systems have the impl blocks of `identity`, and what opens files, which `files`, `log` and `record` use.)
 mod backend;
+mod connection;
 mod end;
 mod endpoint;
 mod error;
@@ -77,6 +78,7 @@ mod sys;
 mod tie;
 
 pub use self::backend::{Backend, Presence};
+pub use self::connection::Connection;
 pub use self::endpoint::{Endpoint, ParseEndpointError};
 pub use self::error::{ProcessError, Unusable, Why};
 pub use self::in_use::InUse;

@@ -10,7 +10,8 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::{LIMIT, eventually, example, lives};
+use crate::system::lives;
+use crate::{LIMIT, eventually, example};
 
 struct Broker {
     process: Child,

@@ -1,17 +1,15 @@
 //! The template for command-line tools: many invocations, one daemon.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
-use spawn_gate::lock::LockName;
 use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::{LIMIT, eventually, example, lives};
+use crate::system::{kill, lives};
+use crate::{LIMIT, eventually, example};
 
 const CROWD: usize = 20;
 
@@ -122,7 +120,7 @@ async fn a_crowd_of_invocations_shares_one_daemon_and_the_next_one_after_kill_9(
     assert_eq!(led, 1);
     assert_eq!(one_daemon(&tool.crowd().await), (pid, launch, 0));
 
-    kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+    kill(pid);
     eventually(|| !lives(pid)).await;
     let (next, later, led) = one_daemon(&tool.crowd().await);
     assert_eq!(led, 1);
@@ -137,8 +135,11 @@ async fn status_and_stop_say_how_things_stand() {
     let said = tool.run(&["ask", "x"]).await;
     let (_, pid, launch) = said.daemon();
     let status = tool.run(&["status"]).await.out;
+    let kind = if cfg!(unix) { "unix" } else { "tcp" };
     assert!(
-        status.starts_with(&format!("ready: process {pid} of launch {launch} at unix:")),
+        status.starts_with(&format!(
+            "ready: process {pid} of launch {launch} at {kind}:"
+        )),
         "{status}"
     );
     assert!(
@@ -156,13 +157,20 @@ async fn status_and_stop_say_how_things_stand() {
         assert_eq!(tool.run(&["ask", "x"]).await.daemon().0, "Led");
         assert_eq!(tool.run(&["stop"]).await.code, Some(0));
     }
+}
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_daemon_that_is_stopped_by_a_signal_is_named_and_ended_by_force() {
+    use rustix::process::{Pid, Signal, kill_process};
+
+    let tool = Tool::new();
     let said = tool.run(&["ask", "x"]).await;
     let (_, pid, _) = said.daemon();
     let process = Pid::from_raw(pid as i32).unwrap();
     kill_process(process, Signal::STOP).unwrap();
     let stat = format!("/proc/{pid}/stat");
-    eventually(|| fs::read_to_string(&stat).unwrap().contains(") T ")).await;
+    eventually(|| std::fs::read_to_string(&stat).unwrap().contains(") T ")).await;
     let stopped = tool.run(&["ask", "x"]).await;
     assert_eq!(stopped.code, Some(1));
     assert!(
@@ -176,14 +184,17 @@ async fn status_and_stop_say_how_things_stand() {
     assert!(!lives(pid));
 }
 
+#[cfg(unix)]
 #[tokio::test]
 async fn a_daemon_that_cannot_start_is_told_in_its_own_words_until_the_budget_is_used_up() {
+    use spawn_gate::lock::LockName;
+
     let tool = Tool::new();
     // In place of the socket, which the daemon then cannot bind.
     tool.run(&["status"]).await;
     let name = LockName::new(&"daemon");
     let hash = name.as_str().trim_start_matches("daemon-");
-    fs::create_dir(tool.state().join(format!("{}.sock", &hash[..24]))).unwrap();
+    std::fs::create_dir(tool.state().join(format!("{}.sock", &hash[..24]))).unwrap();
     for (code, words) in [
         (1, "cannot remove"),
         (1, "cannot remove"),

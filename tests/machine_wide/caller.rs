@@ -1,7 +1,7 @@
 //! A process with a gate of its own and a number of tasks that ask it for the backend.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
@@ -98,12 +98,17 @@ impl Caller {
     }
 
     fn tally(&mut self) -> Tally {
-        let mut output = String::new();
-        let mut pipe = self.child.stdout.take().unwrap();
-        pipe.read_to_string(&mut output).unwrap();
+        let pipe = BufReader::new(self.child.stdout.take().unwrap());
         let mut tally = Tally::default();
-        for line in output.lines().filter_map(|line| line.split_once("heard ")) {
-            let (what, number) = line.1.split_once(' ').unwrap();
+        for line in pipe.lines().map(Result::unwrap) {
+            let Some((_, heard)) = line.split_once("heard ") else {
+                continue;
+            };
+            // On Windows its backend inherits the pipe, which has no end as long as that lives.
+            if heard == "all" {
+                break;
+            }
+            let (what, number) = heard.split_once(' ').unwrap();
             match what {
                 "backend" => drop(tally.backends.insert(number.parse().unwrap())),
                 "failed" => tally.failed += 1,
@@ -164,6 +169,7 @@ pub(crate) fn play_if_asked() {
         for task in asking {
             println!("heard {}", task.await.unwrap());
         }
+        println!("heard all");
     });
     std::process::exit(0);
 }

@@ -5,8 +5,6 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
-
 /// Lines `event pid fencing-token`. `launch`: a launcher was called. `start`: a backend process began. `live`: it serves.
 /// `gone`: it gave up before it did.
 #[derive(Clone)]
@@ -57,7 +55,7 @@ impl Journal {
             ends.any(|(other, _)| other == pid)
         };
         for (pid, _) in self.lines("start") {
-            while !decided(pid) && crate::is_alive(pid) {
+            while !decided(pid) && crate::system::lives(pid) {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
@@ -65,15 +63,14 @@ impl Journal {
 
     pub(crate) fn live_backends(&self) -> Vec<u32> {
         let live = self.lines("live").into_iter().map(|(pid, _)| pid);
-        live.filter(|&pid| crate::is_alive(pid)).collect()
+        live.filter(|&pid| crate::system::lives(pid)).collect()
     }
 
     /// Ends the backends that live, and waits until they are gone.
     pub(crate) fn end_backends(&self) {
         for pid in self.live_backends() {
-            // The process can end between the look and this.
-            let _ = kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL);
-            while crate::is_alive(pid) {
+            crate::system::kill(pid);
+            while crate::system::lives(pid) {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }

@@ -1,15 +1,22 @@
 //! Promises 20-24 with real processes: this test binary starts itself again as callers and as backends.
-#![cfg(unix)]
+#![cfg_attr(
+    windows,
+    expect(
+        dead_code,
+        reason = "the test that stops a process by a signal is for Unix"
+    )
+)]
 
 mod backend;
 mod caller;
 mod journal;
+#[path = "../system/mod.rs"]
+mod system;
 
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use spawn_gate::admin::{LedgerReading, LockReport, inspect_spawn_lock};
 use spawn_gate::{FileSpawnLock, SpawnLockError, acquire_spawn_lock};
 
@@ -155,8 +162,11 @@ fn killing_launchers_does_not_give_them_a_fresh_budget() {
     assert_eq!(refused, 15);
 }
 
+#[cfg(unix)]
 #[test]
 fn a_stopped_holder_is_named_by_those_who_wait_and_they_go_on_when_it_does() {
+    use rustix::process::{Pid, Signal, kill_process};
+
     let directory = tempfile::tempdir().unwrap();
     let journal = Journal::new(directory.path());
     let holder = Caller::start(directory.path(), Mode::LaunchOnRequest, 1, 3);
@@ -175,17 +185,6 @@ fn a_stopped_holder_is_named_by_those_who_wait_and_they_go_on_when_it_does() {
     assert_eq!(led.backends, joined.backends);
     assert_eq!(journal.lines("launch").len(), 1);
     journal.end_backends();
-}
-
-fn is_alive(pid: u32) -> bool {
-    // One that has ended but was not waited for yet still has its number; `Z` follows its name in brackets.
-    if let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        return stat
-            .rsplit(") ")
-            .next()
-            .is_some_and(|state| !state.starts_with('Z'));
-    }
-    test_kill_process(Pid::from_raw(pid as i32).unwrap()).is_ok()
 }
 
 /// Numbers without a pattern that are the same in every run: xorshift.
