@@ -3,6 +3,8 @@
 
 mod broker;
 mod cli_daemon;
+#[cfg(feature = "tracing")]
+mod pictures;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -23,9 +25,12 @@ fn example(name: &str) -> PathBuf {
         cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args([
             "build",
             "--quiet",
-            "--features=process",
             "--example=cli_daemon",
             "--example=broker",
+            match cfg!(feature = "tracing") {
+                true => "--features=process,tracing",
+                false => "--features=process",
+            },
         ]);
         assert!(cargo.status().unwrap().success());
     });
