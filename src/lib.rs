@@ -69,7 +69,7 @@ mod gate;
 mod key;
 mod ledger;
 pub mod lock;
-#[cfg(all(feature = "process", unix))]
+#[cfg(feature = "process")]
 pub mod process;
 mod statistics;
 mod trace;

@@ -15,7 +15,7 @@ mod identity;
 mod memory;
 mod traits;
 
-#[cfg(all(feature = "process", unix))]
+#[cfg(feature = "process")]
 pub(crate) use self::error::is_shortage;
 pub use self::error::{FileKind, SpawnLockError, Unsafety};
 pub use self::file::{

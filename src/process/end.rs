@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use rustix::process::Signal;
 use tokio::time::Instant;
 
 use super::error::ProcessError;
@@ -10,36 +9,45 @@ use super::files::Files;
 use super::identity::{Condition, ProcessIdentity};
 use super::look::Sight;
 use super::ready::Pause;
+use super::sys::Group;
 
 /// The system ends a process that got SIGKILL by itself. On a busy machine that may take longer than a short grace time.
 const LEAST_AFTER_KILL: Duration = Duration::from_secs(5);
 
-/// Ends a backend: SIGTERM for its process alone, so that it can end its children itself; once that is gone, SIGTERM for what it
-/// left behind in its group; and by force SIGKILL for the whole group. Returns, once nothing holds the lock, whether force was needed.
-/// `launch`, if known, tells it from a later backend.
+/// How a backend is ended.
+#[derive(Clone, Copy)]
+pub(super) struct Manner {
+    /// Whether it can end by itself if it is asked to.
+    pub(super) can_be_asked: bool,
+    pub(super) force: bool,
+}
+
+/// Ends a backend: asks its process alone, so that it can end its children itself; once that is gone, asks what it left behind in its
+/// group; and ends by force the whole group. Returns, once nothing holds the lock, whether force was needed. `launch`, if known, tells
+/// it from a later backend. One that cannot be asked gets no time for it.
 pub(super) async fn end_process(
     files: &Files,
     process: &ProcessIdentity,
     launch: Option<u64>,
     grace: Duration,
-    force: bool,
+    manner: Manner,
 ) -> Result<bool, ProcessError> {
     // As long as the process lives: it may not lead its group (a program started by a script, say).
     let group = process.group();
-    process.signal(Signal::TERM);
+    process.ask_to_end();
     // A stopped process cannot react.
     let is_stopped = process.condition() == Condition::Stopped;
-    let grace_for_term = if force && is_stopped {
+    let asked_for = if manner.force && (is_stopped || !manner.can_be_asked) {
         Duration::ZERO
     } else {
         grace
     };
-    if is_gone(files, process, &group, launch, grace_for_term).await? {
+    if is_gone(files, process, &group, launch, asked_for).await? {
         return Ok(false);
     }
-    if force {
-        group.signal_group(Signal::KILL);
-        process.signal(Signal::KILL);
+    if manner.force {
+        group.kill();
+        process.kill();
         let limit = grace.max(LEAST_AFTER_KILL);
         if is_gone(files, process, &group, launch, limit).await? {
             return Ok(true);
@@ -56,7 +64,7 @@ pub(super) async fn end_process(
 async fn is_gone(
     files: &Files,
     process: &ProcessIdentity,
-    group: &ProcessIdentity,
+    group: &Group,
     launch: Option<u64>,
     limit: Duration,
 ) -> Result<bool, ProcessError> {
@@ -67,7 +75,7 @@ async fn is_gone(
         let sight = Sight::take(files).await?;
         if process.condition() == Condition::Gone && !has_told_group {
             // Also what does not hold the lock.
-            group.signal_group(Signal::TERM);
+            group.ask_to_end();
             has_told_group = true;
         }
         if !sight.is_there()

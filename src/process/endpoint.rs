@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
+#[cfg(unix)]
+use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 /// A local connection takes microseconds. A longer wait means that nobody accepts.
@@ -41,7 +43,8 @@ const LONGEST_SOCKET_PATH: usize = if cfg!(any(target_os = "linux", target_os = 
 pub enum Endpoint {
     /// A TCP address.
     Tcp(SocketAddr),
-    /// The path of a Unix socket. Make it absolute: a relative one is another path in each working directory.
+    /// The path of a Unix socket. Make it absolute: a relative one is another path in each working directory. On Windows, nothing
+    /// can connect to one here.
     Unix(PathBuf),
 }
 
@@ -92,7 +95,10 @@ impl Endpoint {
                     false => Ok(()),
                 }
             }
+            #[cfg(unix)]
             Self::Unix(path) => UnixStream::connect(path).await.map(drop),
+            #[cfg(windows)]
+            Self::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 

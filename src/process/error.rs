@@ -287,6 +287,9 @@ pub enum Why {
     /// This process may not signal it: it belongs to another user, or runs in another container.
     #[error("it cannot be signalled from here (stop it as its user, or in its container)")]
     OutOfReach,
+    /// It cannot be asked to end: on Windows, only a backend with an [`Instance`](super::Instance) can.
+    #[error("it cannot be asked to end on this system (stop it by force)")]
+    CannotBeAsked,
     /// The lock for its life is held, but its process is gone or unknown: a process that it started may hold the lock.
     #[error("its process is gone or unknown, but something holds {} (find that, with fuser for example)", life.display())]
     NoProcess {

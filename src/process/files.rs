@@ -1,16 +1,13 @@
 //! The files of one backend, and how they are opened and replaced.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
-
 use super::error::ProcessError;
+use super::sys;
 use crate::key::{GateKey, LockName};
 
 /// The variable with the launch's fencing token.
@@ -77,16 +74,19 @@ impl Files {
     }
 
     /// The socket of the notify protocol.
+    #[cfg(unix)]
     pub(super) fn notify(&self) -> PathBuf {
         self.short(".notify")
     }
 
     /// The socket of a backend that has no other place for it.
+    #[cfg(unix)]
     pub(super) fn socket(&self) -> PathBuf {
         self.short(".sock")
     }
 
     /// A name that is short, since the path of a socket has to be: a part of the hash in the key's name.
+    #[cfg(unix)]
     fn short(&self, suffix: &str) -> PathBuf {
         const DIGITS: usize = 24;
         let hash = self.name.rsplit('-').next().unwrap_or_default();
@@ -99,30 +99,24 @@ impl Files {
     }
 }
 
-/// Follows no link, does not hang on a FIFO or device, and takes no controlling terminal.
-fn safe() -> OpenOptions {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let mut options = OpenOptions::new();
-    options.custom_flags(flags.bits() as i32).mode(0o600);
-    options
-}
-
 /// Opens a file for appending, and makes it with mode 0600 if there is none.
 pub(super) fn open_to_append(path: &Path) -> Result<File, ProcessError> {
     // Readable, too: it is cut and searched through the same handle.
-    let opened = safe().read(true).append(true).create(true).open(path);
+    let opened = sys::open(path, |options| options.read(true).append(true).create(true));
     regular(path, opened)
 }
 
 /// Opens a file for writing, and makes it with mode 0600 if there is none.
 pub(super) fn open_to_write(path: &Path) -> Result<File, ProcessError> {
-    let opened = safe().write(true).create(true).truncate(false).open(path);
+    let opened = sys::open(path, |options| {
+        options.write(true).create(true).truncate(false)
+    });
     regular(path, opened)
 }
 
 /// Opens a file for reading; `None` if there is none.
 pub(super) fn open_to_read(path: &Path) -> Result<Option<File>, ProcessError> {
-    match safe().read(true).open(path) {
+    match sys::open(path, |options| options.read(true)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         opened => regular(path, opened).map(Some),
     }
@@ -164,12 +158,9 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), ProcessError> {
     let unique = RandomState::new().hash_one(std::process::id());
     unfinished.push(format!(".{unique:016x}.new"));
     let unfinished = PathBuf::from(unfinished);
-    let written = safe()
-        .write(true)
-        .create_new(true)
-        .open(&unfinished)
+    let written = sys::open(&unfinished, |options| options.write(true).create_new(true))
         .and_then(|mut file| file.write_all(bytes))
-        .and_then(|()| fs::rename(&unfinished, path));
+        .and_then(|()| sys::rename(&unfinished, path));
     written.map_err(|error| {
         let _ = fs::remove_file(&unfinished);
         ProcessError::file(path, "write", error)
@@ -206,12 +197,11 @@ pub(super) fn unescape(text: &str) -> Option<Vec<u8>> {
 }
 
 pub(super) fn escape_path(path: &Path) -> String {
-    escape(path.as_os_str().as_bytes())
+    escape(&sys::path_bytes(path))
 }
 
 pub(super) fn unescape_path(text: &str) -> Option<PathBuf> {
-    let bytes = unescape(text)?;
-    Some(std::ffi::OsStr::from_bytes(&bytes).into())
+    sys::path_of_bytes(unescape(text)?)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::identity::Condition;
 use super::launcher::ProcessLauncher;
 use super::look::Sight;
 use super::ready::Pause;
-use super::use_lock::UseLock;
+use super::sys::UseLock;
 use crate::error::{GateError, LaunchError, SharedError};
 use crate::flight::{How, Launched};
 use crate::key::{GateKey, key_label};

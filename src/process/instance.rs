@@ -4,21 +4,19 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
+#[cfg(unix)]
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::endpoint::Endpoint;
 use super::error::ProcessError;
 use super::files::{Files, LAUNCH, STEM};
-use super::holder::is_inherited;
 use super::identity::ProcessIdentity;
-use super::notify;
+use super::notify::{self, Message};
 use super::record::{Reading, Record, State};
-use super::use_lock::UseLock;
-use crate::admin::inspect_spawn_lock;
-use crate::lock::{SpawnLockError, SpawnLockFileIdentity, SpawnLockGuard, acquire_spawn_lock};
+use super::sys::{self, LifeLock, Requests, UseLock};
+use crate::lock::SpawnLockError;
 use crate::util::at_most_a_year;
 
 /// How often a backend looks whether it can still be found.
@@ -68,8 +66,9 @@ pub struct Instance {
     launch: u64,
     record: Mutex<Record>,
     /// The lock for its life, if it was not inherited.
-    _life: Option<SpawnLockGuard>,
-    life_identity: Option<SpawnLockFileIdentity>,
+    _life: Option<LifeLock>,
+    /// Which file that lock is on.
+    life_file: Option<(u64, u64)>,
     activity: watch::Sender<Activity>,
     /// Kept from the moment it leaves until the process ends.
     leaving: Mutex<Option<UseLock>>,
@@ -88,7 +87,7 @@ struct Activity {
 pub enum Leave {
     /// It was idle, and no caller is about to use it.
     Idle,
-    /// It got SIGTERM, SIGINT or SIGHUP.
+    /// It got SIGTERM, SIGINT or SIGHUP; on Windows, it was stopped in another way.
     Stopped,
     /// Its files were deleted or belong to a later launch: nobody finds it any more.
     Lost,
@@ -117,7 +116,7 @@ impl Instance {
 
     fn of(files: Files, launch: u64) -> Result<Self, ProcessError> {
         // Else a child of this process would hold the lock for its life after its end.
-        close_fds::set_fds_cloexec_threadsafe(3, &[]);
+        sys::close_inherited();
         let life = take_life(&files, launch)?;
         let this = ProcessIdentity::of_this_process();
         let found = Record::read(&files)?;
@@ -143,6 +142,7 @@ impl Instance {
                 ready_line: None,
                 ready_by_connection: false,
                 is_attached: false,
+                reads_requests: false,
                 status: None,
             },
         };
@@ -151,7 +151,7 @@ impl Instance {
             launch,
             record: Mutex::new(record),
             _life: life,
-            life_identity: identity_of(&files),
+            life_file: sys::identity_of(&files),
             activity: watch::Sender::new(Activity {
                 calls: 0,
                 since: Instant::now(),
@@ -167,6 +167,7 @@ impl Instance {
     }
 
     /// Returns the endpoint of [`listen`](Self::listen): a Unix socket beside the backend's other files.
+    #[cfg(unix)]
     pub fn socket(&self) -> Endpoint {
         Endpoint::Unix(self.files.socket())
     }
@@ -181,6 +182,7 @@ impl Instance {
     /// # Panics
     ///
     /// Outside of a tokio runtime with I/O enabled.
+    #[cfg(unix)]
     pub fn listen(&self) -> Result<UnixListener, ProcessError> {
         let path = self.files.socket();
         if let Some(limit) = Endpoint::excess(&path) {
@@ -203,7 +205,10 @@ impl Instance {
     /// [`ProcessError::File`] if the record cannot be written, [`ProcessError::Superseded`] if another launch was made since.
     pub fn status(&self, status: &str) -> Result<(), ProcessError> {
         let status = notify::status(&status.replace('\n', " "));
-        notify::send(format!("STATUS={status}").as_bytes());
+        sys::send(&Message {
+            status: Some(status.clone()),
+            ..Message::default()
+        });
         self.update(|record| record.status = Some(status))
     }
 
@@ -215,27 +220,36 @@ impl Instance {
     /// another launch was made since: it must not serve.
     pub fn ready(&self, endpoint: impl Into<Endpoint>) -> Result<(), ProcessError> {
         let endpoint = endpoint.into();
-        let mut message = notify::endpoint_line(&endpoint);
-        message.extend_from_slice(format!("READY=1\nMAINPID={}", std::process::id()).as_bytes());
+        let message = Message {
+            is_ready: true,
+            main_pid: Some(std::process::id()),
+            endpoint: Some(endpoint.clone()),
+            ..Message::default()
+        };
         // First the record: the launcher leaves it alone then.
         self.update(|record| {
             record.state = State::Ready;
             record.endpoint = Some(endpoint);
         })?;
-        notify::send(&message);
+        sys::send(&message);
         Ok(())
     }
 
-    /// Writes the record, unless it is that of a later launch.
+    /// Writes the record, unless it is that of a later launch. A backend that was asked to end stays leaving.
     fn update(&self, change: impl FnOnce(&mut Record)) -> Result<(), ProcessError> {
         let mut record = self.record.lock().unwrap_or_else(|lock| lock.into_inner());
+        let mut is_to_leave = false;
         if let Ok(Reading::Found(found)) = Record::read(&self.files) {
             let (launch, newer) = (self.launch, found.launch);
             if newer != launch {
                 return Err(ProcessError::Superseded { launch, newer });
             }
+            is_to_leave = found.state == State::Leaving;
         }
         change(&mut record);
+        if is_to_leave {
+            record.state = State::Leaving;
+        }
         record.write(&self.files)
     }
 
@@ -252,7 +266,8 @@ impl Instance {
     /// - Idle for `idle` (`None`: never), while no caller that uses it with
     ///   [`ProcessLauncher::in_use`](super::ProcessLauncher::in_use) is about to call. From then on such callers wait for its end,
     ///   and launch a new one. A caller without that may be cut off.
-    /// - SIGTERM, SIGINT or SIGHUP, which it handles from its first poll on.
+    /// - SIGTERM, SIGINT or SIGHUP, which it handles from its first poll on. On Windows: a stop, which it finds in its record within
+    ///   a tenth of a second, or an event of its console.
     /// - Its files were deleted or belong to a later launch, so it cannot be found any more.
     ///
     /// # Errors
@@ -263,14 +278,14 @@ impl Instance {
     ///
     /// Cancel safe until it returns.
     pub async fn until_leave(&self, idle: Option<Duration>) -> std::io::Result<Leave> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hang_up = signal(SignalKind::hangup())?;
+        let mut requests = Requests::new()?;
+        if sys::READS_REQUESTS {
+            // Without it, it can be ended by force only.
+            let _ = self.update(|record| record.reads_requests = true);
+        }
         let why = tokio::select! {
             () = self.idle(idle) => Leave::Idle,
-            _ = terminate.recv() => Leave::Stopped,
-            _ = interrupt.recv() => Leave::Stopped,
-            _ = hang_up.recv() => Leave::Stopped,
+            () = requests.next(&self.files) => Leave::Stopped,
             () = self.lost() => return Ok(Leave::Lost),
         };
         // On a full disk it leaves all the same; then callers see its end only.
@@ -335,7 +350,7 @@ impl Instance {
         loop {
             sleep(LOOK_AFTER).await;
             // First: if the lock is another file, the record may be that of a later launch in a moment.
-            if identity_of(&self.files) != self.life_identity {
+            if sys::identity_of(&self.files) != self.life_file {
                 return;
             }
             let other = match Record::read(&self.files) {
@@ -368,38 +383,32 @@ impl Drop for Busy {
 }
 
 /// Takes the lock for the backend's life, unless this process inherited it.
-fn take_life(files: &Files, launch: u64) -> Result<Option<SpawnLockGuard>, ProcessError> {
+fn take_life(files: &Files, launch: u64) -> Result<Option<LifeLock>, ProcessError> {
     let until = std::time::Instant::now() + TAKE_LIMIT;
     loop {
-        match inspect_spawn_lock(files.life()) {
-            Ok(report) if report.is_held && is_inherited(files) => return Ok(None),
-            _ => {}
+        if LifeLock::is_held(files).unwrap_or(false) && sys::is_inherited(files) {
+            return Ok(None);
         }
-        match acquire_spawn_lock(files.life()) {
-            Ok(guard) => return Ok(Some(guard)),
-            // A later launch took it, and says so in the record in a moment; or somebody looks at it.
-            Err(SpawnLockError::AlreadyLocked { .. }) if std::time::Instant::now() < until => {}
-            Err(error) => return Err(ProcessError::Directory(error)),
+        let taken = LifeLock::try_take(files)?;
+        if taken.is_some() {
+            return Ok(taken);
         }
+        // A later launch took it, and says so in the record in a moment; or somebody looks at it.
         let found = Record::read(files)?;
         match found {
             Reading::Found(record) if record.launch != launch => {
                 let newer = record.launch;
                 return Err(ProcessError::Superseded { launch, newer });
             }
+            _ if std::time::Instant::now() >= until => {
+                let path = files.life();
+                return Err(ProcessError::Directory(SpawnLockError::AlreadyLocked {
+                    path,
+                }));
+            }
             _ => std::thread::sleep(TAKE_PAUSE),
         }
     }
-}
-
-fn identity_of(files: &Files) -> Option<SpawnLockFileIdentity> {
-    use std::os::unix::fs::MetadataExt;
-
-    let metadata = files.life().symlink_metadata().ok()?;
-    Some(SpawnLockFileIdentity {
-        device: metadata.dev(),
-        file: metadata.ino(),
-    })
 }
 
 #[cfg(test)]

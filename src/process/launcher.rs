@@ -10,13 +10,14 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::backend::{Backend, Presence};
-use super::end::end_process;
+use super::end::{Manner, end_process};
 use super::endpoint::PROBE_LIMIT;
 use super::error::{ProcessError, Why};
 use super::files::Files;
 use super::look::{Found, Sight, Wanted, look};
 use super::ready::{Pause, Ready};
-use super::spawn::Tie;
+use super::sys;
+use super::tie::Tie;
 use crate::admin::BackendEnd;
 use crate::error::BoxError;
 use crate::flight::{BackendLauncher, Launch, LaunchPermit};
@@ -34,12 +35,13 @@ use crate::util::at_most_a_year;
 /// It takes the lock for the backend's life (`NAME.life`), which the process inherits and holds as long as it lives; writes a
 /// record (`NAME.backend`); starts the command; and waits until it is ready. A process that ends before, or takes longer than
 /// [`start_timeout`](Self::start_timeout), is an error with the last lines that it wrote. A launch that is given up ends the whole
-/// process group: SIGTERM, [`grace`](Self::grace), SIGKILL.
+/// process group: SIGTERM, [`grace`](Self::grace), SIGKILL. (On Windows, the process and those that it started are terminated.)
 ///
 /// By default the backend is *detached*: it gets a session of its own, no standard input, a log (`NAME.log`) as standard output
 /// and standard error, default signal dispositions, an empty signal mask, and no descriptor of this process but the lock for its
 /// life. Its working directory is the launcher's directory, unless the command names another one, or its program by a relative path.
-/// It lives on when this process ends; [`attached`](Self::attached) ties it to this process.
+/// It lives on when this process ends; [`attached`](Self::attached) ties it to this process. On Windows it gets a process group and a
+/// hidden console of its own, the lock for its life as its standard input, and leaves the job that this process may be in.
 ///
 /// The environment of the process has `SPAWN_GATE_LAUNCH` (the launch's fencing token), `SPAWN_GATE_BACKEND` (the common part of
 /// its files' paths), and `NOTIFY_SOCKET` if it is to use the notify protocol. A Rust program reads them with
@@ -59,7 +61,9 @@ use crate::util::at_most_a_year;
 /// # Inherited state
 ///
 /// Right before each start, all descriptors of this process above 2 are set to close on exec, and signals that this process
-/// ignores get a handler that does nothing (Linux only), since exec keeps what is ignored.
+/// ignores get a handler that does nothing (Linux only), since exec keeps what is ignored. On Windows, right before the first start of a
+/// detached backend, the standard handles of this process are replaced with copies that no child inherits, and closed: code that is not
+/// Rust must not have kept them. Other handles that this process inherited and that can be inherited are.
 ///
 /// # Examples
 ///
@@ -135,9 +139,10 @@ impl<K: GateKey> ProcessLauncher<K> {
 
     /// Ties backends to this process: each ends when this process ends, also if that is killed, and when its runtime ends.
     ///
-    /// A backend gets a process group instead of a session. A small shell (`/bin/sh`) leads the group and waits for the end of a
+    /// On Unix a backend gets a process group instead of a session. A small shell (`/bin/sh`) leads the group and waits for the end of a
     /// pipe from this process; then it ends the group with SIGTERM, [`grace`](Self::grace), and SIGKILL. The group also ends with the
-    /// process that was started, so a program that forks and exits cannot be attached.
+    /// process that was started, so a program that forks and exits cannot be attached. On Windows a backend is in a job object of its
+    /// own, and the system terminates all processes in it once this process has no handle of it any more.
     #[must_use]
     pub fn attached(mut self) -> Self {
         self.tie = Tie::Attached;
@@ -256,7 +261,11 @@ impl<K: GateKey> BackendLauncher<K, Backend> for ProcessLauncher<K> {
         let files = Files::new(&self.directory, key);
         // Nobody is left to be told.
         let launch = Some(backend.launch);
-        let _ = end_process(&files, &backend.process, launch, self.grace, true).await;
+        let how = Manner {
+            can_be_asked: !sys::READS_REQUESTS,
+            force: true,
+        };
+        let _ = end_process(&files, &backend.process, launch, self.grace, how).await;
     }
 }
 

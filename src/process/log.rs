@@ -5,10 +5,9 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::SystemTime;
 
-use rustix::fs::FlockOperation;
-
 use super::error::{ProcessError, off_thread_call};
 use super::files::{Files, open_to_append, open_to_read};
+use super::sys;
 
 /// How much of the log is searched for last words.
 const LAST: u64 = 8 * 1024;
@@ -22,7 +21,7 @@ pub(super) fn open(path: &Path, limit: u64, launch: u64) -> Result<(File, u64), 
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let since = since.unwrap_or_default().as_secs();
     let begun = (|| {
-        cut(&mut file, limit)?;
+        cut(&mut file, path, limit)?;
         // Also shows that the log can be written.
         file.write_all(format!("--- launch {launch}, {since} s after 1970\n").as_bytes())?;
         file.metadata().map(|metadata| metadata.len())
@@ -49,19 +48,19 @@ pub(super) async fn keep_short(files: &Files, limit: u64) {
 
 fn keep_short_blocking(path: &Path, limit: u64) {
     if let Ok(mut file) = open_to_append(path) {
-        let _ = cut(&mut file, limit);
+        let _ = cut(&mut file, path, limit);
     }
 }
 
 /// Keeps the last half of `limit` bytes.
-fn cut(file: &mut File, limit: u64) -> io::Result<()> {
+fn cut(file: &mut File, path: &Path, limit: u64) -> io::Result<()> {
     if file.metadata()?.len() <= limit {
         return Ok(());
     }
-    // Released when the file is closed. Two that cut at once would double what they keep.
-    if rustix::fs::flock(&*file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    // Two that cut at once would double what they keep.
+    let Some(_alone) = sys::Alone::with(file, path) else {
         return Ok(());
-    }
+    };
     let mut kept = Vec::new();
     let length = file.metadata()?.len();
     let kept_length = length.min(limit / 2);
@@ -69,10 +68,8 @@ fn cut(file: &mut File, limit: u64) -> io::Result<()> {
     (&*file).take(kept_length).read_to_end(&mut kept)?;
     // Whole lines.
     let from = kept.iter().position(|&byte| byte == b'\n').unwrap_or(0);
-    file.set_len(0)?;
-    file.write_all(&kept[from..])?;
-    rustix::fs::flock(&*file, FlockOperation::Unlock)?;
-    Ok(())
+    sys::truncate(file, path)?;
+    file.write_all(&kept[from..])
 }
 
 /// Returns the end of what was written since `start`.

@@ -8,13 +8,12 @@ use super::backend::{Backend, Presence};
 use super::endpoint::Endpoint;
 use super::error::{ProcessError, Unusable, Why, off_thread_call};
 use super::files::Files;
-use super::holder::holder_of;
 use super::identity::{Condition, ProcessIdentity};
 use super::log;
 use super::ready::Pause;
 use super::record::{Reading, Record, State, read_process};
-use crate::admin::inspect_spawn_lock;
-use crate::lock::{SpawnLockError, is_shortage};
+use super::sys::{LifeLock, holder_of};
+use crate::lock::is_shortage;
 
 /// What the files and the system say at one moment.
 pub(super) struct Sight {
@@ -41,15 +40,7 @@ impl Sight {
     }
 
     fn take_blocking(files: Files) -> Result<Self, ProcessError> {
-        let is_life_held = match inspect_spawn_lock(files.life()) {
-            Ok(report) => report.is_held,
-            Err(SpawnLockError::Open { source, .. })
-                if source.kind() == std::io::ErrorKind::NotFound =>
-            {
-                false
-            }
-            Err(error) => return Err(ProcessError::Directory(error)),
-        };
+        let is_life_held = LifeLock::is_held(&files)?;
         // After the lock: a record that is older than a lock that was free then is over.
         let reading = match Record::read(&files) {
             // What stands there does not matter if no backend is there.

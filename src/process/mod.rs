@@ -1,4 +1,4 @@
-//! Backends that are processes: start, find, stop and end them. On Unix, with the feature `process`.
+//! Backends that are processes: start, find, stop and end them. With the feature `process`.
 //!
 //! The gate decides who may launch. [`ProcessLauncher`] is the launcher that most of its users need: it starts a command, waits
 //! until that is [`Ready`], finds a running one, and ends it. [`Instance`] is the other side, for backends in Rust.
@@ -34,7 +34,12 @@
 //!
 //! # What a platform cannot do
 //!
-//! - Windows: the module is not there. A file lock cannot be handed to a child process there.
+//! - Windows: the lock for a backend's life is an open file that nobody else can open, and that the backend inherits as its (empty)
+//!   standard input. What a program starts inherits it, too. There is no signal that every program gets: only a backend with an
+//!   [`Instance`] can be asked to end ([`Why::CannotBeAsked`]), and a launch that is given up is ended by force at once. The notify
+//!   protocol is for backends with an [`Instance`]; Unix sockets are not there. If the launching process is killed right after the
+//!   start, nobody knows the backend's process until it has made its [`Instance`]. The right to use the files is in the directory's
+//!   access control list. All this was run under wine, and not on Windows itself.
 //! - macOS and the BSDs: there is no `/proc` to ask. A process is known by its id alone, so a signal may reach another process if a
 //!   backend's id was used again while something else holds the lock for its life. A stopped process is not told from a busy
 //!   one. A program that forked is not found after its first process has ended. Signals that this process ignores stay ignored in
@@ -42,15 +47,14 @@
 //! - A log is cut only when its backend is launched or found.
 //! - A detached backend is in a session of its own; in a container it ends with the container, and under systemd with the unit.
 
-// Each imports only from those before it: endpoint, identity, error, files, log, notify, record, backend, ready, spawn,
-// holder, look, end, use_lock, instance, prepare, launcher, supervise, start, stop, in_use. (The methods of the launcher are in the last
-// five.)
+// Each imports only from those before it: endpoint, identity, tie, error, files, log, notify, record, `unix` or `windows`, backend, ready,
+// look, end, instance, prepare, launcher, supervise, start, stop, in_use. (The methods of the launcher are in the last five. The rooms of
+// the systems have the impl blocks of `identity`, and what opens files, which `files`, `log` and `record` use.)
 mod backend;
 mod end;
 mod endpoint;
 mod error;
 mod files;
-mod holder;
 mod identity;
 mod in_use;
 mod instance;
@@ -61,11 +65,16 @@ mod notify;
 mod prepare;
 mod ready;
 mod record;
-mod spawn;
 mod start;
 mod stop;
 mod supervise;
-mod use_lock;
+#[cfg(unix)]
+#[path = "unix/mod.rs"]
+mod sys;
+#[cfg(windows)]
+#[path = "windows/mod.rs"]
+mod sys;
+mod tie;
 
 pub use self::backend::{Backend, Presence};
 pub use self::endpoint::{Endpoint, ParseEndpointError};

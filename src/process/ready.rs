@@ -14,8 +14,9 @@ use super::error::{ProcessError, off_thread_call};
 use super::files::Files;
 use super::identity::ProcessIdentity;
 use super::log;
-use super::notify::{Message, Notifications};
+use super::notify::Message;
 use super::record::Record;
+use super::sys::Notifications;
 use crate::error::BoxError;
 use crate::util::at_most_a_year;
 
@@ -61,7 +62,8 @@ impl Ready {
     /// `X_SPAWN_GATE_ENDPOINT=tcp:127.0.0.1:7201`, or `unix:PATH`, it says where it listens; otherwise use [`at`](Self::at).
     ///
     /// If the launching process is killed meanwhile, nobody is left to read `READY=1`: the backend is then found ready only if
-    /// it is a Rust program with [`Instance`](super::Instance), and is otherwise [`Why::Starting`](super::Why::Starting).
+    /// it is a Rust program with [`Instance`](super::Instance), and is otherwise [`Why::Starting`](super::Why::Starting). On
+    /// Windows only such a program can be ready in this way, by its record.
     pub fn notify() -> Self {
         Self {
             sign: Sign::Notify,

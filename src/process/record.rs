@@ -11,7 +11,6 @@
 //! whether a backend is there, the lock for its life says.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -22,6 +21,7 @@ use super::files::{
 };
 use super::identity::ProcessIdentity;
 use super::notify::status;
+use super::sys;
 
 const HEADER: &str = "spawn-gate backend 1";
 
@@ -52,6 +52,8 @@ pub(super) struct Record {
     pub(super) ready_by_connection: bool,
     /// Whether it ends with the process that launched it.
     pub(super) is_attached: bool,
+    /// Whether it reads here that it is to end.
+    pub(super) reads_requests: bool,
     /// What it last said about its start.
     pub(super) status: Option<String>,
 }
@@ -132,6 +134,9 @@ impl Record {
         if self.is_attached {
             line("attached", "yes".to_owned());
         }
+        if self.reads_requests {
+            line("reads", "requests".to_owned());
+        }
         if self.ready_by_connection {
             line("ready-by", "connection".to_owned());
         }
@@ -179,16 +184,17 @@ impl Record {
             ready_line: words("ready-line"),
             ready_by_connection: value("ready-by") == Some("connection"),
             is_attached: value("attached") == Some("yes"),
+            reads_requests: value("reads") == Some("requests"),
             status: words("status").map(|said| status(&said)),
         })
     }
 }
 
-/// The room for a process's name in the lock file for its life, taken before the process is started.
+/// The room for a process's name, taken before the process is started.
 const PROCESS_ROOM: usize = 200;
 
-/// The name of the backend's process in the lock file for its life, where it is found even without a record. Open, with room for the
-/// name, before the process is started: no shortage then ends it.
+/// The name of the backend's process beside the record, or in the lock file for its life: it is found even without a record. Open, with
+/// room for the name, before the process is started: no shortage then ends it.
 #[derive(Debug)]
 pub(super) struct ProcessName {
     path: PathBuf,
@@ -198,7 +204,7 @@ pub(super) struct ProcessName {
 impl ProcessName {
     /// Names no process.
     pub(super) fn clear(files: &Files) -> Result<Self, ProcessError> {
-        let path = files.life();
+        let path = sys::name_file(files);
         let file = open_to_write(&path)?;
         let name = Self { path, file };
         name.write_text("")?;
@@ -212,14 +218,13 @@ impl ProcessName {
     /// Writes in place: another file would be another lock.
     fn write_text(&self, text: &str) -> Result<(), ProcessError> {
         let padded = format!("{text:<PROCESS_ROOM$}\n");
-        self.file
-            .write_all_at(padded.as_bytes(), 0)
+        sys::write_all_at(&self.file, padded.as_bytes(), 0)
             .map_err(|error| ProcessError::file(&self.path, "write", error))
     }
 }
 
 pub(super) fn read_process(files: &Files) -> Result<Option<ProcessIdentity>, ProcessError> {
-    let bytes = read(&files.life())?.unwrap_or_default();
+    let bytes = read(&sys::name_file(files))?.unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let process = text.trim_end().strip_prefix("process ");
     Ok(process.and_then(parse_process))
@@ -274,6 +279,7 @@ mod tests {
             ready_line: Some("ready to\taccept".to_owned()),
             ready_by_connection: true,
             is_attached: true,
+            reads_requests: true,
             status: None,
         }
     }
@@ -290,6 +296,7 @@ mod tests {
                 ready_line: None,
                 ready_by_connection: false,
                 is_attached: false,
+                reads_requests: false,
                 status: Some("loading 3 %".to_owned()),
                 ..record()
             },

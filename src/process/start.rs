@@ -9,7 +9,6 @@ use super::backend::{Backend, Presence};
 use super::endpoint::Endpoint;
 use super::error::{ProcessError, off_thread_call};
 use super::files::Files;
-use super::holder::{holder_of, holds};
 use super::identity::{Condition, ProcessIdentity};
 use super::launcher::ProcessLauncher;
 use super::log;
@@ -17,11 +16,12 @@ use super::look::Sight;
 use super::prepare::Preparation;
 use super::ready::{Late, Pause, Ready, Sign, Start};
 use super::record::{Reading, Record, State};
-use super::spawn::{Started, Tie};
+use super::sys::{LifeLock, Started, holder_of, holds};
+use super::tie::Tie;
 use crate::error::{BoxError, NotStarted};
 use crate::flight::Launch;
 use crate::key::GateKey;
-use crate::lock::{FileSpawnLock, SpawnLockError, SpawnLockGuard, acquire_spawn_lock};
+use crate::lock::{FileSpawnLock, SpawnLockError};
 
 /// How long the system may take to end a process that no longer answers.
 const ENDING: Duration = Duration::from_millis(100);
@@ -122,6 +122,7 @@ impl<K: GateKey> ProcessLauncher<K> {
             },
             ready_by_connection: matches!(ready.sign, Sign::Accepts),
             is_attached: self.tie == Tie::Attached,
+            reads_requests: false,
             status: None,
         }
     }
@@ -139,22 +140,13 @@ impl<K: GateKey> ProcessLauncher<K> {
         let deadline = Instant::now() + self.grace + Duration::from_secs(1);
         let mut pause = Pause::default();
         loop {
-            let path = files.life();
-            let taken =
-                off_thread_call(move || acquire_spawn_lock(path).map_err(ProcessError::Directory))
-                    .await;
-            match taken {
-                Err(ProcessError::Directory(
-                    SpawnLockError::AlreadyLocked { .. }
-                    | SpawnLockError::DeletedOrRecreated { .. },
-                )) => {}
-                Ok(life) => {
-                    // One that closed its descriptors has let go of the lock.
-                    if !Sight::take(files).await?.process_lives() {
-                        return Ok(Life::Taken(life));
-                    }
+            let of = files.clone();
+            let taken = off_thread_call(move || LifeLock::try_take(&of)).await?;
+            if let Some(life) = taken {
+                // One that closed its descriptors has let go of the lock.
+                if !Sight::take(files).await?.process_lives() {
+                    return Ok(Life::Taken(life));
                 }
-                Err(error) => return Err(error),
             }
             if pause.is_over(deadline).await {
                 let sight = Sight::take(files).await?;
@@ -293,7 +285,7 @@ fn forked(started: &ProcessIdentity, files: &Files) -> Option<ProcessIdentity> {
 
 /// The lock for a backend's life.
 enum Life {
-    Taken(SpawnLockGuard),
+    Taken(LifeLock),
     /// A backend has it, and is ready.
     Lives(Backend),
 }

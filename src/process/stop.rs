@@ -4,13 +4,14 @@ use std::fmt;
 
 use tokio::time::Instant;
 
-use super::end::end_process;
+use super::end::{Manner, end_process};
 use super::error::{ProcessError, Why, off_thread_call};
 use super::files::Files;
 use super::launcher::ProcessLauncher;
 use super::look::Sight;
 use super::ready::Pause;
 use super::record::{Record, State};
+use super::sys;
 use crate::admin::BackendEnd;
 use crate::key::GateKey;
 
@@ -21,12 +22,12 @@ use crate::key::GateKey;
 pub enum Stopped {
     /// None was there.
     NotRunning,
-    /// It ended after SIGTERM.
+    /// It ended after it was asked to: by SIGTERM.
     Orderly {
         /// Its process id.
         pid: u32,
     },
-    /// It was ended by SIGKILL.
+    /// It was ended by force: SIGKILL.
     Forced {
         /// Its process id.
         pid: u32,
@@ -47,9 +48,11 @@ impl fmt::Display for Stopped {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stop {
-    /// SIGTERM.
+    /// SIGTERM. On Windows, only a backend with an [`Instance`](super::Instance) that waits in
+    /// [`until_leave`](super::Instance::until_leave) can be asked to end.
     Orderly,
-    /// SIGTERM, and SIGKILL for its process group if it has not ended after [`grace`](ProcessLauncher::grace).
+    /// SIGTERM, and SIGKILL for its process group if it has not ended after [`grace`](ProcessLauncher::grace). On Windows, its process
+    /// and those that it started are terminated; at once, if it cannot be asked.
     Force,
 }
 
@@ -63,8 +66,8 @@ impl<K: GateKey> ProcessLauncher<K> {
     /// # Errors
     ///
     /// [`ProcessError::NotEnded`] if it did not end in time; it then counts as leaving. [`ProcessError::Unusable`] if something is
-    /// there and it is unknown which process that is, or that process cannot be signalled. Other errors if it cannot be told
-    /// whether one is there.
+    /// there and it is unknown which process that is, or that process cannot be signalled or (on Windows) asked to end. Other errors
+    /// if it cannot be told whether one is there.
     ///
     /// # Cancel safety
     ///
@@ -84,6 +87,15 @@ impl<K: GateKey> ProcessLauncher<K> {
         if process.is_out_of_reach() {
             return Err(sight.unusable(Why::OutOfReach));
         }
+        let reads = sight.record().is_some_and(|record| record.reads_requests);
+        let can_be_asked = reads || !sys::READS_REQUESTS;
+        if !can_be_asked && !force {
+            return Err(sight.unusable(Why::CannotBeAsked));
+        }
+        let manner = Manner {
+            can_be_asked,
+            force,
+        };
         let launch = sight.record().map(|record| record.launch);
         if let Some(record) = sight.record().cloned() {
             let leaving = Record {
@@ -95,7 +107,7 @@ impl<K: GateKey> ProcessLauncher<K> {
             let _ = off_thread_call(move || leaving.replace(&record, &files)).await;
         }
         // If that takes too long, it is still leaving: it may finish its work first, and refuse new.
-        let forced = end_process(&files, &process, launch, self.grace, force).await?;
+        let forced = end_process(&files, &process, launch, self.grace, manner).await?;
         if let Some(launch) = launch {
             // Without it the next look reports it, from the record.
             let _ = self

@@ -1,16 +1,11 @@
 //! Reporting the end of a backend to the gate.
 
-use std::process::ExitStatus;
-
-use rustix::process::Signal;
-
 use super::error::off_thread_call;
 use super::files::Files;
-use super::holder::{KNOWS_HOLDERS, holder_of};
 use super::launcher::ProcessLauncher;
 use super::look::Sight;
 use super::record::State;
-use super::spawn::Started;
+use super::sys::{KNOWS_HOLDERS, Started, holder_of, is_orderly};
 use crate::admin::BackendEnd;
 use crate::flight::Launch;
 use crate::key::GateKey;
@@ -59,15 +54,4 @@ async fn goes_on(files: &Files) -> bool {
     let files = files.clone();
     let found = off_thread_call(move || Ok(holder_of(&files))).await;
     found.is_ok_and(|holder| holder.is_some()) || !KNOWS_HOLDERS
-}
-
-/// Whether a process ended as it was asked to.
-fn is_orderly(status: ExitStatus) -> bool {
-    use std::os::unix::process::ExitStatusExt;
-
-    let asked = [Signal::TERM, Signal::INT, Signal::HUP].map(Signal::as_raw);
-    status.success()
-        || status
-            .signal()
-            .is_some_and(|signal| asked.contains(&signal))
 }

@@ -292,7 +292,7 @@ async fn a_process_of_the_same_launch_that_says_it_is_the_backend_during_a_stop_
     }
     let error = launching.await.unwrap().unwrap_err();
     assert!(
-        matches!(process_error(&error), ProcessError::Ended { .. }),
+        matches!(process_error(&error), ProcessError::Stopped { .. }),
         "{error:?}"
     );
     assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -16,36 +15,29 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
-use super::error::ProcessError;
-use super::identity::ProcessIdentity;
+use super::life::LifeLock;
+use crate::process::error::ProcessError;
+use crate::process::identity::ProcessIdentity;
+use crate::process::tie::Tie;
 
 const POLL: Duration = Duration::from_millis(10);
 
-/// How a backend is tied to this process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tie {
-    /// It lives on: a session of its own.
-    Detached,
-    /// It ends with this process: a group of its own, and a watcher in that group.
-    Attached,
-}
-
 /// What a process is started with.
-pub(super) struct Order {
-    pub(super) command: Command,
-    pub(super) tie: Tie,
+pub(in crate::process) struct Order {
+    pub(in crate::process) command: Command,
+    pub(in crate::process) tie: Tie,
     /// The lock for its life.
-    pub(super) life: OwnedFd,
-    pub(super) log: File,
+    pub(in crate::process) life: LifeLock,
+    pub(in crate::process) log: File,
     /// Its working directory, unless the command names one.
-    pub(super) directory: PathBuf,
+    pub(in crate::process) directory: PathBuf,
     /// How long it gets to end after SIGTERM.
-    pub(super) grace: Duration,
+    pub(in crate::process) grace: Duration,
 }
 
 impl Order {
     /// Starts the process. Blocks while it forks; to be called within a runtime.
-    pub(super) fn spawn(self) -> Result<Started, ProcessError> {
+    pub(in crate::process) fn spawn(self) -> Result<Started, ProcessError> {
         let Self {
             mut command,
             tie,
@@ -67,9 +59,10 @@ impl Order {
         if command.get_current_dir().is_none() && !is_relative {
             command.current_dir(&at);
         }
-        close_inherited_descriptors();
+        close_inherited();
         reset_ignored_signals().map_err(failed)?;
         let mut command = tokio::process::Command::from(command);
+        let (life, handed_over) = life.hand_over()?;
         command.preserved_fds(vec![life]);
         let mut wrapped = CommandWrap::from(command);
         wrapped.wrap(ResetSigmask);
@@ -88,6 +81,7 @@ impl Order {
             }
         };
         let child = spawned.map_err(failed)?;
+        handed_over.keep();
         let process = ProcessIdentity::of(child.id().unwrap_or_default());
         Ok(Started {
             process: process.clone(),
@@ -107,7 +101,7 @@ fn is_relative_path(program: &Path) -> bool {
 }
 
 /// Lets descriptors that this process inherited, or made inheritable, end at exec. Rust's own do already.
-fn close_inherited_descriptors() {
+pub(in crate::process) fn close_inherited() {
     close_fds::set_fds_cloexec_threadsafe(3, &[]);
 }
 
@@ -177,27 +171,38 @@ fn upgraded(program: &Path) -> Option<PathBuf> {
     Some(OsStr::from_bytes(path).into())
 }
 
+/// Whether a process ended as it was asked to.
+pub(in crate::process) fn is_orderly(status: ExitStatus) -> bool {
+    use std::os::unix::process::ExitStatusExt;
+
+    let asked = [Signal::TERM, Signal::INT, Signal::HUP].map(Signal::as_raw);
+    status.success()
+        || status
+            .signal()
+            .is_some_and(|signal| asked.contains(&signal))
+}
+
 /// A process that was started. Until it is [`settled`](Self::settle), dropping it ends its whole group.
-pub(super) struct Started {
-    pub(super) process: ProcessIdentity,
+pub(in crate::process) struct Started {
+    pub(in crate::process) process: ProcessIdentity,
     child: Option<Child>,
 }
 
 impl Started {
     /// Waits for its end. Returns its exit status; `None` if the system did not keep it. Cancel safe.
-    pub(super) async fn ended(&mut self) -> Option<ExitStatus> {
+    pub(in crate::process) async fn ended(&mut self) -> Option<ExitStatus> {
         self.child.as_mut()?.child.wait().await.ok()
     }
 
     /// Ends the group, and waits until it is gone.
-    pub(super) async fn give_up(mut self) {
+    pub(in crate::process) async fn give_up(mut self) {
         if let Some(child) = self.child.take() {
             child.end_group().await;
         }
     }
 
     /// Takes the process as ready.
-    pub(super) fn settle(mut self) -> Settled {
+    pub(in crate::process) fn settle(mut self) -> Settled {
         Settled(self.child.take())
     }
 }
@@ -219,12 +224,12 @@ impl Drop for Started {
 }
 
 /// A process that is ready. If it is dropped, a detached one lives on, and an attached one ends.
-pub(super) struct Settled(Option<Child>);
+pub(in crate::process) struct Settled(Option<Child>);
 
 impl Settled {
     /// Waits for its end and returns its exit status; `None` if the system did not keep it. What an attached one leaves behind
     /// in its group ends, too.
-    pub(super) async fn ended(self) -> Option<ExitStatus> {
+    pub(in crate::process) async fn ended(self) -> Option<ExitStatus> {
         let mut child = self.0?;
         let status = child.child.wait().await.ok();
         if child.watcher.is_some() {

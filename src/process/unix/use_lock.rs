@@ -7,22 +7,27 @@ use std::path::Path;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::error::ProcessError;
-use super::files::{Files, open_to_read, open_to_write};
 use crate::lock::FileSpawnLock;
+use crate::process::error::ProcessError;
+use crate::process::files::{Files, open_to_read, open_to_write};
 
 /// The lock on the file, shared or exclusive, until it is dropped.
 #[derive(Debug)]
-pub(super) struct UseLock(File);
+pub(in crate::process) struct UseLock(File);
 
 impl UseLock {
+    /// Makes the file if there is none: who may only read can share it then.
+    pub(in crate::process) fn make(files: &Files) -> Result<(), ProcessError> {
+        open_to_write(&files.in_use()).map(drop)
+    }
+
     /// Takes the lock together with other callers; `None` if the backend has it, which is leaving then.
-    pub(super) fn try_share(files: &Files) -> Result<Option<Self>, ProcessError> {
+    pub(in crate::process) fn try_share(files: &Files) -> Result<Option<Self>, ProcessError> {
         Self::try_lock(files, FlockOperation::NonBlockingLockShared)
     }
 
     /// Takes the lock for a backend that leaves; `None` if a caller has it.
-    pub(super) fn try_take(files: &Files) -> Result<Option<Self>, ProcessError> {
+    pub(in crate::process) fn try_take(files: &Files) -> Result<Option<Self>, ProcessError> {
         Self::try_lock(files, FlockOperation::NonBlockingLockExclusive)
     }
 

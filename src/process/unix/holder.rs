@@ -4,18 +4,19 @@ use std::fs::{self, Metadata};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
-use super::files::{Files, STEM};
-use super::identity::ProcessIdentity;
+use crate::process::files::{Files, STEM};
+use crate::process::identity::ProcessIdentity;
 
 /// Whether the system tells which process has a file open.
-pub(super) const KNOWS_HOLDERS: bool = cfg!(any(target_os = "linux", target_os = "android"));
+pub(in crate::process) const KNOWS_HOLDERS: bool =
+    cfg!(any(target_os = "linux", target_os = "android"));
 
 /// Finds the backend's process if no file names it: its launcher was killed right after the start.
 ///
 /// Returns the oldest process that has the lock file open and was started as this backend; `None` if there is none, or the
 /// system does not tell (all but Linux). Its children inherit both, and are younger. Whoever only looks at the lock has another
 /// environment.
-pub(super) fn holder_of(files: &Files) -> Option<ProcessIdentity> {
+pub(in crate::process) fn holder_of(files: &Files) -> Option<ProcessIdentity> {
     if !KNOWS_HOLDERS {
         return None;
     }
@@ -31,17 +32,12 @@ pub(super) fn holder_of(files: &Files) -> Option<ProcessIdentity> {
 }
 
 /// Whether a process has the lock for the backend's life. If the system does not tell, it is assumed that it has.
-pub(super) fn holds(pid: u32, files: &Files) -> bool {
+pub(in crate::process) fn holds(pid: u32, files: &Files) -> bool {
     if !KNOWS_HOLDERS {
         return true;
     }
     let life = files.life().symlink_metadata();
     life.is_ok_and(|life| has_open(pid, &life))
-}
-
-/// Whether this process inherited the lock: it has the file open. If the system does not tell, it is assumed that it did.
-pub(super) fn is_inherited(files: &Files) -> bool {
-    holds(std::process::id(), files)
 }
 
 fn has_open(pid: u32, wanted: &Metadata) -> bool {
