@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use self::error_type::ErrorType;
-use crate::budget::{ExhaustionReason, Refusal};
+use crate::budget::{ExhaustionReason, Refusal, whole_millis};
 use crate::ledger::escaped;
 use crate::lock::{LockHolder, SpawnLockError};
 use crate::util::{chain, with_sources};
@@ -172,12 +172,6 @@ pub struct BudgetExhausted {
     pub reason: Arc<ExhaustionReason>,
     /// True for exactly one of all callers of this gate that are refused since an attempt was last free: log that one.
     pub first: bool,
-}
-
-/// Rounds up, so that a caller that waits for it is not too early.
-fn whole_millis(time: Duration) -> Duration {
-    let nanos = time.subsec_nanos().next_multiple_of(1_000_000);
-    Duration::from_secs(time.as_secs()).saturating_add(Duration::from_nanos(nanos.into()))
 }
 
 impl BudgetExhausted {

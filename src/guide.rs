@@ -10,6 +10,11 @@ pub mod tool {}
 pub mod settings {}
 
 #[doc = include_str!("../docs/guide/operations.md")]
+#[doc = "\n## Metrics and log of a broker\n"]
+#[doc = "At `/metrics` of `examples/broker`, while clients wait (of each histogram, the first and the last bucket):\n"]
+#[doc = include_str!("../docs/pictures/metrics.svg")]
+#[doc = "\nIts log, with the feature `tracing`:\n"]
+#[doc = include_str!("../docs/pictures/log.svg")]
 pub mod operations {}
 
 #[doc = include_str!("../docs/guide/alternatives.md")]

@@ -58,6 +58,9 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(not(any(unix, windows)))]
+compile_error!("spawn-gate needs file locks and processes: it builds for Unix and Windows only");
+
 // docs/design.md, "Rooms", says which room may import which. Each `mod.rs` says what its room is for.
 pub mod budget;
 pub mod error;

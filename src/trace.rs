@@ -135,9 +135,9 @@ pub(crate) fn failed(error: &GateError, attempt: Option<u32>, stage: &'static st
     };
     if let Some(what) = what {
         let (key, name) = (error.key().unwrap_or_default(), error.error_type());
-        event!(WARN, key, attempt, stage, "error.type" = name, "{what}");
+        event!(WARN, %key, attempt, stage, "error.type" = name, "{what}");
         // Only here: the launcher's own words, and those of a panic.
-        event!(DEBUG, key, "error.type" = name, error = %format_args!("{error:#}"), "the error in full");
+        event!(DEBUG, %key, "error.type" = name, error = %format_args!("{error:#}"), "the error in full");
     }
 }
 
@@ -180,7 +180,7 @@ pub(crate) fn reset(key: impl FnOnce() -> Arc<str>) {
 
 #[inline]
 pub(crate) fn aborted(key: &str) {
-    event!(WARN, key, "aborted");
+    event!(WARN, %key, "aborted");
 }
 
 #[inline]

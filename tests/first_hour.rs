@@ -246,6 +246,12 @@ async fn snapshots_read_well() {
         .build();
     fail_once(&gate, key.clone()).await;
     assert_eq!(
+        gate.snapshot(key.clone()).await.to_string(),
+        "shared/cache/1.0: 1 of 1 attempts used, retry after 30s"
+    );
+    // Rounded up to milliseconds, which people can read.
+    tokio::time::advance(Duration::from_nanos(100_001)).await;
+    assert_eq!(
         gate.snapshot(key).await.to_string(),
         "shared/cache/1.0: 1 of 1 attempts used, retry after 30s"
     );

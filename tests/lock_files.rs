@@ -792,6 +792,10 @@ mod unix {
     #[test]
     fn a_file_system_where_nothing_can_be_made_is_refused() {
         for directory in ["/proc/self", "/sys/kernel"].map(Path::new) {
+            if !directory.is_dir() {
+                skipped(&format!("there is no {}", directory.display()));
+                continue;
+            }
             let path = directory.join("indexer.lock");
             assert!(matches!(
                 refusal(&path),

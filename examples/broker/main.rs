@@ -1,7 +1,7 @@
 //! An HTTP broker that starts backends on demand: a template to copy, on Unix.
 //!
 //! ```console
-//! $ cargo run --features process --example broker -- DIRECTORY 127.0.0.1:7200
+//! $ cargo run --features process,tracing --example broker -- DIRECTORY 127.0.0.1:7200
 //! $ curl -L http://127.0.0.1:7200/indexer/1.0        # starts the backend, or finds it
 //! $ curl http://127.0.0.1:7200/admin                 # keys, budgets, flights
 //! $ curl http://127.0.0.1:7200/metrics               # counters and durations, for Prometheus
@@ -14,6 +14,7 @@
 mod metrics;
 
 use std::fmt::Display;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
@@ -52,6 +53,8 @@ async fn main() -> Result<(), BoxError> {
 }
 
 async fn broker(directory: PathBuf, address: SocketAddr) -> Result<(), BoxError> {
+    // Shows what the gate records with the feature `tracing`.
+    tracing_subscriber::fmt().with_writer(io::stderr).init();
     let gate = SpawnGate::builder(FileSpawnLock::new(&directory)?)
         // A backend that dies earlier than this has not proved that it works.
         .stable_after(Duration::from_secs(10))

@@ -309,13 +309,19 @@ pub struct SpawnBudgetSnapshot<K = BackendKey> {
     pub retry_after: Option<Duration>,
 }
 
-/// `3 of 3 attempts used, retry after 12s`
+/// Rounds up, so that a caller that waits for it is not too early.
+pub(crate) fn whole_millis(time: Duration) -> Duration {
+    let nanos = time.subsec_nanos().next_multiple_of(1_000_000);
+    Duration::from_secs(time.as_secs()).saturating_add(Duration::from_nanos(nanos.into()))
+}
+
+/// `3 of 3 attempts used, retry after 12.5s`
 impl<K> fmt::Display for SpawnBudgetSnapshot<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all = self.attempts_used.saturating_add(self.remaining);
         write!(f, "{} of {all} attempts used", self.attempts_used)?;
         match self.retry_after {
-            Some(retry_after) => write!(f, ", retry after {retry_after:?}"),
+            Some(retry_after) => write!(f, ", retry after {:?}", whole_millis(retry_after)),
             None => Ok(()),
         }
     }

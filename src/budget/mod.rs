@@ -23,6 +23,7 @@ mod sweep;
 pub(crate) use self::charges::Charges;
 pub(crate) use self::clock::TimePoint;
 pub use self::clock::{BootReading, ClockReading, SharedClock, SystemClock};
+pub(crate) use self::coordinator::whole_millis;
 pub use self::coordinator::{
     AttemptId, SpawnBeginError, SpawnBudgetSnapshot, SpawnCoordinator, SpawnOutcome, SpawnPermit,
 };

@@ -89,7 +89,8 @@ where
     /// backend that starts well and dies soon after. By default, a success resets the budget at once.
     ///
     /// Report a backend that ends in an orderly way before this time with [`SpawnGate::backend_ended`]; otherwise its launch
-    /// stays charged.
+    /// stays charged. `ProcessLauncher` (feature `process`) reports the ends that it can know by itself: of a backend that was
+    /// stopped by it or is attached, and of a detached one that uses `Instance`.
     pub fn stable_after(mut self, stable_after: Duration) -> Self {
         self.policy.stable_after = Some(stable_after);
         self

@@ -98,7 +98,7 @@ where
     T: Clone + Send + Sync + 'static,
 {
     /// Creates a gate with all defaults, whose spawn locks are files in `lock_directory`. [`FileSpawnLock::new`] says what the
-    /// directory must be like.
+    /// directory must be like: on a local file system, and where nothing cleans up, such as `/run/NAME` or `$XDG_RUNTIME_DIR/NAME`.
     ///
     /// Makes a few short blocking calls.
     ///

@@ -264,7 +264,7 @@ fn is_shortage_number(number: i32) -> bool {
         .contains(&number)
 }
 
-#[cfg(windows)]
+#[cfg(not(unix))]
 fn is_shortage_number(number: i32) -> bool {
     const ERROR_TOO_MANY_OPEN_FILES: i32 = 4;
     const ERROR_NO_SYSTEM_RESOURCES: i32 = 1450;

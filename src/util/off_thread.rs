@@ -99,7 +99,7 @@ fn out_of_threads() -> io::Error {
     rustix::io::Errno::AGAIN.into()
 }
 
-#[cfg(windows)]
+#[cfg(not(unix))]
 fn out_of_threads() -> io::Error {
     io::ErrorKind::WouldBlock.into()
 }

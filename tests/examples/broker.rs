@@ -13,19 +13,25 @@ use tokio::time::timeout;
 use crate::system::lives;
 use crate::{LIMIT, eventually, example};
 
-struct Broker {
-    process: Child,
-    address: String,
+pub(crate) struct Broker {
+    pub(crate) process: Child,
+    pub(crate) address: String,
 }
 
 impl Broker {
     async fn start(directory: &TempDir) -> Self {
+        Self::start_with(directory, "2000", Stdio::inherit()).await
+    }
+
+    /// Starts a broker whose backends may take so many milliseconds to start, and which writes its log there.
+    pub(crate) async fn start_with(directory: &TempDir, start_timeout: &str, log: Stdio) -> Self {
         let mut process = Command::new(example("broker"))
             .arg(directory.path().join("broker"))
             .arg("127.0.0.1:0")
-            .env("BROKER_START_TIMEOUT_MS", "2000")
+            .env("BROKER_START_TIMEOUT_MS", start_timeout)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .unwrap();
@@ -43,16 +49,16 @@ impl Broker {
         Self { process, address }
     }
 
-    async fn get(&self, path: &str) -> Response {
+    pub(crate) async fn get(&self, path: &str) -> Response {
         request(&self.address, "GET", path).await
     }
 
-    async fn post(&self, path: &str) -> Response {
+    pub(crate) async fn post(&self, path: &str) -> Response {
         request(&self.address, "POST", path).await
     }
 
     /// Asks the broker for a backend, and that for its greeting.
-    async fn backend(&self, service: &str) -> (u32, String) {
+    pub(crate) async fn backend(&self, service: &str) -> (u32, String) {
         let redirect = self.get(&format!("/{service}/1.0")).await;
         assert_eq!(redirect.status, 307, "{redirect:?}");
         let place = redirect.header("location").unwrap();
@@ -71,17 +77,17 @@ impl Broker {
         (pid.parse().unwrap(), greeting)
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = self.process.id().unwrap();
         kill_process(Pid::from_raw(pid as i32).unwrap(), signal).unwrap();
     }
 }
 
 #[derive(Debug)]
-struct Response {
-    status: u16,
+pub(crate) struct Response {
+    pub(crate) status: u16,
     head: String,
-    body: String,
+    pub(crate) body: String,
 }
 
 impl Response {
@@ -94,7 +100,7 @@ impl Response {
     }
 }
 
-async fn request(address: &str, method: &str, path: &str) -> Response {
+pub(crate) async fn request(address: &str, method: &str, path: &str) -> Response {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
         let head =

@@ -5,6 +5,8 @@
 #[cfg(unix)]
 mod broker;
 mod cli_daemon;
+#[cfg(all(unix, feature = "tracing"))]
+mod pictures;
 #[path = "../system/mod.rs"]
 mod system;
 
@@ -34,9 +36,12 @@ fn example(name: &str) -> PathBuf {
             cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args([
                 "build",
                 "--quiet",
-                "--features=process",
                 "--example=cli_daemon",
                 "--example=broker",
+                match cfg!(feature = "tracing") {
+                    true => "--features=process,tracing",
+                    false => "--features=process",
+                },
             ]);
             assert!(cargo.status().unwrap().success());
         });

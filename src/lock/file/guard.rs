@@ -87,10 +87,11 @@ pub(super) fn acquire_with(
     let (file, can_write) = opened.map_err(|source| open_error(path, source))?;
     let identity = check_file(path, &file, filesystem)?;
     before_lock(&file);
-    lock(path, &file)?;
+    let lock = lock(path, &file)?;
     // From here on an early return drops the guard, which unlocks.
     let mut guard = SpawnLockGuard {
         identity,
+        lock,
         file,
         writer: None,
         path: path.to_path_buf(),
@@ -110,6 +111,7 @@ pub(super) fn acquire_with(
 #[must_use = "dropping the guard releases the spawn lock"]
 #[derive(Debug)]
 pub struct SpawnLockGuard {
+    lock: sys::Lock,
     /// The handle that holds the lock.
     file: File,
     /// The handle that writes, if it is not `file`.
@@ -199,7 +201,7 @@ impl SpawnLockGuard {
     /// once the lock was handed over.
     pub(super) fn unlock(&self) {
         if self.is_of_this_process() && !self.is_handed_over {
-            sys::unlock(&self.file);
+            self.lock.release(&self.file);
         }
     }
 
@@ -238,30 +240,28 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
 }
 
 /// Locks the file for this handle alone.
-fn lock(path: &Path, file: &File) -> Result<(), SpawnLockError> {
-    let mut lock = fd_lock::RwLock::new(file);
-    // The lock belongs to the open file, so forgetting this borrow keeps it.
-    tried(path, file, || lock.try_write().map(std::mem::forget))
+fn lock(path: &Path, file: &File) -> Result<sys::Lock, SpawnLockError> {
+    tried(path, file, || sys::Lock::take(file))
 }
 
 /// Whether the lock of this file is held. If not, this takes a shared lock for a moment.
 pub(super) fn is_locked(path: &Path, file: &File) -> Result<bool, SpawnLockError> {
-    let lock = fd_lock::RwLock::new(file);
-    match tried(path, file, || lock.try_read().map(drop)) {
+    match tried(path, file, || sys::lock_shared_and_release(file)) {
         Ok(()) => Ok(false),
         Err(SpawnLockError::AlreadyLocked { .. }) => Ok(true),
         Err(error) => Err(error),
     }
 }
 
-fn tried(
+fn tried<L>(
     path: &Path,
     file: &File,
-    mut try_lock: impl FnMut() -> io::Result<()>,
-) -> Result<(), SpawnLockError> {
+    mut try_lock: impl FnMut() -> io::Result<L>,
+) -> Result<L, SpawnLockError> {
     loop {
-        let Err(source) = try_lock() else {
-            return Ok(());
+        let source = match try_lock() {
+            Ok(lock) => return Ok(lock),
+            Err(source) => source,
         };
         let path = path.to_path_buf();
         return Err(match source.kind() {
@@ -446,6 +446,16 @@ mod tests {
                 ..
             })
         ));
+    }
+
+    #[test]
+    fn a_lock_is_released_also_while_a_duplicate_of_its_handle_is_open() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("backend.lock");
+        let guard = acquire_spawn_lock(&path).unwrap();
+        let _duplicate = guard.file.try_clone().unwrap();
+        drop(guard);
+        drop(acquire_spawn_lock(&path).unwrap());
     }
 
     #[test]

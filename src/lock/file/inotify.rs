@@ -195,7 +195,7 @@ fn serve(inotify: &Arc<Instance>, generation: u64) {
 }
 
 /// Whether the thread exists.
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 pub(super) fn is_running() -> bool {
     watcher().is_some()
 }

@@ -1,10 +1,15 @@
 //! The system calls of the spawn lock on Windows.
 
+use std::fmt;
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
+use std::future::{self, Future};
 use std::io;
 use std::os::windows::ffi::OsStrExt;
 use std::os::windows::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::lock::error::{FileKind, SpawnLockError, Unsafety};
@@ -64,8 +69,51 @@ pub(super) fn open_for_reading(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Closing the handle, which no child inherits, releases the lock.
-pub(super) fn unlock(_file: &File) {}
+/// A held lock. The unlocking type of `fd-lock` borrows the locking one, so both live in a future: dropping that unlocks.
+pub(super) struct Lock(Mutex<Option<KeepLocked>>);
+
+type KeepLocked = Pin<Box<dyn Future<Output = io::Error> + Send>>;
+
+impl Lock {
+    /// Locks the file for this handle and its duplicates alone, if it is not locked.
+    pub(super) fn take(file: &File) -> io::Result<Self> {
+        let mut locked: KeepLocked = Box::pin(keep_locked(file.try_clone()?));
+        match locked
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+        {
+            Poll::Ready(error) => Err(error),
+            Poll::Pending => Ok(Self(Mutex::new(Some(locked)))),
+        }
+    }
+
+    /// Unlocks before the handles are closed: after a close, the system unlocks when it has the time, and not while there is
+    /// a duplicate of the handle.
+    pub(super) fn release(&self, _file: &File) {
+        let locked = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(locked);
+    }
+}
+
+impl fmt::Debug for Lock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lock").finish_non_exhaustive()
+    }
+}
+
+/// Locks the file until the future is dropped. Returns why it could not.
+async fn keep_locked(file: File) -> io::Error {
+    let mut lock = fd_lock::RwLock::new(file);
+    match lock.try_write() {
+        Ok(_locked) => future::pending().await,
+        Err(error) => error,
+    }
+}
+
+/// Fails with `WouldBlock` if the file is locked. If not, takes a shared lock for a moment.
+pub(super) fn lock_shared_and_release(file: &File) -> io::Result<()> {
+    fd_lock::RwLock::new(file).try_read().map(drop)
+}
 
 pub(super) fn kind(metadata: &Metadata) -> Option<FileKind> {
     let kind = metadata.file_type();
