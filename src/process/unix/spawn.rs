@@ -109,8 +109,9 @@ pub(in crate::process) fn close_inherited() {
 /// (The standard library resets SIGPIPE, which every Rust program ignores.)
 fn reset_ignored_signals() -> io::Result<()> {
     // KILL and STOP cannot be ignored; what means an error of the program itself (ILL, TRAP, ABRT, BUS, FPE, SEGV, SYS) is left
-    // alone, and so are PIPE and the two of the C library. Numbers of Linux, as is the file below.
-    const LEFT_ALONE: [u32; 12] = [4, 5, 6, 7, 8, 9, 11, 13, 19, 31, 32, 33];
+    // alone, and so are PIPE and those of the C library, of which musl has three. Numbers of Linux, as is the file below.
+    const LEFT_ALONE: [u32; 13] = [4, 5, 6, 7, 8, 9, 11, 13, 19, 31, 32, 33, MUSLS];
+    const MUSLS: u32 = if cfg!(target_env = "musl") { 34 } else { 33 };
     let Ok(status) = std::fs::read_to_string("/proc/self/status") else {
         return Ok(());
     };
