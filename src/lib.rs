@@ -51,10 +51,10 @@
 //! # Features and platforms
 //!
 //! The feature `tracing` (off by default) records events and a span for each launch, see [`admin`]; [statistics](SpawnGate::statistics)
-//! need no feature. The feature `process` (off by default, Unix, Rust 1.87) has a launcher for backends that are processes. The feature `serde` (off
-//! by default) serializes snapshots, reports and their parts; keys and budgets can be deserialized, too. Linux is tested; macOS and
-//! the BSDs share its code; for Windows most of the tests were run, under wine and not on Windows itself. The gate needs a tokio
-//! runtime with time enabled.
+//! need no feature. The feature `process` (off by default, Rust 1.87) has a launcher for backends that are processes. The feature
+//! `serde` (off by default) serializes snapshots, reports and their parts; keys and budgets can be deserialized, too. Linux is tested;
+//! macOS and the BSDs share its code; for Windows most of the tests were run, under wine and not on Windows itself. The gate needs a
+//! tokio runtime with time enabled.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

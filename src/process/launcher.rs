@@ -113,8 +113,10 @@ impl<K: GateKey> ProcessLauncher<K> {
     /// flight's task: it must not block. An error of it fails the launch.
     ///
     /// The standard input and outputs of the command are replaced. It must not ask for a process group: it gets a session. A command
-    /// that runs as another user needs a working directory that this user may enter; the launcher's own is private. All processes that share the gate's locks must use the same
-    /// directory. A launch makes the directory (mode 0700) if it does not exist.
+    /// that runs as another user needs a working directory that this user may enter; the launcher's own is private. All processes
+    /// that share the gate's locks must use the same directory. A launch makes the directory (mode 0700) if it does not exist. Below
+    /// `XDG_RUNTIME_DIR`, or `/run/NAME` of a service, it is private, local and empty after a boot; keep its path short, since that of a
+    /// Unix socket in it has 107 bytes at most.
     pub fn new(
         gate: &SpawnGate<K, Backend>,
         directory: impl Into<PathBuf>,
