@@ -1,6 +1,7 @@
 //! The errors of the gate, one type for each stage.
 
 mod error_type;
+mod with_sources;
 
 use std::error::Error;
 use std::fmt;
@@ -10,10 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use self::error_type::ErrorType;
+pub use self::with_sources::{WithSources, with_sources};
 use crate::budget::{ExhaustionReason, Refusal, whole_millis};
 use crate::ledger::escaped;
 use crate::lock::{LockHolder, SpawnLockError};
-use crate::util::{chain, with_sources};
+use crate::util::{chain, write_with_sources};
 
 /// Why [`SpawnGate`](crate::SpawnGate) returned neither a permit nor a value.
 ///
@@ -120,7 +122,7 @@ impl Error for GateError {
 
 impl fmt::Display for GateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        with_sources(f, self, |f| match self {
+        write_with_sources(f, self, |f| match self {
             Self::Closed => f.write_str("the gate is closed"),
             Self::ShutDown => f.write_str("the runtime was shut down during the request"),
             error => match error.inner() {

@@ -126,7 +126,7 @@ impl Broker {
     }
 
     async fn backend_for(&self, key: BackendKey) -> Reply {
-        let launched = match self.gate.launch(key, self.launcher.clone()).await {
+        let launched = match self.launcher.get_or_launch(key).await {
             Ok(launched) => launched.value,
             Err(error) => return refused_by_gate(&error),
         };

@@ -9,7 +9,6 @@
 //!
 //! The exit status is 1 for an error, and 75 if a later try can succeed, after the time that the error names.
 
-use std::error::Error;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -17,6 +16,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use spawn_gate::admin::{LedgerReading, LockReport, Waiting, inspect_spawn_lock};
+use spawn_gate::error::with_sources;
 use spawn_gate::process::{Endpoint, Instance, Leave, ProcessLauncher, Ready, Stop};
 use spawn_gate::{BoxError, FileSpawnLock, GateError, SpawnGate};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -183,12 +183,4 @@ async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<(
     request.read_line(&mut line).await?;
     let answer = format!("{}\n", line.trim_end().to_uppercase());
     stream.write_all(answer.as_bytes()).await
-}
-
-/// The outermost error alone seldom says what to mend.
-fn with_sources(error: &dyn Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", with_sources(source)),
-        None => error.to_string(),
-    }
 }

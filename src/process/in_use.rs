@@ -65,10 +65,10 @@ impl<K: GateKey> ProcessLauncher<K> {
             key: key_label(&key).into(),
             source: SharedError::new(error),
         })?;
-        let mut launched = self.gate().launch(key.clone(), self.clone()).await?;
+        let mut launched = self.get_or_launch(key.clone()).await?;
         // A flight that began before the lock was taken may have found one that has left since.
         if launched.how == How::Joined && launched.value.process.condition() == Condition::Gone {
-            launched = self.gate().launch(key, self.clone()).await?;
+            launched = self.get_or_launch(key).await?;
         }
         Ok(InUse {
             launched,

@@ -19,15 +19,15 @@ use super::ready::{Pause, Ready};
 use super::sys;
 use super::tie::Tie;
 use crate::admin::BackendEnd;
-use crate::error::BoxError;
-use crate::flight::{BackendLauncher, Launch, LaunchPermit};
+use crate::error::{BoxError, GateError};
+use crate::flight::{BackendLauncher, Launch, LaunchPermit, Launched};
 use crate::gate::SpawnGate;
 use crate::key::GateKey;
 use crate::util::at_most_a_year;
 
 /// Launches backends that are processes, finds running ones, and ends them.
 ///
-/// A [`BackendLauncher`]: pass a clone of it to [`SpawnGate::launch`]. It is made from the gate, a directory for the files of the
+/// A [`BackendLauncher`] with a gate: [`get_or_launch`](Self::get_or_launch) passes it to [`SpawnGate::launch`]. It is made from the gate, a directory for the files of the
 /// backends, and a function that returns, for a [`Launch`], the command to run and what says that it is [`Ready`].
 ///
 /// # What a launch does
@@ -81,7 +81,7 @@ use crate::util::at_most_a_year;
 ///     redis.args(["--port", "0", "--unixsocket", "redis.sock"]);
 ///     Ok((redis, Ready::accepts(socket)))
 /// });
-/// let backend = gate.launch("redis", cache.clone()).await?.value;
+/// let backend = cache.get_or_launch("redis").await?.value;
 /// println!("process {} at {:?}", backend.pid, backend.endpoint);
 /// # Ok(())
 /// # }
@@ -202,6 +202,16 @@ impl<K: GateKey> ProcessLauncher<K> {
     /// Returns the path of a backend's log, whether or not it exists.
     pub fn log_path(&self, key: impl Into<K>) -> PathBuf {
         Files::new(&self.directory, &key.into()).log()
+    }
+
+    /// Returns the backend of `key`: the one that is running, or one that is launched now, by this call or by another one that is
+    /// waited for. The same as [`SpawnGate::launch`] with a clone of this launcher, with the same errors and cancel safety.
+    ///
+    /// # Errors
+    ///
+    /// [`GateError`]. Its source is a [`ProcessError`] if a process is the cause.
+    pub async fn get_or_launch(&self, key: impl Into<K>) -> Result<Launched<Backend>, GateError> {
+        self.gate.launch(key, self.clone()).await
     }
 
     /// Looks whether a backend is there, and whether it can be reached. Needs no right to write. Does not wait for one that is

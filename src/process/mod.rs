@@ -19,7 +19,7 @@
 //!     shell.args(["-c", "echo ready; while sleep 1; do date; done"]);
 //!     Ok((shell, Ready::line("ready")))
 //! });
-//! let backend = gate.launch("clock", clock.clone()).await?.value;
+//! let backend = clock.get_or_launch("clock").await?.value;
 //! assert_eq!(clock.find("clock").await?, Presence::Ready(backend.clone()));
 //! let stopped = clock.stop("clock", Stop::Orderly).await?;
 //! assert_eq!(stopped, Stopped::Orderly { pid: backend.pid });

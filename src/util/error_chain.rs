@@ -9,7 +9,7 @@ use super::caught;
 const MAX_ERRORS: usize = 16;
 
 /// Implements `Display` for an error: writes `message` and, for `{:#}`, the messages of the sources.
-pub(crate) fn with_sources(
+pub(crate) fn write_with_sources(
     f: &mut fmt::Formatter<'_>,
     error: &dyn Error,
     message: impl FnOnce(&mut fmt::Formatter<'_>) -> fmt::Result,
