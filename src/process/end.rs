@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::error::ProcessError;
+use super::error::{ProcessError, off_thread_call};
 use super::files::Files;
 use super::identity::{Condition, ProcessIdentity};
 use super::look::Sight;
 use super::ready::Pause;
-use super::sys::Group;
+use super::record::{Record, State};
+use super::sys::{self, Group};
 
 /// The system ends a process that got SIGKILL by itself. On a busy machine that may take longer than a short grace time.
 const LEAST_AFTER_KILL: Duration = Duration::from_secs(5);
@@ -33,7 +34,7 @@ pub(super) async fn end_process(
     manner: Manner,
 ) -> Result<bool, ProcessError> {
     // As long as the process lives: it may not lead its group (a program started by a script, say).
-    let group = process.group();
+    let group = process.group(files);
     process.ask_to_end();
     // A stopped process cannot react.
     let is_stopped = process.condition() == Condition::Stopped;
@@ -73,6 +74,9 @@ async fn is_gone(
     let mut has_told_group = false;
     loop {
         let sight = Sight::take(files).await?;
+        if sys::READS_REQUESTS {
+            ask_in_record(&sight, launch).await?;
+        }
         if process.condition() == Condition::Gone && !has_told_group {
             // Also what does not hold the lock.
             group.ask_to_end();
@@ -87,6 +91,23 @@ async fn is_gone(
             return Ok(false);
         }
     }
+}
+
+/// Says in the record that the end is wanted, unless that stands there: the backend may have written something else meanwhile.
+async fn ask_in_record(sight: &Sight, launch: Option<u64>) -> Result<(), ProcessError> {
+    let record = sight.record().filter(|record| {
+        sight.is_there()
+            && record.state != State::Leaving
+            && launch.is_none_or(|launch| launch == record.launch)
+    });
+    let (Some(record), files) = (record.cloned(), sight.files.clone()) else {
+        return Ok(());
+    };
+    let leaving = Record {
+        state: State::Leaving,
+        ..record.clone()
+    };
+    off_thread_call(move || leaving.replace(&record, &files)).await
 }
 
 /// Whether what is there was launched since. A process of the same launch is what the first one left behind.

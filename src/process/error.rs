@@ -118,8 +118,8 @@ pub enum ProcessError {
         /// The probe's error.
         source: BoxError,
     },
-    /// This process is short of descriptors or memory for a connection, so it cannot be told whether a backend can be used. Nothing
-    /// was started. A retry helps after the shortage.
+    /// This process is short of descriptors or memory for a connection, so it cannot be told whether a backend can be used; or the
+    /// endpoint is a Unix socket, on Windows. Nothing was started. A retry helps after the shortage.
     #[error("cannot connect to {endpoint}")]
     Connect {
         /// The endpoint.
@@ -181,7 +181,9 @@ impl ProcessError {
         match self {
             Self::Directory(source) => source.retry_helps(),
             Self::Spawn { source, .. } => passes(source),
-            Self::File { source, .. } | Self::Watcher(source) => is_shortage(source),
+            Self::File { source, .. } | Self::Connect { source, .. } | Self::Watcher(source) => {
+                is_shortage(source)
+            }
             Self::Unusable(unusable) => unusable.why.passes(),
             Self::NotFound { .. }
             | Self::NotExecutable { .. }
@@ -195,7 +197,6 @@ impl ProcessError {
             | Self::EndpointTaken { .. }
             | Self::Probe { .. }
             | Self::NotEnded { .. }
-            | Self::Connect { .. }
             | Self::NoThread(_) => true,
         }
     }
@@ -233,6 +234,13 @@ pub(super) async fn off_thread_call<V: Send + 'static>(
         Err(NotMade::RuntimeShutDown) => Err(ProcessError::RuntimeShutDown),
     }
 }
+
+/// What finds the processes that have a file open.
+const FINDER: &str = if cfg!(windows) {
+    "Resource Monitor"
+} else {
+    "fuser"
+};
 
 /// A backend that is there and cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -291,7 +299,7 @@ pub enum Why {
     #[error("it cannot be asked to end on this system (stop it by force)")]
     CannotBeAsked,
     /// The lock for its life is held, but its process is gone or unknown: a process that it started may hold the lock.
-    #[error("its process is gone or unknown, but something holds {} (find that, with fuser for example)", life.display())]
+    #[error("its process is gone or unknown, but something holds {} (find that, with {FINDER} for example)", life.display())]
     NoProcess {
         /// The lock file.
         life: PathBuf,

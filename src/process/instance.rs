@@ -42,6 +42,9 @@ const TAKE_PAUSE: Duration = Duration::from_millis(5);
 /// use spawn_gate::process::Instance;
 /// use tokio::io::AsyncWriteExt;
 ///
+/// # #[cfg(windows)]
+/// # fn main() {}
+/// # #[cfg(unix)]
 /// #[tokio::main]
 /// async fn main() -> Result<(), spawn_gate::BoxError> {
 ///     let instance = Instance::from_env()?.ok_or("start it with the tool")?;
@@ -116,7 +119,7 @@ impl Instance {
 
     fn of(files: Files, launch: u64) -> Result<Self, ProcessError> {
         // Else a child of this process would hold the lock for its life after its end.
-        sys::close_inherited();
+        sys::close_inherited(&files);
         let life = take_life(&files, launch)?;
         let this = ProcessIdentity::of_this_process();
         let found = Record::read(&files)?;
@@ -127,6 +130,7 @@ impl Instance {
             }
             Reading::Found(record) => Record {
                 process: Some(this),
+                reads_requests: sys::READS_REQUESTS,
                 ..*record
             },
             // Somebody deleted it meanwhile.
@@ -142,16 +146,19 @@ impl Instance {
                 ready_line: None,
                 ready_by_connection: false,
                 is_attached: false,
-                reads_requests: false,
+                was_ready: false,
+                reads_requests: sys::READS_REQUESTS,
                 status: None,
             },
         };
         record.write(&files)?;
+        let life_file = sys::identity_of(&files)
+            .map_err(|error| ProcessError::file(&files.life(), "open", error))?;
         Ok(Self {
             launch,
             record: Mutex::new(record),
             _life: life,
-            life_file: sys::identity_of(&files),
+            life_file,
             activity: watch::Sender::new(Activity {
                 calls: 0,
                 since: Instant::now(),
@@ -229,6 +236,7 @@ impl Instance {
         // First the record: the launcher leaves it alone then.
         self.update(|record| {
             record.state = State::Ready;
+            record.was_ready = true;
             record.endpoint = Some(endpoint);
         })?;
         sys::send(&message);
@@ -279,9 +287,9 @@ impl Instance {
     /// Cancel safe until it returns.
     pub async fn until_leave(&self, idle: Option<Duration>) -> std::io::Result<Leave> {
         let mut requests = Requests::new()?;
-        if sys::READS_REQUESTS {
-            // Without it, it can be ended by force only.
-            let _ = self.update(|record| record.reads_requests = true);
+        if self.is_to_leave() {
+            // It was told before this call, and may have missed it.
+            return Ok(Leave::Stopped);
         }
         let why = tokio::select! {
             () = self.idle(idle) => Leave::Idle,
@@ -327,6 +335,16 @@ impl Instance {
         }
     }
 
+    /// Whether its record says that somebody wants its end.
+    fn is_to_leave(&self) -> bool {
+        match Record::read(&self.files) {
+            Ok(Reading::Found(found)) => {
+                found.launch == self.launch && found.state == State::Leaving
+            }
+            _ => false,
+        }
+    }
+
     fn try_leave(&self) -> bool {
         // One that is not ready yet has had no chance to be called. It works on its start.
         let record = self.record.lock().unwrap_or_else(|lock| lock.into_inner());
@@ -350,7 +368,7 @@ impl Instance {
         loop {
             sleep(LOOK_AFTER).await;
             // First: if the lock is another file, the record may be that of a later launch in a moment.
-            if sys::identity_of(&self.files) != self.life_file {
+            if sys::identity_of(&self.files).is_ok_and(|found| found != self.life_file) {
                 return;
             }
             let other = match Record::read(&self.files) {
@@ -447,6 +465,24 @@ mod tests {
             .ready("127.0.0.1:1".parse::<std::net::SocketAddr>().unwrap())
             .unwrap();
         assert!(instance.try_leave());
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_missed_that_it_is_to_end_leaves_when_it_waits_for_that() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::new(directory.path(), &"indexer".to_owned());
+        let instance = Instance::of(files.clone(), 1).unwrap();
+        let Reading::Found(record) = Record::read(&files).unwrap() else {
+            panic!("it is junk");
+        };
+        let leaving = Record {
+            state: State::Leaving,
+            ..*record
+        };
+        leaving.write(&files).unwrap();
+        // It stays leaving, whatever the backend says.
+        instance.status("late").unwrap();
+        assert_eq!(instance.until_leave(None).await.unwrap(), Leave::Stopped);
     }
 
     #[test]

@@ -41,7 +41,8 @@ use crate::util::at_most_a_year;
 /// and standard error, default signal dispositions, an empty signal mask, and no descriptor of this process but the lock for its
 /// life. Its working directory is the launcher's directory, unless the command names another one, or its program by a relative path.
 /// It lives on when this process ends; [`attached`](Self::attached) ties it to this process. On Windows it gets a process group and a
-/// hidden console of its own, the lock for its life as its standard input, and leaves the job that this process may be in.
+/// hidden console of its own, the lock for its life as its standard input, and leaves the job that this process may be in, if that job lets it
+/// (else it ends with the job).
 ///
 /// The environment of the process has `SPAWN_GATE_LAUNCH` (the launch's fencing token), `SPAWN_GATE_BACKEND` (the common part of
 /// its files' paths), and `NOTIFY_SOCKET` if it is to use the notify protocol. A Rust program reads them with

@@ -58,7 +58,13 @@ impl Sight {
         };
         let process = match process {
             // A launcher that lives is about to write it.
-            None if is_life_held && !has_launcher(&reading) => holder_of(&files),
+            None if is_life_held && !has_launcher(&reading) => {
+                let launch = match &reading {
+                    Reading::Found(record) => Some(record.launch),
+                    _ => None,
+                };
+                holder_of(&files, launch)
+            }
             process => process,
         };
         Ok(Self {
@@ -210,8 +216,9 @@ impl Sight {
         record: &Record,
         wanted: &Wanted,
     ) -> Result<Presence, ProcessError> {
-        let files = self.files.clone();
-        let heir = off_thread_call(move || Ok(holder_of(&files))).await?;
+        let (files, launch) = (self.files.clone(), Some(record.launch));
+        // Of this launch: another one may have begun since the record was read.
+        let heir = off_thread_call(move || Ok(holder_of(&files, launch))).await?;
         let (Some(heir), Some(endpoint)) = (heir, &record.endpoint) else {
             return Err(self.no_process());
         };

@@ -9,6 +9,9 @@
 //! use spawn_gate::SpawnGate;
 //! use spawn_gate::process::{Backend, Presence, ProcessLauncher, Ready, Stop, Stopped};
 //!
+//! # #[cfg(windows)]
+//! # fn main() {}
+//! # #[cfg(unix)]
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), spawn_gate::BoxError> {
 //! # let temporary = tempfile::tempdir()?;
@@ -35,10 +38,12 @@
 //! # What a platform cannot do
 //!
 //! - Windows: the lock for a backend's life is an open file that nobody else can open, and that the backend inherits as its (empty)
-//!   standard input. What a program starts inherits it, too. There is no signal that every program gets: only a backend with an
+//!   standard input. What a program starts inherits it, too (not what a backend with an [`Instance`] starts, unless with that input); so
+//!   does what a C library of this process starts in the moment of a launch. There is no signal that every program gets: only a backend with an
 //!   [`Instance`] can be asked to end ([`Why::CannotBeAsked`]), and a launch that is given up is ended by force at once. The notify
 //!   protocol is for backends with an [`Instance`]; Unix sockets are not there. If the launching process is killed right after the
-//!   start, nobody knows the backend's process until it has made its [`Instance`]. The right to use the files is in the directory's
+//!   start, nobody knows the backend's process until it has made its [`Instance`]; an attached one may be left suspended, and a person
+//!   has to end it. The right to use the files is in the directory's
 //!   access control list. All this was run under wine, and not on Windows itself.
 //! - macOS and the BSDs: there is no `/proc` to ask. A process is known by its id alone, so a signal may reach another process if a
 //!   backend's id was used again while something else holds the lock for its life. A stopped process is not told from a busy

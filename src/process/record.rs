@@ -52,6 +52,8 @@ pub(super) struct Record {
     pub(super) ready_by_connection: bool,
     /// Whether it ends with the process that launched it.
     pub(super) is_attached: bool,
+    /// Whether it has said itself that it is ready.
+    pub(super) was_ready: bool,
     /// Whether it reads here that it is to end.
     pub(super) reads_requests: bool,
     /// What it last said about its start.
@@ -134,6 +136,9 @@ impl Record {
         if self.is_attached {
             line("attached", "yes".to_owned());
         }
+        if self.was_ready {
+            line("was", "ready".to_owned());
+        }
         if self.reads_requests {
             line("reads", "requests".to_owned());
         }
@@ -184,6 +189,7 @@ impl Record {
             ready_line: words("ready-line"),
             ready_by_connection: value("ready-by") == Some("connection"),
             is_attached: value("attached") == Some("yes"),
+            was_ready: value("was") == Some("ready"),
             reads_requests: value("reads") == Some("requests"),
             status: words("status").map(|said| status(&said)),
         })
@@ -279,6 +285,7 @@ mod tests {
             ready_line: Some("ready to\taccept".to_owned()),
             ready_by_connection: true,
             is_attached: true,
+            was_ready: true,
             reads_requests: true,
             status: None,
         }
@@ -296,6 +303,7 @@ mod tests {
                 ready_line: None,
                 ready_by_connection: false,
                 is_attached: false,
+                was_ready: false,
                 reads_requests: false,
                 status: Some("loading 3 %".to_owned()),
                 ..record()

@@ -37,7 +37,13 @@ impl<K: GateKey> ProcessLauncher<K> {
         command: Command,
         ready: Ready,
     ) -> Result<Backend, BoxError> {
-        if let Some(Endpoint::Unix(path)) = &ready.endpoint {
+        if let Some(endpoint @ Endpoint::Unix(path)) = &ready.endpoint {
+            if cfg!(windows) {
+                return Err(before_start(ProcessError::Connect {
+                    endpoint: endpoint.clone(),
+                    source: std::io::ErrorKind::Unsupported.into(),
+                }));
+            }
             if let Some(limit) = Endpoint::excess(path) {
                 let path = path.clone();
                 return Err(before_start(ProcessError::SocketPathTooLong {
@@ -122,6 +128,7 @@ impl<K: GateKey> ProcessLauncher<K> {
             },
             ready_by_connection: matches!(ready.sign, Sign::Accepts),
             is_attached: self.tie == Tie::Attached,
+            was_ready: false,
             reads_requests: false,
             status: None,
         }
@@ -260,7 +267,9 @@ async fn publish(start: Start) -> Result<Backend, ProcessError> {
         let ready = Record {
             state: State::Ready,
             // A program that forked and exited has another process now. The lock file may be deleted, so it stands here, too.
-            process: main.or_else(|| forked(&started, &files)).or(Some(started)),
+            process: main
+                .or_else(|| forked(&started, &files, record.launch))
+                .or(Some(started)),
             ..record
         };
         match Record::read(&files)? {
@@ -278,9 +287,9 @@ async fn publish(start: Start) -> Result<Backend, ProcessError> {
 }
 
 /// The backend's process, if the one that was started has ended.
-fn forked(started: &ProcessIdentity, files: &Files) -> Option<ProcessIdentity> {
+fn forked(started: &ProcessIdentity, files: &Files, launch: u64) -> Option<ProcessIdentity> {
     let has_ended = started.condition() == Condition::Gone;
-    has_ended.then(|| holder_of(files)).flatten()
+    has_ended.then(|| holder_of(files, Some(launch))).flatten()
 }
 
 /// The lock for a backend's life.

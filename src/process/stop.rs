@@ -52,7 +52,7 @@ pub enum Stop {
     /// [`until_leave`](super::Instance::until_leave) can be asked to end.
     Orderly,
     /// SIGTERM, and SIGKILL for its process group if it has not ended after [`grace`](ProcessLauncher::grace). On Windows, its process
-    /// and those that it started are terminated; at once, if it cannot be asked.
+    /// and those that it started are terminated, but for other backends of the directory; at once, if it cannot be asked.
     Force,
 }
 
@@ -103,7 +103,8 @@ impl<K: GateKey> ProcessLauncher<K> {
                 ..record.clone()
             };
             let files = files.clone();
-            // It only says that the end is wanted. On a full disk the backend ends all the same.
+            // It only says that the end is wanted. On a full disk the backend gets its signal all the same; where there is none,
+            // this is written again, and an error is returned.
             let _ = off_thread_call(move || leaving.replace(&record, &files)).await;
         }
         // If that takes too long, it is still leaving: it may finish its work first, and refuse new.

@@ -33,7 +33,9 @@ impl<K: GateKey> ProcessLauncher<K> {
                 .is_some_and(|record| record.state == State::Leaving);
             // A program that forked and exited goes on as another process, whose end nobody can wait for.
             let is_of_another = status.is_some_and(|status| status.success())
-                && (has_forked || seen.is_some_and(Sight::is_there) && goes_on(&files).await);
+                && (has_forked
+                    || seen.is_some_and(Sight::is_there)
+                        && goes_on(&files, launch.fencing_token).await);
             let end = match status {
                 _ if is_wanted => BackendEnd::orderly(launch.fencing_token),
                 _ if is_of_another => return,
@@ -48,10 +50,10 @@ impl<K: GateKey> ProcessLauncher<K> {
     }
 }
 
-/// Whether what holds the lock for a backend's life is of that backend, and not a launch that has just begun. If the system does
-/// not tell, it is assumed to be.
-async fn goes_on(files: &Files) -> bool {
+/// Whether what holds the lock for a backend's life is of that launch, and not of one that has just begun. If the system does not
+/// tell, it is assumed to be.
+async fn goes_on(files: &Files, launch: u64) -> bool {
     let files = files.clone();
-    let found = off_thread_call(move || Ok(holder_of(&files))).await;
+    let found = off_thread_call(move || Ok(holder_of(&files, Some(launch)))).await;
     found.is_ok_and(|holder| holder.is_some()) || !KNOWS_HOLDERS
 }

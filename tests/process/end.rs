@@ -533,3 +533,37 @@ async fn a_program_that_hands_over_once_it_is_ready_and_exits_is_found_and_ended
     assert_eq!(stopped, Stopped::Orderly { pid });
     assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
 }
+
+#[tokio::test]
+async fn what_a_newer_launch_has_started_is_not_taken_for_the_backend_of_an_older_record() {
+    let scene = Scene::new();
+    let outer = scene.outer();
+    let socket = outer.join("program.sock");
+    let launcher = scene.launcher(move |_| {
+        let ready = Ready::accepts(socket.clone());
+        Ok((role_in("program", &outer), ready))
+    });
+    let launched = scene.gate.launch("a", launcher.clone()).await;
+    let backend = launched.unwrap().value;
+    // As a look finds it that has read the last record right before the launch replaced it.
+    let mut ended = sh("exit 0").spawn().unwrap();
+    ended.wait().unwrap();
+    let record = fs::read_to_string(scene.file(".backend")).unwrap();
+    let older = record.lines().map(|line| match line.split_once(' ') {
+        Some(("launch", _)) => format!("launch {}\n", backend.launch - 1),
+        Some(("process", rest)) => {
+            let (_, place) = rest.rsplit_once(' ').unwrap();
+            format!("process {} 1 {place}\n", ended.id())
+        }
+        _ => format!("{line}\n"),
+    });
+    fs::write(scene.file(".backend"), older.collect::<String>()).unwrap();
+    let found = launcher.find("a").await;
+    assert!(
+        matches!(&found, Err(ProcessError::Unusable(unusable)) if matches!(unusable.why, Why::NoProcess { .. })),
+        "{found:?}"
+    );
+    fs::write(scene.file(".backend"), record).unwrap();
+    launcher.stop("a", Stop::Force).await.unwrap();
+    assert!(!lives(backend.pid));
+}

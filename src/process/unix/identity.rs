@@ -7,6 +7,7 @@ use rustix::process::{
     test_kill_process_group,
 };
 
+use crate::process::files::Files;
 use crate::process::identity::{Condition, ProcessIdentity};
 
 impl ProcessIdentity {
@@ -82,7 +83,7 @@ impl ProcessIdentity {
 
     /// Sends a signal to the process. False if it is gone, or cannot be told from a later one.
     fn signal(&self, signal: Signal) -> bool {
-        if !self.may_be_signalled() {
+        if !self.may_be_signalled(self.condition()) {
             return false;
         }
         let sent = self.raw().map(|pid| kill_process(pid, signal));
@@ -90,7 +91,7 @@ impl ProcessIdentity {
     }
 
     /// The group that the process is in; the one that it may lead if that is not known, or is the group of this process.
-    pub(in crate::process) fn group(&self) -> Group {
+    pub(in crate::process) fn group(&self, _files: &Files) -> Group {
         let own = getpgrp().as_raw_nonzero().get().unsigned_abs();
         let group = stat(self.pid)
             .filter(|stat| Some(stat.started) == self.started && stat.group != own)
@@ -125,9 +126,11 @@ impl ProcessIdentity {
 
     /// Whether the process lives, or may live, and cannot be signalled from here: in another container, or as another user.
     pub(in crate::process) fn is_out_of_reach(&self) -> bool {
-        match self.condition() {
+        // Once: it may end at any moment.
+        let condition = self.condition();
+        match condition {
             Condition::Gone => false,
-            _ if !self.may_be_signalled() => true,
+            _ if !self.may_be_signalled(condition) => true,
             _ => matches!(
                 self.raw().map(test_kill_process),
                 Some(Err(rustix::io::Errno::PERM))
@@ -135,8 +138,8 @@ impl ProcessIdentity {
         }
     }
 
-    fn may_be_signalled(&self) -> bool {
-        match self.condition() {
+    fn may_be_signalled(&self, condition: Condition) -> bool {
+        match condition {
             Condition::Running | Condition::Stopped => true,
             Condition::Gone => false,
             // Where the system tells no start times, the lock for the backend's life has to do.

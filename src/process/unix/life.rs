@@ -76,10 +76,13 @@ pub(in crate::process) fn is_inherited(files: &Files) -> bool {
     holds(std::process::id(), files)
 }
 
-/// Which file the lock is on.
-pub(in crate::process) fn identity_of(files: &Files) -> Option<(u64, u64)> {
-    let found = files.life().symlink_metadata().ok();
-    found.map(|found| (found.dev(), found.ino()))
+/// Which file the lock is on; `None` if there is none.
+pub(in crate::process) fn identity_of(files: &Files) -> io::Result<Option<(u64, u64)>> {
+    match files.life().symlink_metadata() {
+        Ok(found) => Ok(Some((found.dev(), found.ino()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The file that names the backend's process: that of the lock itself, which is not replaced.

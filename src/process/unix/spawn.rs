@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 
 use super::life::LifeLock;
 use crate::process::error::ProcessError;
+use crate::process::files::Files;
 use crate::process::identity::ProcessIdentity;
 use crate::process::tie::Tie;
 
@@ -59,7 +60,7 @@ impl Order {
         if command.get_current_dir().is_none() && !is_relative {
             command.current_dir(&at);
         }
-        close_inherited();
+        close_inherited_descriptors();
         reset_ignored_signals().map_err(failed)?;
         let mut command = tokio::process::Command::from(command);
         let (life, handed_over) = life.hand_over()?;
@@ -101,8 +102,13 @@ fn is_relative_path(program: &Path) -> bool {
 }
 
 /// Lets descriptors that this process inherited, or made inheritable, end at exec. Rust's own do already.
-pub(in crate::process) fn close_inherited() {
+fn close_inherited_descriptors() {
     close_fds::set_fds_cloexec_threadsafe(3, &[]);
+}
+
+/// Keeps the lock for this backend's life, and other descriptors that it inherited, from its children.
+pub(in crate::process) fn close_inherited(_files: &Files) {
+    close_inherited_descriptors();
 }
 
 /// Gives signals that this process ignores a handler that does nothing: exec resets handlers, and keeps what is ignored.

@@ -39,10 +39,10 @@ pub(in crate::process) fn open(
 }
 
 pub(in crate::process) fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    patiently(|| std::fs::rename(from, to), || to.is_file())
+    patiently(|| std::fs::rename(from, to), || from.is_file())
 }
 
-/// Tries again for a tenth of a second while somebody else uses the file.
+/// Tries again, and blocks the thread for a tenth of a second at most, while somebody else uses the file.
 fn patiently<V>(
     mut attempt: impl FnMut() -> io::Result<V>,
     may_pass: impl Fn() -> bool,
@@ -52,7 +52,6 @@ fn patiently<V>(
         match attempt() {
             Err(error) if is_in_use(&error) && tries < TRIES && may_pass() => {
                 tries += 1;
-                // This is a thread of the blocking pool.
                 std::thread::sleep(PAUSE);
             }
             done => return done,

@@ -1,6 +1,9 @@
 //! Processes, by their id and the time of their creation, and ending them.
 
 use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use winsafe::co::{ERROR, PROCESS, TH32CS, WAIT};
 use winsafe::guard::CloseHandleGuard;
@@ -8,6 +11,7 @@ use winsafe::{HPROCESS, HPROCESSLIST};
 
 use crate::process::files::Files;
 use crate::process::identity::{Condition, ProcessIdentity};
+use crate::process::record::read_process;
 
 /// The exit code of what is ended by force, as the task manager sets it.
 const ENDED: u32 = 1;
@@ -16,7 +20,10 @@ const ENDED: u32 = 1;
 pub(in crate::process) const KNOWS_HOLDERS: bool = false;
 
 /// Finds the backend's process if no file names it. The system does not tell.
-pub(in crate::process) fn holder_of(_files: &Files) -> Option<ProcessIdentity> {
+pub(in crate::process) fn holder_of(
+    _files: &Files,
+    _launch: Option<u64>,
+) -> Option<ProcessIdentity> {
     None
 }
 
@@ -77,8 +84,8 @@ impl ProcessIdentity {
     }
 
     /// The process and those that it started, and so on.
-    pub(in crate::process) fn group(&self) -> Group {
-        Group(self.clone())
+    pub(in crate::process) fn group(&self, files: &Files) -> Group {
+        Group::of(self, files.directory())
     }
 
     /// Whether the process lives, or may live, and cannot be ended from here: it belongs to another user.
@@ -90,10 +97,20 @@ impl ProcessIdentity {
     }
 }
 
-/// A process and its descendants.
-pub(in crate::process) struct Group(ProcessIdentity);
+/// A process and its descendants, without this process and without the other backends of a directory: those are detached.
+pub(in crate::process) struct Group {
+    root: ProcessIdentity,
+    directory: PathBuf,
+}
 
 impl Group {
+    pub(super) fn of(root: &ProcessIdentity, directory: &Path) -> Self {
+        Self {
+            root: root.clone(),
+            directory: directory.to_path_buf(),
+        }
+    }
+
     /// Does nothing, see [`ProcessIdentity::ask_to_end`].
     pub(in crate::process) fn ask_to_end(&self) {}
 
@@ -106,25 +123,59 @@ impl Group {
 
     /// The process first, each after its parent.
     fn members(&self) -> Vec<ProcessIdentity> {
-        let mut members = vec![self.0.clone()];
-        let mut known = HashSet::from([self.0.pid]);
+        let mut members = vec![self.root.clone()];
+        let mut known = HashSet::from([self.root.pid, std::process::id()]);
+        known.extend(backends_in(&self.directory));
+        let now = FileTime::now();
         let all = processes();
         let mut next = 0;
         while let Some(parent) = members.get(next).cloned() {
             next += 1;
+            let same = ProcessIdentity::of(parent.pid);
+            if same.started.is_some() && same.started != parent.started {
+                // Its id is that of a later process by now, and so are the children.
+                continue;
+            }
             for &(pid, of) in &all {
                 if of != parent.pid || known.contains(&pid) {
                     continue;
                 }
                 let child = ProcessIdentity::of(pid);
-                // A parent's id may be that of a later process by now.
-                if child.started.is_some() && child.started >= parent.started {
+                // Not one from before its parent's id was that of the parent, nor one that got its own id since.
+                let is_child = child
+                    .started
+                    .is_some_and(|at| Some(at) >= parent.started && at <= now.0);
+                if is_child {
                     known.insert(pid);
                     members.push(child);
                 }
             }
         }
         members
+    }
+}
+
+/// The ids of the backends that the files of a directory name.
+fn backends_in(directory: &Path) -> Vec<u32> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names
+        .filter_map(|name| Files::from_stem(&directory.join(name.strip_suffix(".process")?)))
+        .filter_map(|files| read_process(&files).ok().flatten())
+        .map(|process| process.pid)
+        .collect()
+}
+
+/// A moment in units of 100 ns since 1601, as the system counts it.
+struct FileTime(u64);
+
+impl FileTime {
+    fn now() -> Self {
+        const SECONDS_TO_1970: u64 = 11_644_473_600;
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+        let since_1970 = since_1970.unwrap_or_default();
+        let units = since_1970.as_nanos() / 100;
+        Self(SECONDS_TO_1970 * 10_000_000 + u64::try_from(units).unwrap_or(u64::MAX / 2))
     }
 }
 
@@ -143,7 +194,7 @@ fn open(pid: u32, access: PROCESS) -> Result<CloseHandleGuard<HPROCESS>, ERROR> 
     HPROCESS::OpenProcess(access, false, pid)
 }
 
-/// When a process was created, in units of 100 ns since 1601.
+/// When a process was created, see [`FileTime`].
 fn created(process: &HPROCESS) -> Option<u64> {
     let (created, ..) = process.GetProcessTimes().ok()?;
     Some(u64::from(created.dwHighDateTime) << 32 | u64::from(created.dwLowDateTime))
@@ -163,6 +214,6 @@ mod tests {
         assert_eq!(earlier.condition(), Condition::Gone);
         // Does nothing, or the test ends here.
         earlier.kill();
-        earlier.group().kill();
+        Group::of(&earlier, Path::new("missing")).kill();
     }
 }

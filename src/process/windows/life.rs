@@ -55,15 +55,20 @@ impl LifeLock {
 pub(in crate::process) fn is_inherited(files: &Files) -> bool {
     let input = file::information(HandleRef::stdin());
     let input = input.map(|found| (found.volume_serial_number(), found.file_index()));
-    input.is_ok_and(|input| Some(input) == identity_of(files))
+    input.is_ok_and(|input| identity_of(files).ok().flatten() == Some(input))
 }
 
-/// Which file the lock is on.
-pub(in crate::process) fn identity_of(files: &Files) -> Option<(u64, u64)> {
+/// Which file the lock is on; `None` if there is none.
+pub(in crate::process) fn identity_of(files: &Files) -> io::Result<Option<(u64, u64)>> {
     // Access to attributes only, which nobody can refuse to share.
-    let opened = options(SHARE_ALL).access_mode(0).open(files.life()).ok()?;
-    let found = file::information(&opened).ok()?;
-    Some((found.volume_serial_number(), found.file_index()))
+    match options(SHARE_ALL).access_mode(0).open(files.life()) {
+        Ok(opened) => {
+            let found = file::information(&opened)?;
+            Ok(Some((found.volume_serial_number(), found.file_index())))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The file that names the backend's process: not that of the lock, which nobody else can read.

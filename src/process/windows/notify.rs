@@ -39,7 +39,9 @@ impl Notifications {
             let files = self.files.clone();
             let reading = off_thread_call(move || Record::read(&files)).await;
             if let Ok(Reading::Found(record)) = reading {
-                if record.launch == self.launch && record.state != State::Starting {
+                // One that was asked to end may have been ready before.
+                let is_ready = record.state == State::Ready || record.was_ready;
+                if record.launch == self.launch && is_ready {
                     return Ok(Message {
                         is_ready: true,
                         status: record.status,

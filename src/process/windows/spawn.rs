@@ -14,8 +14,10 @@ use windows::Win32::System::Threading::{
 };
 
 use super::handles;
-use super::life::LifeLock;
+use super::identity::Group;
+use super::life::{LifeLock, is_inherited};
 use crate::process::error::ProcessError;
+use crate::process::files::Files;
 use crate::process::identity::ProcessIdentity;
 use crate::process::tie::Tie;
 
@@ -55,7 +57,7 @@ impl Order {
         let at = match command.get_current_dir() {
             Some(named) => named.to_owned(),
             None if is_relative => PathBuf::from("."),
-            None => directory,
+            None => directory.clone(),
         };
         let failed = |error| spawn_error(&program, &at, error);
         let errors = log.try_clone().map_err(failed)?;
@@ -69,7 +71,7 @@ impl Order {
         let mut wrapped = CommandWrap::from(tokio::process::Command::from(command));
         let flags = CREATE_NEW_PROCESS_GROUP | CREATE_NO_WINDOW;
         let child = match tie {
-            Tie::Detached => detach(&mut wrapped, flags),
+            Tie::Detached => detach(wrapped, flags),
             Tie::Attached => wrapped
                 .wrap(CreationFlags(flags))
                 .wrap(KillOnDrop)
@@ -83,6 +85,7 @@ impl Order {
             child: Some(Child {
                 child,
                 process,
+                directory,
                 grace,
             }),
         })
@@ -92,22 +95,28 @@ impl Order {
 /// Starts the process outside of the job that this process may be in, and that may end with it; or inside, if the job does not
 /// allow that.
 fn detach(
-    command: &mut CommandWrap,
+    mut command: CommandWrap,
     flags: PROCESS_CREATION_FLAGS,
 ) -> io::Result<Box<dyn ChildWrapper>> {
-    handles::keep();
+    handles::keep_outputs();
     command.wrap(CreationFlags(flags | CREATE_BREAKAWAY_FROM_JOB));
     match command.spawn() {
         Err(error) if error.raw_os_error() == Some(ERROR_ACCESS_DENIED) => {
+            // A wrapper with other flags would not replace the first one.
+            let mut command = CommandWrap::from(command.into_command());
             command.wrap(CreationFlags(flags)).spawn()
         }
         spawned => spawned,
     }
 }
 
-/// Does nothing: the standard library makes handles that no child inherits. Others that this process inherited, besides its standard
-/// handles, stay as they are: there is no list of them.
-pub(in crate::process) fn close_inherited() {}
+/// Keeps the lock for this backend's life, its standard input, from its children. (The standard library makes handles that no child
+/// inherits. Others that this process inherited stay as they are: there is no list of them.)
+pub(in crate::process) fn close_inherited(files: &Files) {
+    if is_inherited(files) {
+        handles::keep_input();
+    }
+}
 
 fn spawn_error(program: &Path, at: &Path, source: io::Error) -> ProcessError {
     if source.raw_os_error() == Some(ERROR_DIRECTORY) || !at.is_dir() {
@@ -185,6 +194,8 @@ impl Settled {
 struct Child {
     child: Box<dyn ChildWrapper>,
     process: ProcessIdentity,
+    /// That of the backends' files.
+    directory: PathBuf,
     grace: Duration,
 }
 
@@ -195,7 +206,7 @@ impl Child {
     }
 
     fn end(&mut self) {
-        self.process.group().kill();
+        Group::of(&self.process, &self.directory).kill();
         // The job, of an attached one.
         let _ = self.child.start_kill();
     }
