@@ -72,7 +72,10 @@ pub(super) fn acquire_with(
     before_lock: impl FnOnce(&File),
 ) -> Result<SpawnLockGuard, SpawnLockError> {
     // The working directory may change while the lock is held.
-    let absolute = std::path::absolute(path).map_err(|source| sys::open_error(path, source))?;
+    let absolute = match path.is_absolute() {
+        true => path.to_path_buf(),
+        false => std::path::absolute(path).map_err(|source| sys::open_error(path, source))?,
+    };
     check_directory(path, filesystem)?;
     let opened = match kind {
         // A network file system may need a writable descriptor for an exclusive lock.

@@ -71,15 +71,11 @@ impl LockFile {
         slot: Option<Slot>,
     ) -> Result<Tried, SpawnLockError> {
         let path = &*self.path;
-        let mut before = LedgerReading::NotKept;
+        let mut before = None;
         let mut mends = 0;
         let tried = loop {
             let tried = acquire_with(path, self.filesystem, kind, |file| {
-                if self.keeps_ledger {
-                    // Unreadable: it is unknown what the holder wrote.
-                    let read = record::Bytes::read(file);
-                    before = read.map_or(LedgerReading::Unreadable, |bytes| bytes.ledger());
-                }
+                before = self.keeps_ledger.then(|| record::Bytes::read(file));
             });
             let mended = match tried {
                 Err(error) if mends < MOST_MENDS => self.home.mend(path, error),
@@ -95,7 +91,12 @@ impl LockFile {
             Err(SpawnLockError::AlreadyLocked { path }) => {
                 return Ok(Tried::Held {
                     lock: path,
-                    ledger: before,
+                    ledger: match before {
+                        None => LedgerReading::NotKept,
+                        Some(Ok(bytes)) => bytes.ledger(),
+                        // It is unknown what the holder wrote.
+                        Some(Err(_)) => LedgerReading::Unreadable,
+                    },
                 });
             }
             Err(error) => return Err(error),
