@@ -33,13 +33,13 @@ impl<K: GateKey, T> Leader<K, T> {
             return false;
         }
         let has_looked = this.known.can_look;
-        let begin = this
+        let charged = this
             .flight
             .charge_and_begin_launch(policy, has_looked, is_for_caller, now);
-        if begin.is_none() {
+        if charged.is_none() {
             return false;
         }
-        this.attempt = begin;
+        this.attempt = charged;
         this.is_launching = true;
         this.launch_began = Some(now);
         this.trace_launching();
