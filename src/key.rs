@@ -265,5 +265,5 @@ pub(crate) fn key_label<K: GateKey>(key: &K) -> String {
 }
 
 fn hex_digit(nibble: u8) -> char {
-    char::from_digit(u32::from(nibble), 16).unwrap_or('0')
+    char::from(b"0123456789abcdef"[usize::from(nibble)])
 }

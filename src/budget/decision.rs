@@ -308,10 +308,11 @@ impl KeyState {
 
     /// Whether a refusal must be checked first.
     fn is_check_due(&self, policy: &BudgetPolicy, can_look: bool, now: Instant) -> bool {
-        let is_old = self
-            .checked_at
-            .is_none_or(|at| now.saturating_duration_since(at) >= CHECKED_FOR);
-        (policy.is_in_ledger && is_old) || (can_look && (is_old || !self.has_looked))
+        let is_old = || {
+            let at = self.checked_at;
+            at.is_none_or(|at| now.saturating_duration_since(at) >= CHECKED_FOR)
+        };
+        (policy.is_in_ledger && is_old()) || (can_look && (!self.has_looked || is_old()))
     }
 
     fn refusal(&self, retry_after: Duration) -> Refusal {

@@ -135,7 +135,9 @@ impl<K: GateKey, T> Entry<K, T> {
             .enter(policy, number, can_look, now.into_std())
         {
             Admission::Follow(number) => {
-                let flight = state.flight.get_or_insert_with(|| InProgress::new(now));
+                let flight = state
+                    .flight
+                    .get_or_insert_with(|| InProgress::new(false, now));
                 return Ok(Role::Follow(self.flight(number), flight.follow()));
             }
             Admission::Lead => None,
@@ -147,7 +149,8 @@ impl<K: GateKey, T> Entry<K, T> {
                 });
             }
         };
-        state.flight = Some(InProgress::new(now));
+        // A leader that can look has a launcher, so a task leads.
+        state.flight = Some(InProgress::new(can_look, now));
         Ok(Role::Lead(Begun {
             flight: self.flight(number),
             at: now,

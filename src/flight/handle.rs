@@ -33,17 +33,12 @@ impl<K, T> Flight<K, T> {
         self.step(InProgress::follow)
     }
 
-    /// Advances it to a stage.
-    pub(crate) fn advance(&self, to: Stage) {
+    /// Advances it to a stage, in which the leader waits for that holder.
+    pub(crate) fn advance(&self, to: Stage, waiting_for: Option<Arc<LockHolder>>) {
         self.step(|flight| {
             flight.stage = to;
-            flight.waiting_for = None;
+            flight.waiting_for = waiting_for;
         });
-    }
-
-    /// Records the holder that the leader waits for.
-    pub(crate) fn note_holder(&self, holder: Arc<LockHolder>) {
-        self.step(|flight| flight.waiting_for = Some(holder));
     }
 
     /// The holder that the leader waits for, if it waits for the lock.
@@ -71,11 +66,14 @@ impl<K, T> Flight<K, T> {
         self.step(InProgress::hand_to_caller)?
     }
 
-    /// Charges the attempt to this process's own count and advances the flight to the launch, for a caller that gets the permit.
-    /// Returns `None` and changes nothing if no attempt is free or the flight has ended.
+    /// Charges the attempt to this process's own count and advances the flight to the launch, in one step. `has_looked`: a look
+    /// found no backend. `is_for_caller`: a caller gets the permit. Returns `None` and begins nothing if no attempt is free or the
+    /// flight has ended.
     pub(crate) fn charge_and_begin_launch(
         &self,
         policy: &BudgetPolicy,
+        has_looked: bool,
+        is_for_caller: bool,
         now: Instant,
     ) -> Option<Attempt> {
         let mut state = self.entry.state();
@@ -83,20 +81,16 @@ impl<K, T> Flight<K, T> {
         let flight = flight
             .as_mut()
             .filter(|_| key_state.is_in_flight(self.number))?;
-        if flight.begin_launch().is_some() || flight.hand_to_caller().is_some() {
+        if flight.interrupt.is_some() {
             return None;
         }
-        match key_state.charge(policy, false, now.into_std()) {
-            Ok(attempt) => {
-                flight.attempt_number = Some(attempt.number);
-                Some(attempt)
-            }
-            Err(_) => {
-                flight.stage = Stage::Lock;
-                flight.is_with_caller = false;
-                None
-            }
+        let attempt = key_state.charge(policy, has_looked, now.into_std()).ok()?;
+        flight.attempt_number = Some(attempt.number);
+        flight.begin_launch();
+        if is_for_caller {
+            flight.hand_to_caller();
         }
+        Some(attempt)
     }
 
     /// Charges the attempt to this process's own count. `has_looked`: a look found no backend.
@@ -202,9 +196,8 @@ impl<K, T> Flight<K, T> {
         interrupted.unwrap_or(Poll::Pending)
     }
 
-    /// Counts the leader's caller among the waiting callers until the guard is dropped.
-    pub(crate) fn count_asker(&self) -> Asker<'_, K, T> {
-        self.step(|flight| flight.has_asker = true);
+    /// The leader's caller, which counts among the waiting callers from the begin of the flight until the guard is dropped.
+    pub(crate) fn asker(&self) -> Asker<'_, K, T> {
         Asker(self)
     }
 
@@ -233,6 +226,13 @@ impl<K: GateKey, T> Flight<K, T> {
 /// The leader's caller, while it waits.
 #[derive(Debug)]
 pub(crate) struct Asker<'a, K, T>(&'a Flight<K, T>);
+
+impl<K, T> Asker<'_, K, T> {
+    /// The flight has ended, so nothing counts any more.
+    pub(crate) fn answered(self) {
+        std::mem::forget(self);
+    }
+}
 
 impl<K, T> Drop for Asker<'_, K, T> {
     fn drop(&mut self) {
@@ -286,7 +286,7 @@ mod tests {
         assert!(!elder.end(policy, Outcome::LeaderGone, false, failed(), |_| ()));
         assert!(younger.is_in_progress(), "ended by its predecessor");
         assert!(!elder.is_in_progress());
-        elder.advance(Stage::Launch);
+        elder.advance(Stage::Launch, None);
         elder.note_charged(77);
         assert!(elder.interrupt(GateError::Closed).is_none());
         let (usage, flight) = entry.snapshot(policy, Instant::now());

@@ -1,6 +1,7 @@
 //! A held spawn lock, and the leader's turn at its ledger.
 
 use std::future::Future;
+use std::pin::pin;
 use std::time::Duration;
 
 use crate::budget::{ClockReading, Settlement};
@@ -85,7 +86,7 @@ impl HeldLock {
         let limit = call_limit(&*self.lease);
         let record = self.session.as_ref().map(|session| session.to_write());
         // A panic of the lock must not turn a success into a failure.
-        let settled = CatchPanic::new(self.lease.settle(record));
+        let settled = pin!(CatchPanic::new(self.lease.settle(record)));
         match lazy_timeout(limit, settled).await {
             Some(Ok(settled)) => settled,
             Some(Err(message)) => Err(SpawnLockError::Service {
@@ -117,7 +118,7 @@ pub(crate) async fn answered<V>(
     limit: Duration,
     call: impl Future<Output = Result<V, SpawnLockError>>,
 ) -> Result<V, SpawnLockError> {
-    lazy_timeout(limit, call)
+    lazy_timeout(limit, pin!(call))
         .await
         .unwrap_or(Err(SpawnLockError::Unresponsive { after: limit }))
 }

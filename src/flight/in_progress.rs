@@ -33,13 +33,14 @@ pub(super) struct InProgress<T> {
 }
 
 impl<T> InProgress<T> {
-    pub(super) fn new(now: Instant) -> Box<Self> {
+    /// `has_asker`: a task leads, and the caller waits for that.
+    pub(super) fn new(has_asker: bool, now: Instant) -> Box<Self> {
         Box::new(Self {
             stage: Stage::Lock,
             began: now,
             attempt_number: None,
             waiting_for: None,
-            has_asker: false,
+            has_asker,
             is_with_caller: false,
             interrupt: None,
             leader: None,

@@ -1,5 +1,6 @@
 //! The leader: the only owner of its flight, its attempt and its held lock.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -7,7 +8,7 @@ use tokio::time::Instant;
 
 use super::entry::{Begun, Flight};
 use super::held_lock::HeldLock;
-use super::outcome::{Outcome, Step};
+use super::outcome::{Ending, Outcome, Step};
 use super::shared::{Shared, UnlockedLedger};
 use crate::budget::{Attempt, BudgetUpdate, ExhaustionReason, Refusal, Settlement};
 use crate::error::{
@@ -99,7 +100,7 @@ impl<K: GateKey, T> Leader<K, T> {
     pub(crate) fn call_off_launch(&mut self) {
         self.is_launching = false;
         self.launch_began = None;
-        self.flight.advance(Stage::Lock);
+        self.flight.advance(Stage::Lock, None);
     }
 
     /// Takes back a charge in the ledger while the lock is held, if it can be written: a shortage before the launch is not the
@@ -168,18 +169,23 @@ impl<K: GateKey, T> Leader<K, T> {
 
     /// Settles attempt and ledger, releases the lock, and publishes the outcome, in this order: a caller that gets the outcome
     /// finds the lock free and the ledger settled. Returns the outcome that all callers get.
-    pub(crate) async fn end(mut self, outcome: Outcome<T>) -> Outcome<T>
+    ///
+    /// All of this happens at once if nothing is to be waited for.
+    pub(crate) fn end(
+        mut self,
+        outcome: Outcome<T>,
+    ) -> Ending<T, impl Future<Output = Outcome<T>> + use<K, T>>
     where
         T: Clone,
     {
         match self.settle_now() {
-            Some(Ok(())) => self.publish(outcome),
+            Some(Ok(())) => Ending::Ended(Some(self.publish(outcome))),
             Some(Err(error)) => {
                 let outcome = self.lost(outcome, error);
-                self.publish(outcome)
+                Ending::Ended(Some(self.publish(outcome)))
             }
-            // Boxed, to keep this future small.
-            None => Box::pin(self.settle_and_publish(outcome)).await,
+            // Boxed, to keep the futures of callers small.
+            None => Ending::Settling(Box::pin(self.settle_and_publish(outcome))),
         }
     }
 

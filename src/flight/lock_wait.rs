@@ -97,10 +97,7 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
 
     /// Shows that the flight waits for the lock, and for whom.
     fn show_wait(&self, wait: &LockWait) {
-        self.flight.advance(Stage::Lock);
-        if let Some(holder) = &wait.holder {
-            self.flight.note_holder(Arc::clone(holder));
-        }
+        self.flight.advance(Stage::Lock, wait.holder.clone());
     }
 
     /// Shows a wait that takes long, once.

@@ -1,5 +1,9 @@
 //! The outcome of a flight, and the watch channel that takes it to the followers.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use tokio::sync::watch::{Receiver, Sender};
 use tokio::time::{Instant, timeout_at};
 
@@ -43,6 +47,28 @@ pub(crate) fn lock_failed<T>(error: GateError) -> Outcome<T> {
             Outcome::LeaderGone
         }
         error => Outcome::Failed(error),
+    }
+}
+
+/// The end of a flight: the outcome, or the future that yields it.
+#[must_use]
+pub(crate) enum Ending<T, F> {
+    /// `None` once it was yielded.
+    Ended(Option<Outcome<T>>),
+    Settling(Pin<Box<F>>),
+}
+
+/// The outcome is never pinned.
+impl<T, F> Unpin for Ending<T, F> {}
+
+impl<T, F: Future<Output = Outcome<T>>> Future for Ending<T, F> {
+    type Output = Outcome<T>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Outcome<T>> {
+        match self.get_mut() {
+            Self::Ended(outcome) => outcome.take().map_or(Poll::Pending, Poll::Ready),
+            Self::Settling(settling) => settling.as_mut().poll(context),
+        }
     }
 }
 

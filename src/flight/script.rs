@@ -1,8 +1,10 @@
 //! The order of a leader's steps, from the begin of its flight to the end. See "Data flow" in docs/design.md.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
+
+use tokio::time::Instant;
 
 use super::entry::Flight;
 use super::launcher::BackendLauncher;
@@ -20,7 +22,16 @@ use crate::util::caught;
 /// Takes all steps up to the permit that need no waiting, for a leader without a launcher. `false`, with nothing changed, if the
 /// lock is not free, or there is a ledger to write or a refusal to check.
 pub(crate) fn prepare_now<K: GateKey, T>(leader: &mut Leader<K, T>) -> bool {
-    leader.take_lock_now() && leader.verify_and_charge_now()
+    if !leader.take_lock_now() {
+        return false;
+    }
+    // No clock is read on this path.
+    let began = leader.began;
+    let is_ready = leader.verify_and_charge_now(true, began);
+    if !is_ready {
+        drop(leader.held.take());
+    }
+    is_ready
 }
 
 /// Takes all steps up to the permit. Without a launcher, it skips the looks for a running backend.
@@ -36,13 +47,17 @@ pub(crate) async fn prepare<K: GateKey, T: 'static>(
             leader.look(launcher).await?;
             leader.confirm_refusal().await?;
         }
-        leader.take_lock(&mut wait, launcher).await?;
+        // Boxed, here and below, to keep this future small.
+        Box::pin(leader.take_lock(&mut wait, launcher)).await?;
     }
     loop {
         let mut charged = Ok(());
         if leader.attempt.is_none() {
             // The lock was held by another since the last look, or there is no ledger to tell.
             leader.look(launcher).await?;
+            if leader.verify_and_charge_now(false, Instant::now()) {
+                return Ok(());
+            }
             charged = leader.charge().await?;
         }
         let ready = match charged {
@@ -56,18 +71,28 @@ pub(crate) async fn prepare<K: GateKey, T: 'static>(
         if error.is_lost() {
             leader.count_lock_lost();
         }
-        wait.began_at(leader.began, &leader.shared);
-        // A lock that did not answer is not asked again.
-        if !error.is_lost() && !matches!(error, SpawnLockError::Unresponsive { .. }) {
-            leader.take_back_charge().await;
-        }
-        wait.note_error(error, leader.flight.key())
-            .map_err(lock_failed)?;
-        leader.let_go();
-        wait.until_released(&leader.shared, leader.flight.key())
-            .await;
-        leader.take_lock(&mut wait, launcher).await?;
+        Box::pin(take_lock_again(leader, &mut wait, error, launcher)).await?;
     }
+}
+
+/// Lets go of a lock that cannot be verified or written to, and takes it again, if that may help.
+async fn take_lock_again<K: GateKey, T: 'static>(
+    leader: &mut Leader<K, T>,
+    wait: &mut LockWait,
+    error: SpawnLockError,
+    launcher: Option<&dyn BackendLauncher<K, T>>,
+) -> Step<T> {
+    wait.began_at(leader.began, &leader.shared);
+    // A lock that did not answer is not asked again.
+    if !error.is_lost() && !matches!(error, SpawnLockError::Unresponsive { .. }) {
+        leader.take_back_charge().await;
+    }
+    wait.note_error(error, leader.flight.key())
+        .map_err(lock_failed)?;
+    leader.let_go();
+    wait.until_released(&leader.shared, leader.flight.key())
+        .await;
+    leader.take_lock(wait, launcher).await
 }
 
 /// Leads a flight to its end and returns the outcome.
@@ -78,7 +103,10 @@ where
     L: BackendLauncher<K, T>,
 {
     let flight = leader.flight.clone();
-    let prepared = or_interrupted(&flight, prepare(&mut leader, Some(&launcher))).await;
+    let prepared = {
+        let preparing = pin!(prepare(&mut leader, Some(&launcher)));
+        or_interrupted(&flight, preparing).await
+    };
     let (launched, leader) = match prepared {
         Ok(()) => launch(leader, &launcher).await,
         Err(outcome) => (outcome, leader),
@@ -132,8 +160,11 @@ where
         });
         notice
     });
-    let launching = call(limit, notice, async || launcher.launch(&permit).await);
-    let launched = or_interrupted(&flight, or_lost(&permit, launching)).await;
+    let launched = {
+        let launching = pin!(call(limit, notice, async || launcher.launch(&permit).await));
+        let launching = pin!(or_lost(&permit, launching));
+        or_interrupted(&flight, launching).await
+    };
     let mut leader = permit.into_leader();
     let outcome = match launched {
         Ok(Ok(Ok(value))) => Outcome::Launched(value),
@@ -150,9 +181,8 @@ where
 /// Awaits a step, unless an operator ends the flight first.
 pub(crate) async fn or_interrupted<K, T, V>(
     flight: &Flight<K, T>,
-    step: impl Future<Output = Step<T, V>>,
+    mut step: Pin<&mut impl Future<Output = Step<T, V>>>,
 ) -> Step<T, V> {
-    let mut step = pin!(step);
     poll_fn(|context| match step.as_mut().poll(context) {
         Poll::Ready(ended) => Poll::Ready(ended),
         Poll::Pending => {
@@ -166,9 +196,8 @@ pub(crate) async fn or_interrupted<K, T, V>(
 /// Awaits the launcher, unless the lock is lost first.
 async fn or_lost<K: GateKey, T, V>(
     permit: &LaunchPermit<K, T>,
-    launching: impl Future<Output = V>,
+    mut launching: Pin<&mut impl Future<Output = V>>,
 ) -> Step<T, V> {
-    let mut launching = pin!(launching);
     let at_once = poll_fn(|context| Poll::Ready(launching.as_mut().poll(context)));
     if let Poll::Ready(launched) = at_once.await {
         return Ok(launched);

@@ -1,5 +1,6 @@
 //! The steps of a flight, each with its deadline. A step that ends the flight returns the outcome as its error.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,23 +23,27 @@ use crate::lock::SpawnLockError;
 use crate::util::{CatchPanic, lazy_timeout_with_notice};
 
 impl<K: GateKey, T> Leader<K, T> {
-    /// Verifies a lock that was taken without waiting, charges the attempt, and begins the launch, in one step. Returns false and
-    /// releases the lock if one of these is not possible without waiting.
-    pub(crate) fn verify_and_charge_now(&mut self) -> bool {
+    /// Verifies the lock, charges the attempt to this process's own count, and begins the launch, in one step. Returns false if
+    /// one of these is not possible without waiting, or a ledger keeps the count. `is_for_caller`: a caller gets the permit.
+    pub(crate) fn verify_and_charge_now(&mut self, is_for_caller: bool, now: Instant) -> bool {
         let this = &mut **self;
-        let verified = this.held.as_ref().and_then(HeldLock::verify_now);
-        if matches!(verified, Some(Ok(()))) {
-            let policy = &this.shared.policy;
-            this.attempt = this.flight.charge_and_begin_launch(policy, this.began);
-            this.is_launching = this.attempt.is_some();
-            // No clock is read on this path.
-            this.launch_began = this.attempt.map(|_| this.began);
-            this.trace_launching();
+        let policy = &this.shared.policy;
+        let held = this.held.as_ref().filter(|_| !policy.is_in_ledger);
+        if !matches!(held.and_then(HeldLock::verify_now), Some(Ok(()))) {
+            return false;
         }
-        if !this.is_launching {
-            drop(this.held.take());
+        let has_looked = this.known.can_look;
+        let charged = this
+            .flight
+            .charge_and_begin_launch(policy, has_looked, is_for_caller, now);
+        if charged.is_none() {
+            return false;
         }
-        this.is_launching
+        this.attempt = charged;
+        this.is_launching = true;
+        this.launch_began = Some(now);
+        this.trace_launching();
+        true
     }
 
     /// Takes the lock if it keeps no ledger and needs no waiting.
@@ -74,7 +79,7 @@ impl<K: GateKey, T> Leader<K, T> {
         };
         let this = &mut **self;
         this.known.can_look = true;
-        this.flight.advance(Stage::Discover);
+        this.flight.advance(Stage::Discover, None);
         let limit = this.shared.timeouts.discover;
         let key = this.flight.key();
         let on_wait = this.shared.on_wait.as_ref();
@@ -207,7 +212,7 @@ pub(crate) async fn call<V>(
     call: impl AsyncFnOnce() -> Result<V, BoxError>,
 ) -> Result<Result<V, BoxError>, NoAnswer> {
     // A launcher can panic before it returns a future, too.
-    let called = CatchPanic::new(async { call().await });
+    let called = pin!(CatchPanic::new(async { call().await }));
     match lazy_timeout_with_notice(limit, LONG_WAIT, notice, called).await {
         Some(Ok(returned)) => Ok(returned),
         Some(Err(message)) => Err(NoAnswer::Panicked(message)),

@@ -95,12 +95,12 @@ async fn serve<K, T>(
     // Most callers collect at once; then no timer is needed.
     yield_now().await;
     // Ends when the caller has collected the permit, is gone, or is too late, or an operator ends the flight.
-    let collected_or_ended = poll_fn(|context| {
+    let collected_or_ended = pin!(poll_fn(|context| {
         if caller.poll_closed(context).is_ready() {
             return Poll::Ready(Outcome::LeaderGone);
         }
         flight.poll_interrupted(context).map(Outcome::Failed)
-    });
+    }));
     let outcome = lazy_timeout(UNCOLLECTED_FOR, collected_or_ended).await;
     let outcome = outcome.unwrap_or(Outcome::LeaderGone);
     let uncollected = mailbox.swap(Collected::Ended(outcome.clone()));
@@ -123,7 +123,8 @@ where
     T: Clone + Send + Sync + 'static,
 {
     let prepared = {
-        let mut preparing = pin!(or_interrupted(flight, prepare(&mut leader, None)));
+        let preparing = pin!(prepare(&mut leader, None));
+        let mut preparing = pin!(or_interrupted(flight, preparing));
         poll_fn(|context| {
             if caller.poll_closed(context).is_ready() {
                 return Poll::Ready(Err(Outcome::LeaderGone));

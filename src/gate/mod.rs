@@ -10,6 +10,7 @@ mod builder;
 mod detached;
 
 use std::fmt;
+use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -138,50 +139,40 @@ where
     ///
     /// Outside of a tokio runtime with time enabled. Tokio's timer also panics if that runtime is shut down while the future is
     /// polled on another one.
-    pub async fn acquire(&self, key: impl Into<K>) -> Result<Acquired<K, T>, GateError> {
+    pub fn acquire(
+        &self,
+        key: impl Into<K>,
+    ) -> impl Future<Output = Result<Acquired<K, T>, GateError>> + Send {
         let mut key = key.into();
-        let hash = self.shared.registry.hash(&key);
-        let mut follow_until = None;
-        loop {
-            let shard = self.shared.registry.shard(hash).await;
-            let role = self.enter(shard, key, hash, false)?;
-            let (flight, joined) = match role {
-                Role::Follow(flight, outcome) => {
-                    let joined = self.follow(&flight, outcome, &mut follow_until).await?;
-                    (flight, joined)
-                }
-                Role::Lead(mut leader) => {
-                    if prepare_now(&mut leader) {
-                        self.count(hash, Request::Led);
-                        return Ok(Acquired::Led(LaunchPermit::new(leader)));
+        // A block, since an `async fn` has room for its arguments twice, and followers are many.
+        async move {
+            let hash = self.shared.registry.hash(&key);
+            let mut follow_until = None;
+            loop {
+                let shard = self.shared.registry.shard(hash).await;
+                let role = self.enter(shard, key, hash, false)?;
+                let (flight, mut outcome) = match role {
+                    Role::Follow(flight, outcome) => (flight, outcome),
+                    Role::Lead(mut leader) => {
+                        if prepare_now(&mut leader) {
+                            self.count(hash, Request::Led);
+                            return Ok(Acquired::Led(LaunchPermit::new(leader)));
+                        }
+                        let flight = leader.flight.clone();
+                        match Box::pin(self.collect(leader)).await? {
+                            Some(acquired) => return Ok(acquired),
+                            // This caller did not collect its permit in time.
+                            None => key = flight.key().clone(),
+                        }
+                        continue;
                     }
-                    let flight = leader.flight.clone();
-                    match Box::pin(collect_permit(leader)).await {
-                        Collected::Permit(permit) => {
-                            let Some(error) = flight.hand_to_caller() else {
-                                self.count(hash, Request::Led);
-                                return Ok(Acquired::Led(permit));
-                            };
-                            // An operator has ended the flight meanwhile.
-                            let mut leader = permit.into_leader();
-                            leader.call_off_launch();
-                            leader.end(Outcome::Failed(error.clone())).await;
-                            return Err(self.returned(flight.hash(), error));
-                        }
-                        Collected::Ended(outcome) => {
-                            let joined = self.joined(&flight, outcome)?;
-                            (flight, joined)
-                        }
-                        Collected::TaskLost(why) => {
-                            return Err(self.returned(flight.hash(), task_lost(&flight, &why)));
-                        }
-                    }
+                };
+                let joined = self.follow(&flight, &mut outcome, &mut follow_until);
+                match joined.await? {
+                    Some(value) => return Ok(Acquired::Joined(value)),
+                    // The leader is gone.
+                    None => key = flight.key().clone(),
                 }
-            };
-            match joined {
-                Some(value) => return Ok(Acquired::Joined(value)),
-                // The other leader is gone, or this caller did not collect its permit in time.
-                None => key = flight.key().clone(),
             }
         }
     }
@@ -222,33 +213,59 @@ where
     /// # Examples
     ///
     /// See [`launcher_fn`](crate::launcher_fn) and [`BackendLauncher`].
-    pub async fn launch(
+    pub fn launch(
         &self,
         key: impl Into<K>,
         launcher: impl BackendLauncher<K, T>,
-    ) -> Result<Launched<T>, GateError> {
+    ) -> impl Future<Output = Result<Launched<T>, GateError>> + Send {
         let mut key = key.into();
-        let hash = self.shared.registry.hash(&key);
-        let mut follow_until = None;
-        loop {
-            let shard = self.shared.registry.shard(hash).await;
-            let role = self.enter(shard, key, hash, true)?;
-            let (flight, outcome) = match role {
-                Role::Follow(flight, outcome) => (flight, outcome),
-                Role::Lead(leader) => {
-                    let flight = leader.flight.clone();
-                    let span = leader.span.clone();
-                    // Boxed, since a task is moved a few times before it runs.
-                    let leading = span.instrument(Box::pin(lead(leader, launcher)));
-                    return self.led(&flight, tokio::spawn(leading), follow_until).await;
+        // A block, since an `async fn` has room for its arguments twice.
+        async move {
+            let hash = self.shared.registry.hash(&key);
+            let mut follow_until = None;
+            loop {
+                let shard = self.shared.registry.shard(hash).await;
+                let role = self.enter(shard, key, hash, true)?;
+                let (flight, mut outcome) = match role {
+                    Role::Follow(flight, outcome) => (flight, outcome),
+                    Role::Lead(leader) => {
+                        let flight = leader.flight.clone();
+                        let span = leader.span.clone();
+                        // Boxed, since a task is moved a few times before it runs.
+                        let leading = span.instrument(Box::pin(lead(leader, launcher)));
+                        return self.led(&flight, tokio::spawn(leading), follow_until).await;
+                    }
+                };
+                let joined = self.follow(&flight, &mut outcome, &mut follow_until);
+                if let Some(value) = joined.await? {
+                    let how = How::Joined;
+                    return Ok(Launched { value, how });
                 }
-            };
-            let joined = self.follow(&flight, outcome, &mut follow_until).await?;
-            if let Some(value) = joined {
-                let how = How::Joined;
-                return Ok(Launched { value, how });
+                key = flight.key().clone();
             }
-            key = flight.key().clone();
+        }
+    }
+
+    /// Acquires the permit of a leader that has to wait for it. `None` means retry.
+    async fn collect(&self, leader: Leader<K, T>) -> Result<Option<Acquired<K, T>>, GateError> {
+        let flight = leader.flight.clone();
+        match collect_permit(leader).await {
+            Collected::Permit(permit) => {
+                let Some(error) = flight.hand_to_caller() else {
+                    self.count(flight.hash(), Request::Led);
+                    return Ok(Some(Acquired::Led(permit)));
+                };
+                // An operator has ended the flight meanwhile.
+                let mut leader = permit.into_leader();
+                leader.call_off_launch();
+                leader.end(Outcome::Failed(error.clone())).await;
+                Err(self.returned(flight.hash(), error))
+            }
+            Collected::Ended(outcome) => {
+                let joined = self.joined(&flight, outcome)?;
+                Ok(joined.map(Acquired::Joined))
+            }
+            Collected::TaskLost(why) => Err(self.returned(flight.hash(), task_lost(&flight, &why))),
         }
     }
 
@@ -299,7 +316,7 @@ where
     async fn follow(
         &self,
         flight: &Flight<K, T>,
-        mut outcome: OutcomeReceiver<T>,
+        outcome: &mut OutcomeReceiver<T>,
         until: &mut Option<Instant>,
     ) -> Result<Option<T>, GateError> {
         let deadline = self.follow_until(until);
@@ -335,10 +352,11 @@ where
         leading: JoinHandle<Outcome<T>>,
         mut until: Option<Instant>,
     ) -> Result<Launched<T>, GateError> {
-        let _asker = flight.count_asker();
+        let asker = flight.asker();
         let deadline = self.follow_until(&mut until);
         let led = Box::pin(timeout_at(deadline, leading)).await;
         let led = led.map_err(|_| self.timed_out(flight))?;
+        asker.answered();
         let (value, how) = match led {
             Ok(Outcome::Launched(value)) => {
                 self.count(flight.hash(), Request::Led);
@@ -407,5 +425,57 @@ fn task_lost<K: GateKey, T>(flight: &Flight<K, T>, why: &JoinError) -> GateError
         LaunchError::task_panicked(flight.label()).into()
     } else {
         GateError::ShutDown
+    }
+}
+
+// The feature adds a span to each leader.
+#[cfg(all(test, target_pointer_width = "64", not(feature = "tracing")))]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+    use crate::key::{BackendKey, BrokerInstanceKey};
+    use crate::lock::InMemorySpawnLock;
+
+    /// So large is the future of a follower, without its key. It is moved into a task, and followers are many.
+    const MOST_OF_A_REQUEST: usize = 512;
+
+    /// The C library's allocator takes a slower way for what is larger than 1,032 bytes.
+    const MOST_OF_A_FLIGHT: usize = 1024;
+
+    /// The outcome, and the permit.
+    const MOST_OF_A_SETTLEMENT: usize = 96;
+
+    /// Returns what a future yields that needs no waiting.
+    fn ready<F: Future>(future: F) -> F::Output {
+        let context = &mut Context::from_waker(Waker::noop());
+        match pin!(future).poll(context) {
+            Poll::Ready(output) => output,
+            Poll::Pending => panic!("it waits"),
+        }
+    }
+
+    #[test]
+    fn the_futures_of_a_request_are_small() {
+        let gate: SpawnGate<BackendKey, u64> = SpawnGate::builder(InMemorySpawnLock::new()).build();
+        let key = || BackendKey::new(BrokerInstanceKey::Shared, "indexer", "1.0");
+        let most = MOST_OF_A_REQUEST + size_of::<BackendKey>();
+        let launcher = crate::launcher_fn(|_| async { Ok(None) }, |_| async { Ok(1) });
+        assert!(size_of_val(&gate.launch(key(), launcher)) <= most);
+        let hash = gate.shared.registry.hash(&key());
+        let shard = ready(gate.shared.registry.shard(hash));
+        let Ok(Role::Lead(leader)) = gate.enter(shard, key(), hash, true) else {
+            panic!("nobody else asks");
+        };
+        assert!(size_of_val(&lead(leader, launcher)) <= MOST_OF_A_FLIGHT);
+        let acquiring = gate.acquire(key());
+        assert!(size_of_val(&acquiring) <= most);
+        let Ok(Acquired::Led(permit)) = ready(acquiring) else {
+            panic!("nobody else asks");
+        };
+        let settling = permit.succeed(1);
+        assert!(size_of_val(&settling) <= MOST_OF_A_SETTLEMENT);
+        ready(settling).unwrap();
     }
 }

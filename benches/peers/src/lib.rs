@@ -4,10 +4,12 @@
 //! contenders in turn, and `report` writes down what came out.
 
 pub mod clock;
+pub mod file_by_hand;
 pub mod flights;
 pub mod keys;
 pub mod measure;
 pub mod other;
 pub mod paths;
 pub mod report;
+pub mod targets;
 pub mod watchdog;

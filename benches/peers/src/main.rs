@@ -14,7 +14,7 @@ use spawn_gate::BackendKey;
 
 type Measured = (&'static str, fn(&str, &mut Findings));
 
-const PATHS: [Measured; 16] = [
+const PATHS: [Measured; 17] = [
     ("100 followers", |path, findings| {
         findings.flights.push(fan_in::fan_in(path, 100));
     }),
@@ -46,6 +46,9 @@ const PATHS: [Measured; 16] = [
     }),
     ("permit with the file lock", |path, findings| {
         findings.others.push(file_lock::file_lock(path));
+    }),
+    ("launch with the file lock", |path, findings| {
+        findings.others.push(file_lock::launch(path));
     }),
     ("cold key, ready after 200 ms", |path, findings| {
         findings.others.push(processes::processes(path));

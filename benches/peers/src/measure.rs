@@ -66,6 +66,8 @@ pub struct Line {
     pub worst: f64,
     /// The median over the rounds of this contender's time to the reference's time in the same round.
     pub ratio: f64,
+    /// What each round took.
+    pub samples: Vec<f64>,
 }
 
 /// What all contenders took on one path.
@@ -77,6 +79,18 @@ pub struct Comparison {
     pub reference: String,
     /// The contenders, in the order they were given.
     pub lines: Vec<Line>,
+}
+
+impl Comparison {
+    /// Returns the median over the rounds of one contender's time to another's.
+    pub fn ratio(&self, of: &str, to: &str) -> Option<f64> {
+        let samples = |name| {
+            let line = self.lines.iter().find(|line| line.name == name)?;
+            Some(line.samples.iter())
+        };
+        let ratios = samples(of)?.zip(samples(to)?).map(|(of, to)| of / to);
+        Some(median(ratios))
+    }
 }
 
 /// Runs the contenders in rounds; in each, another one goes first.
@@ -135,6 +149,7 @@ pub fn line(name: String, samples: &[f64], base: &[f64]) -> Line {
         minimum: samples.iter().copied().fold(f64::INFINITY, f64::min),
         worst: samples.iter().copied().fold(0.0, f64::max),
         ratio: median(samples.iter().zip(base).map(|(ours, base)| ours / base)),
+        samples: samples.to_vec(),
     }
 }
 

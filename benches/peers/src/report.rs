@@ -4,9 +4,11 @@ use std::fmt::Write;
 use std::io;
 use std::thread::available_parallelism;
 
+use crate::flights::without;
 use crate::measure::{Comparison, Line};
 use crate::paths::crowd::Crowd;
 use crate::paths::memory::Memory;
+use crate::targets::{MOST_BYTES, MOST_IDLE_CALLS, TARGETS};
 use crate::watchdog::Seen;
 
 /// What came out of one run.
@@ -96,11 +98,69 @@ fn markdown(findings: &Findings) -> String {
         "Medians of one run on {cores} cores; in brackets the ratio, in the same rounds, to {}.\n",
         references(&findings.flights)
     );
+    targets_table(&mut text, findings);
     flights_table(&mut text, findings);
     others_table(&mut text, findings);
     crowds_table(&mut text, findings);
     memory_table(&mut text, findings);
     text
+}
+
+fn targets_table(text: &mut String, findings: &Findings) {
+    row(text, ["path", "", "beside", "to reach", "reached"]);
+    row(text, ["---"; 5]);
+    for target in TARGETS {
+        let comparisons = findings.flights.iter().chain(&findings.others);
+        let ratios = comparisons
+            .filter(|comparison| comparison.path == target.path)
+            .filter_map(|comparison| comparison.ratio(target.of, target.to));
+        for ratio in ratios {
+            let to_reach = format!("{:.2}x", target.at_most);
+            let ratio = reached(format!("{ratio:.2}x"), ratio <= target.at_most);
+            row(text, [target.path, target.of, target.to, &to_reach, &ratio]);
+        }
+    }
+    if let Some(Ok(calls)) = findings.idle_calls {
+        let is_reached = calls <= MOST_IDLE_CALLS;
+        let (most, calls) = (format!("{MOST_IDLE_CALLS:.0}"), format!("{calls:.0}"));
+        let calls = reached(calls, is_reached);
+        row(
+            text,
+            [
+                "system calls a second of a process that waits",
+                "",
+                "",
+                &most,
+                &calls,
+            ],
+        );
+    }
+    if let Some(memory) = findings.memory.first() {
+        let is_reached = memory.in_window <= MOST_BYTES && memory.left == 0;
+        let most = format!("{MOST_BYTES} / 0");
+        let bytes = reached(
+            format!("{} / {}", memory.in_window, memory.left),
+            is_reached,
+        );
+        row(
+            text,
+            [
+                "bytes a key in its window / left when idle",
+                "",
+                "",
+                &most,
+                &bytes,
+            ],
+        );
+    }
+    text.push('\n');
+}
+
+fn reached(value: String, is_reached: bool) -> String {
+    match is_reached {
+        true => value,
+        false => format!("**{value}**, not reached"),
+    }
 }
 
 /// Returns the references, each with the paths that it is one of.
@@ -118,8 +178,8 @@ fn flights_table(text: &mut String, findings: &Findings) {
         .flights
         .iter()
         .map(|comparison| comparison.path.as_str());
-    row(text, ["", "at once"].into_iter().chain(paths));
-    row(text, (0..findings.flights.len() + 2).map(|_| "---"));
+    row(text, ["", "without", "at once"].into_iter().chain(paths));
+    row(text, (0..findings.flights.len() + 3).map(|_| "---"));
     let Some(first) = findings.flights.first() else {
         return;
     };
@@ -131,7 +191,8 @@ fn flights_table(text: &mut String, findings: &Findings) {
             let line = comparison.lines.iter().find(|line| line.name == name);
             line.map_or(String::new(), cell)
         });
-        row(text, [name.to_owned(), most].into_iter().chain(times));
+        let head = [name.to_owned(), without(name).to_owned(), most];
+        row(text, head.into_iter().chain(times));
     }
     text.push('\n');
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::descriptors::Slot;
 use super::sys;
@@ -72,7 +73,10 @@ pub(super) fn acquire_with(
     before_lock: impl FnOnce(&File),
 ) -> Result<SpawnLockGuard, SpawnLockError> {
     // The working directory may change while the lock is held.
-    let absolute = std::path::absolute(path).map_err(|source| sys::open_error(path, source))?;
+    let absolute = match path.is_absolute() {
+        true => path.to_path_buf(),
+        false => std::path::absolute(path).map_err(|source| sys::open_error(path, source))?,
+    };
     check_directory(path, filesystem)?;
     let opened = match kind {
         // A network file system may need a writable descriptor for an exclusive lock.
@@ -97,7 +101,7 @@ pub(super) fn acquire_with(
         path: path.to_path_buf(),
         absolute,
         pid: std::process::id(),
-        is_handed_over: false,
+        is_let_go: AtomicBool::new(false),
         slot: None,
     };
     guard.verify()?;
@@ -121,8 +125,8 @@ pub struct SpawnLockGuard {
     identity: SpawnLockFileIdentity,
     /// The process that took the lock.
     pid: u32,
-    /// Whether the lock now belongs to whoever has a copy of the descriptor.
-    is_handed_over: bool,
+    /// Whether the lock is released, or now belongs to whoever has a copy of the descriptor.
+    is_let_go: AtomicBool,
     /// Counts the descriptors, if they count. Dropped after the files are closed.
     slot: Option<Slot>,
 }
@@ -170,11 +174,11 @@ impl SpawnLockGuard {
     ///
     /// If there is no descriptor for the copy. The lock is released.
     #[cfg(unix)]
-    pub fn hand_over(mut self) -> io::Result<std::os::fd::OwnedFd> {
+    pub fn hand_over(self) -> io::Result<std::os::fd::OwnedFd> {
         use std::os::fd::AsFd;
 
         let copy = self.file.as_fd().try_clone_to_owned()?;
-        self.is_handed_over = true;
+        self.is_let_go.store(true, Ordering::Relaxed);
         Ok(copy)
     }
 
@@ -198,9 +202,9 @@ impl SpawnLockGuard {
     }
 
     /// Releases the lock before the handles are closed. Does nothing in a forked child, which shares the lock with its parent, or
-    /// once the lock was handed over.
+    /// once the lock was released or handed over.
     pub(super) fn unlock(&self) {
-        if self.is_of_this_process() && !self.is_handed_over {
+        if !self.is_let_go.swap(true, Ordering::Relaxed) && self.is_of_this_process() {
             self.lock.release(&self.file);
         }
     }

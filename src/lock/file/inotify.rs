@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::fs::File;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -18,6 +19,8 @@ use std::thread;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use tokio::sync::watch::{Receiver, Sender};
+
+use super::descriptors::Slot;
 
 /// A holder has its lock file open for writing, so closing it is an event, also when the process dies.
 pub(super) const EVENTS: WatchFlags = WatchFlags::CLOSE_WRITE
@@ -36,7 +39,12 @@ struct Watcher {
     generation: u64,
     /// By the kernel's number for the file. Each waiter of a file has a receiver.
     files: HashMap<i32, Sender<()>>,
+    /// For the thread to close.
+    done_with: Vec<Arc<Probe>>,
 }
+
+/// The file that a waiter probes, and its place among those that may be open.
+pub(super) type Probe = (File, Slot);
 
 /// An inotify instance of the kernel.
 struct Instance(OwnedFd);
@@ -46,6 +54,7 @@ pub(super) struct FileWatch {
     generation: u64,
     number: i32,
     changed: Receiver<()>,
+    probe: Option<Arc<Probe>>,
 }
 
 fn watcher() -> MutexGuard<'static, Option<Watcher>> {
@@ -72,6 +81,11 @@ impl FileWatch {
         Some(started.subscribe(number))
     }
 
+    /// Keeps a file open as long as the watch, and then lets the thread close it.
+    pub(super) fn keep(&mut self, probe: Arc<Probe>) {
+        self.probe = Some(probe);
+    }
+
     /// Returns when an event of the file has come since the last call. Dropping the future loses none.
     pub(super) async fn changed(&mut self) {
         if self.changed.changed().await.is_err() {
@@ -91,6 +105,7 @@ impl Drop for FileWatch {
         if let Entry::Occupied(file) = watcher.files.entry(self.number) {
             if file.get().receiver_count() == 1 {
                 file.remove();
+                watcher.done_with.extend(self.probe.take());
                 let _ = inotify::remove_watch(&watcher.inotify.0, self.number);
             }
         }
@@ -126,6 +141,7 @@ impl WatcherThread {
             inotify,
             generation,
             files: HashMap::new(),
+            done_with: Vec::new(),
         }
     }
 
@@ -141,6 +157,7 @@ impl Watcher {
             generation: self.generation,
             number,
             changed: file.subscribe(),
+            probe: None,
         }
     }
 
@@ -179,6 +196,7 @@ fn serve(inotify: &Arc<Instance>, generation: u64) {
             return;
         };
         let to_tell = told.map(|(number, events)| current.hear(number, events));
+        let done_with = std::mem::take(&mut current.done_with);
         let is_over = to_tell.is_none() || current.files.is_empty();
         let ended = is_over.then(|| watcher.take());
         // Notifying runs the waiters' wakers, which may be user code: not under the mutex.
@@ -187,7 +205,7 @@ fn serve(inotify: &Arc<Instance>, generation: u64) {
             .iter()
             .flatten()
             .for_each(|file| file.send_replace(()));
-        drop((to_tell, ended));
+        drop((to_tell, ended, done_with));
         if is_over {
             return;
         }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -71,15 +71,11 @@ impl LockFile {
         slot: Option<Slot>,
     ) -> Result<Tried, SpawnLockError> {
         let path = &*self.path;
-        let mut before = LedgerReading::NotKept;
+        let mut before = None;
         let mut mends = 0;
         let tried = loop {
             let tried = acquire_with(path, self.filesystem, kind, |file| {
-                if self.keeps_ledger {
-                    // Unreadable: it is unknown what the holder wrote.
-                    let read = record::Bytes::read(file);
-                    before = read.map_or(LedgerReading::Unreadable, |bytes| bytes.ledger());
-                }
+                before = self.keeps_ledger.then(|| record::Bytes::read(file));
             });
             let mended = match tried {
                 Err(error) if mends < MOST_MENDS => self.home.mend(path, error),
@@ -95,7 +91,12 @@ impl LockFile {
             Err(SpawnLockError::AlreadyLocked { path }) => {
                 return Ok(Tried::Held {
                     lock: path,
-                    ledger: before,
+                    ledger: match before {
+                        None => LedgerReading::NotKept,
+                        Some(Ok(bytes)) => bytes.ledger(),
+                        // It is unknown what the holder wrote.
+                        Some(Err(_)) => LedgerReading::Unreadable,
+                    },
                 });
             }
             Err(error) => return Err(error),
@@ -127,8 +128,7 @@ impl LockFile {
 struct FileLease {
     /// The ledger before the update, until the caller has this lease.
     undo: Option<Box<Ledger>>,
-    /// Shared with a write in progress, so the lock is not released before that is done. `None` once settled.
-    guard: Option<Arc<SpawnLockGuard>>,
+    guard: Arc<SharedGuard>,
     path: PathBuf,
     /// What reached the file. Locked during a write, so that two do not mix: a write that timed out may still be in progress when
     /// the next one begins.
@@ -138,6 +138,26 @@ struct FileLease {
     launch: u64,
     filesystem: Filesystem,
     keeps_ledger: bool,
+}
+
+/// The guard, until the lock is settled. A call in progress has a copy, so that the files are closed when it is done; that of the
+/// settlement takes this one, so that they are closed there.
+#[derive(Debug)]
+struct SharedGuard(Mutex<Option<Arc<SpawnLockGuard>>>);
+
+impl SharedGuard {
+    fn copy(&self) -> Option<Arc<SpawnLockGuard>> {
+        self.lock().as_ref().map(Arc::clone)
+    }
+
+    fn take(&self) -> Option<Arc<SpawnLockGuard>> {
+        self.lock().take()
+    }
+
+    /// Held only to copy or to take, never during a system call.
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<SpawnLockGuard>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Debug)]
@@ -180,7 +200,7 @@ impl FileLease {
         Self {
             undo: None,
             path: guard.path().to_path_buf(),
-            guard: Some(Arc::new(guard)),
+            guard: Arc::new(SharedGuard(Mutex::new(Some(Arc::new(guard))))),
             written: Arc::new(Mutex::new(Written {
                 sequence,
                 newest: 0,
@@ -198,8 +218,7 @@ impl FileLease {
     }
 
     fn guard(&self) -> Result<Arc<SpawnLockGuard>, SpawnLockError> {
-        let guard = self.guard.as_ref().map(Arc::clone);
-        guard.ok_or_else(|| SpawnLockError::Identity {
+        self.guard.copy().ok_or_else(|| SpawnLockError::Identity {
             path: self.path.clone(),
             source: io::Error::other("it was let go of"),
         })
@@ -232,7 +251,7 @@ impl Drop for FileLease {
             // The caller never got this lease, so nothing was launched. If the undo fails, the charge stays, which is safe.
             let _ = self.write_now(&before);
         }
-        let Some(guard) = &self.guard else {
+        let Some(guard) = self.guard.take() else {
             return;
         };
         // A write that timed out may still wait for a thread and share the guard: it must neither happen after this nor keep the
@@ -278,9 +297,13 @@ impl SpawnLease for FileLease {
     async fn settle(&mut self, ledger: Option<&Ledger>) -> Result<(), SpawnLockError> {
         let number = self.next_write();
         let written = Arc::clone(&self.written);
-        let guard = self.guard()?;
+        let shared = Arc::clone(&self.guard);
         let ledger = ledger.cloned();
         self.off_thread_or_here(move || {
+            let Some(guard) = shared.copy() else {
+                // This call was made already.
+                return Ok(());
+            };
             guard.verify()?;
             if let Some(ledger) = &ledger {
                 let mut ledger = ledger.clone();
@@ -292,11 +315,10 @@ impl SpawnLease for FileLease {
             }
             Written::end(&written);
             guard.unlock();
+            shared.take();
             Ok(())
         })
-        .await?;
-        self.guard = None;
-        Ok(())
+        .await
     }
 
     fn settle_now(&self) -> Option<Result<(), SpawnLockError>> {

@@ -37,10 +37,7 @@ pub(super) fn open_to_read(path: &Path) -> Result<File, SpawnLockError> {
 }
 
 /// The bytes read from a lock file.
-pub(super) struct Bytes {
-    slots: [u8; RECORD_LEN],
-    len: usize,
-}
+pub(super) struct Bytes(Vec<u8>);
 
 impl Bytes {
     pub(super) fn read(file: &File) -> io::Result<Self> {
@@ -49,24 +46,23 @@ impl Bytes {
 
     /// Reads by a call that may return less than there is.
     fn read_by(mut read_at: impl FnMut(&mut [u8], u64) -> io::Result<usize>) -> io::Result<Self> {
-        let mut bytes = Self {
-            slots: [0; RECORD_LEN],
-            len: 0,
-        };
-        while bytes.len < RECORD_LEN {
-            let offset = FIRST_SLOT + bytes.len as u64;
-            match read_at(&mut bytes.slots[bytes.len..], offset) {
+        let mut bytes = vec![0; RECORD_LEN];
+        let mut len = 0;
+        while len < RECORD_LEN {
+            let offset = FIRST_SLOT + len as u64;
+            match read_at(&mut bytes[len..], offset) {
                 Ok(0) => break,
-                Ok(count) => bytes.len += count,
+                Ok(count) => len += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(bytes)
+        bytes.truncate(len);
+        Ok(Self(bytes))
     }
 
     fn reading(&self) -> Reading {
-        Reading::of(&self.slots[..self.len])
+        Reading::of(&self.0)
     }
 
     /// Parses them, for a reader that does not hold the lock.
@@ -176,7 +172,7 @@ mod tests {
                 }
             });
             let bytes = bytes.unwrap();
-            assert_eq!(bytes.slots[..bytes.len], file[..len]);
+            assert_eq!(bytes.0, file[..len]);
         }
         let broken = Bytes::read_by(|_, _| Err(io::ErrorKind::PermissionDenied.into()));
         assert!(broken.is_err());

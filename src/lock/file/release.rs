@@ -3,7 +3,10 @@
 //! A probe checks whether the lock is free, through a read-only descriptor that stays open. So it costs one system call and
 //! wakes nobody: waiters wake when a writable descriptor is closed.
 
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
@@ -14,7 +17,7 @@ use super::{descriptors, guard, record, sys};
 
 /// The pause between two probes where the kernel reports a release. It may miss one: if a forked child has a copy of the
 /// descriptor, say.
-const PROBE_ANYWAY: Duration = Duration::from_millis(50);
+const PROBE_ANYWAY: Duration = Duration::from_millis(120);
 
 /// The pause between two probes where the kernel does not report a release.
 const PROBE_EVERY: Duration = Duration::from_millis(20);
@@ -27,7 +30,7 @@ const AFTER_A_CLOSE: Duration = Duration::from_millis(1);
 /// Its system calls are short and never wait, so it makes them on this thread.
 pub(super) async fn released(path: &Path, pause: Duration) {
     // A program with many waits keeps its descriptors for its leases, and tries.
-    let Some(_slot) = descriptors::for_wait() else {
+    let Some(slot) = descriptors::for_wait() else {
         return sleep(pause).await;
     };
     // Before the first probe, so that no event in between is missed.
@@ -39,13 +42,17 @@ pub(super) async fn released(path: &Path, pause: Duration) {
     let Ok((file, identity)) = opened else {
         return sleep(pause).await;
     };
-    let pause_unheard = match watch {
-        Some(_) => PROBE_ANYWAY,
+    let probe = Arc::new((file, slot));
+    let pause_unheard = match &mut watch {
+        Some(watch) => {
+            watch.keep(Arc::clone(&probe));
+            PROBE_ANYWAY
+        }
         None => PROBE_EVERY,
     };
     let mut heard = false;
     loop {
-        match guard::is_locked(path, &file) {
+        match guard::is_locked(path, &probe.0) {
             Ok(true) => {}
             Ok(false) => return,
             Err(_) => return sleep(pause).await,
@@ -88,6 +95,8 @@ impl FileWatch {
     fn new(_path: &Path) -> Option<Self> {
         None
     }
+
+    fn keep(&mut self, _probe: Arc<(File, descriptors::Slot)>) {}
 
     async fn changed(&mut self) {
         std::future::pending().await

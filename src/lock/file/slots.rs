@@ -18,6 +18,9 @@
 //! checksum 3f2a…
 //! ```
 
+use std::ffi::CStr;
+use std::fmt::Write;
+
 use hmac_sha256::Hash as Sha256;
 
 use crate::ledger::{BackendEnd, Ledger};
@@ -41,7 +44,7 @@ pub(super) const NOTE_LEN: usize = 4096 - NOTE as usize;
 /// The number of bytes that a reader reads, from [`FIRST_SLOT`] on.
 pub(super) const RECORD_LEN: usize = SLOTS_LEN + NOTE_LEN;
 
-/// Terminals do not show it, so `cat` prints the file well.
+/// Terminals do not show it, so `cat` prints the file well. A record ends at the first.
 const PADDING: u8 = 0;
 
 /// Digits of a record's checksum: 128 bits, against accidents only.
@@ -71,22 +74,26 @@ impl Reading {
         if slots.is_empty() {
             return Self::Empty;
         }
-        let mut records: Vec<_> = slots
-            .chunks(SLOT_LEN)
-            .take(2)
-            .filter_map(Record::parse)
-            .collect();
-        records.sort_by_key(|record| std::cmp::Reverse(record.sequence));
+        let mut claims = slots.chunks(SLOT_LEN).map(Claim::parse);
+        let mut next = || claims.next().flatten();
+        let [one, other] = [next(), next()];
+        let by_age = match one.as_ref().map(|one| one.sequence)
+            < other.as_ref().map(|other| other.sequence)
+        {
+            true => [other, one],
+            false => [one, other],
+        };
         // The newer one counts, unless its write was cut short: then the older one counts.
-        let Some(record) = records.iter().find(|record| record.is_whole()) else {
+        let mut records = by_age.into_iter().flatten();
+        let Some((claim, ledger)) = records.find_map(Claim::checked) else {
             return Self::Unreadable;
         };
-        if record.version > VERSION {
+        if claim.version > VERSION {
             return Self::Newer {
-                version: record.version,
+                version: claim.version,
             };
         }
-        let Ok(mut ledger) = record.ledger.parse::<Ledger>() else {
+        let Ok(mut ledger) = ledger.parse::<Ledger>() else {
             return Self::Unreadable;
         };
         if let Some(end) = slots.get(SLOTS_LEN..).and_then(decode_note) {
@@ -94,7 +101,7 @@ impl Reading {
         }
         Self::Found {
             ledger: Box::new(ledger),
-            sequence: record.sequence,
+            sequence: claim.sequence,
         }
     }
 }
@@ -111,6 +118,10 @@ pub(super) fn encode_note(end: &BackendEnd) -> Vec<u8> {
 
 /// Reads the bytes of a note; `None` if it is none, or damaged.
 pub(super) fn decode_note(note: &[u8]) -> Option<BackendEnd> {
+    if !note.starts_with(b"ended ") {
+        // Most often there is none.
+        return None;
+    }
     let text = std::str::from_utf8(note).ok()?;
     let (line, rest) = text.split_once("\nchecksum ")?;
     let (sum, _) = rest.split_once('\n')?;
@@ -167,26 +178,29 @@ fn encode_slot(ledger: &Ledger, sequence: u64) -> Vec<u8> {
 }
 
 fn encode_record(ledger: &Ledger, sequence: u64) -> Vec<u8> {
-    let body = format!("{ledger}{LAST_LINE}");
+    let mut body = String::with_capacity(SLOT_LEN);
+    // Writing to a string cannot fail, here and below.
+    let _ = write!(body, "{ledger}{LAST_LINE}");
     let sum = checksum(VERSION, sequence, body.as_bytes());
-    format!("record {sequence} version {VERSION} checksum {sum}\n{body}").into_bytes()
+    let mut record = String::with_capacity(SLOT_LEN);
+    let _ = writeln!(record, "record {sequence} version {VERSION} checksum {sum}");
+    record.push_str(&body);
+    record.into_bytes()
 }
 
-/// The content of a slot; its checksum is not compared yet.
-struct Record<'a> {
+/// What the first line of a slot claims; the checksum is not compared yet.
+struct Claim<'a> {
     version: u32,
     sequence: u64,
     sum: &'a str,
-    /// The ledger and the last line.
-    body: &'a str,
-    ledger: &'a str,
+    /// The bytes after that line.
+    rest: &'a [u8],
 }
 
-impl<'a> Record<'a> {
+impl<'a> Claim<'a> {
     fn parse(slot: &'a [u8]) -> Option<Self> {
-        let text = slot.split(|&byte| byte == PADDING).next()?;
-        let text = std::str::from_utf8(text).ok()?;
-        let (first, body) = text.split_once('\n')?;
+        let end = slot.iter().position(|&byte| byte == b'\n')?;
+        let first = std::str::from_utf8(&slot[..end]).ok()?;
         let mut words = first.split(' ');
         let mut word_after = |name| (words.next()? == name).then(|| words.next()).flatten();
         let sequence = word_after("record")?.parse().ok();
@@ -195,13 +209,17 @@ impl<'a> Record<'a> {
             sequence: sequence.filter(|&it| it < u64::MAX)?,
             version: word_after("version")?.parse().ok()?,
             sum: word_after("checksum")?,
-            body,
-            ledger: body.strip_suffix(LAST_LINE)?,
+            rest: &slot[end + 1..],
         })
     }
 
-    fn is_whole(&self) -> bool {
-        self.sum == checksum(self.version, self.sequence, self.body.as_bytes())
+    /// Returns the text of the ledger if the record is whole.
+    fn checked(self) -> Option<(Self, &'a str)> {
+        let body = CStr::from_bytes_until_nul(self.rest).map_or(self.rest, CStr::to_bytes);
+        let ledger = body.strip_suffix(LAST_LINE.as_bytes())?;
+        let is_whole = self.sum == checksum(self.version, self.sequence, body);
+        let ledger = std::str::from_utf8(ledger).ok().filter(|_| is_whole)?;
+        Some((self, ledger))
     }
 }
 
@@ -388,10 +406,7 @@ mod tests {
     #[test]
     fn the_last_number_is_never_reached_by_a_record_that_is_read() {
         let write = SlotWrite::after(u64::MAX - 1, &Ledger::default());
-        assert_eq!(
-            Record::parse(&write.bytes).map(|record| record.sequence),
-            None
-        );
+        assert_eq!(Claim::parse(&write.bytes).map(|claim| claim.sequence), None);
     }
 
     #[test]

@@ -3,11 +3,13 @@
 //! Without arguments it runs itself in valgrind, twice for each operation: the difference of the two counts over the
 //! difference of the repetitions is free of what happens once. With an operation and a number, it repeats that.
 
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
 use peers::flights::{
     Asyncband, Flights, Ours, QuickCache, RawWatch, RsSingleflight, SingleflightAsync,
+    WatchWithTimeout,
 };
 use peers::keys::PeerKey;
 use peers::paths::{fan_in, file_lock, leader, refusal};
@@ -22,23 +24,39 @@ const FOLLOWERS: u64 = 1_000;
 
 type Operation = (&'static str, fn(&Runtime, u64));
 
-const OPERATIONS: [Operation; 13] = [
+/// Governor takes no part: its clock calibrates itself for some time, so that counts differ from run to run.
+const OPERATIONS: [Operation; 19] = [
     ("making a key, which is in all of these", make_keys),
     ("leader", lead::<Ours<BackendKey>>),
     ("leader, asyncband", lead::<Asyncband<BackendKey>>),
     ("leader, quick_cache", lead::<QuickCache<BackendKey>>),
     ("leader, singleflight-async", lead::<SingleflightAsync<_>>),
     ("leader, rs-singleflight", lead::<RsSingleflight<_>>),
+    ("leader, `String` key", lead_strings::<Ours<_>>),
+    (
+        "leader, `String` key, rs-singleflight",
+        lead_strings::<RsSingleflight<_>>,
+    ),
     ("launch", launch),
+    ("launch by hand", launch_by_hand),
     ("refusal", refuse),
     ("one of 1,000 followers", follow::<Ours<_>>),
     (
         "one of 1,000 followers, quick_cache",
         follow::<QuickCache<_>>,
     ),
+    (
+        "one of 1,000 followers, raw `watch` + `timeout`",
+        follow::<WatchWithTimeout>,
+    ),
     ("one of 1,000 followers, raw `watch`", follow::<RawWatch>),
     ("permit with the file lock, without ledger", plain_permit),
     ("permit with the file lock, with ledger", ledger_permit),
+    (
+        "permit with a lock file and a record, by hand",
+        permit_by_hand,
+    ),
+    ("launch with the file lock", ledger_launch),
 ];
 
 fn main() -> ExitCode {
@@ -93,6 +111,11 @@ fn make_keys(_: &Runtime, repetitions: u64) {
     }
 }
 
+fn lead_strings<F: Flights<String>>(runtime: &Runtime, repetitions: u64) {
+    let flights = F::default();
+    runtime.block_on(leader::lead(&flights, repetitions));
+}
+
 fn lead<F: Flights<BackendKey>>(runtime: &Runtime, repetitions: u64) {
     let flights = F::default();
     runtime.block_on(leader::lead(&flights, repetitions));
@@ -103,6 +126,15 @@ fn launch(runtime: &Runtime, repetitions: u64) {
     runtime.block_on(async {
         for _ in 0..repetitions {
             leader::launch_one(&gate, key()).await;
+        }
+    });
+}
+
+fn launch_by_hand(runtime: &Runtime, repetitions: u64) {
+    let gate = SpawnGate::builder(InMemorySpawnLock::new()).build();
+    runtime.block_on(async {
+        for _ in 0..repetitions {
+            leader::launch_by_hand(&gate, key()).await;
         }
     });
 }
@@ -124,20 +156,56 @@ fn follow<F: Flights<BackendKey>>(runtime: &Runtime, repetitions: u64) {
 }
 
 fn plain_permit(runtime: &Runtime, repetitions: u64) {
-    permit(runtime, repetitions, FileSpawnLock::without_ledger);
-}
-
-fn ledger_permit(runtime: &Runtime, repetitions: u64) {
-    permit(runtime, repetitions, |lock| lock);
-}
-
-fn permit(runtime: &Runtime, repetitions: u64, adapt: fn(FileSpawnLock) -> FileSpawnLock) {
-    let directory = tempfile::tempdir().expect("a temporary directory is made");
-    let lock = FileSpawnLock::new(directory.path()).expect("it serves");
-    let gate = SpawnGate::builder(adapt(lock)).build();
-    runtime.block_on(async {
+    with_files(runtime, FileSpawnLock::without_ledger, async |gate, _| {
         for _ in 0..repetitions {
             file_lock::take_permit(&gate, key()).await;
         }
     });
+}
+
+fn ledger_permit(runtime: &Runtime, repetitions: u64) {
+    with_files(
+        runtime,
+        |lock| lock,
+        async |gate, _| {
+            for _ in 0..repetitions {
+                file_lock::take_permit(&gate, key()).await;
+            }
+        },
+    );
+}
+
+fn permit_by_hand(runtime: &Runtime, repetitions: u64) {
+    with_files(
+        runtime,
+        |lock| lock,
+        async |_, directory| {
+            for _ in 0..repetitions {
+                file_lock::take_by_hand(directory.join("by-hand.lock")).await;
+            }
+        },
+    );
+}
+
+fn ledger_launch(runtime: &Runtime, repetitions: u64) {
+    with_files(
+        runtime,
+        |lock| lock,
+        async |gate, _| {
+            for _ in 0..repetitions {
+                leader::launch_one(&gate, key()).await;
+            }
+        },
+    );
+}
+
+fn with_files(
+    runtime: &Runtime,
+    adapt: fn(FileSpawnLock) -> FileSpawnLock,
+    operation: impl AsyncFnOnce(SpawnGate<BackendKey, u64>, &Path),
+) {
+    let directory = tempfile::tempdir().expect("a temporary directory is made");
+    let lock = FileSpawnLock::new(directory.path()).expect("it serves");
+    let gate = SpawnGate::builder(adapt(lock)).build();
+    runtime.block_on(operation(gate, directory.path()));
 }

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use tokio::sync::{OnceCell, watch};
+use tokio::time::timeout;
 
-use super::Flights;
+use super::{Flights, LIMIT};
 use crate::keys::PeerKey;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -106,6 +107,7 @@ pub struct RawWatch(Mutex<Option<watch::Receiver<Option<u64>>>>);
 
 impl<K: PeerKey> Flights<K> for RawWatch {
     const NAME: &'static str = "raw `watch`";
+    const WITHOUT: &'static str = "keys, deadline, budget, lock";
 
     async fn run<F, W>(&self, _key: K, work: F) -> u64
     where
@@ -123,5 +125,23 @@ impl<K: PeerKey> Flights<K> for RawWatch {
         outcome.send_replace(Some(value));
         *lock(&self.0) = None;
         value
+    }
+}
+
+/// The same, with a deadline for each follower: the floor of fan-in for what promises that no follower waits for ever.
+#[derive(Default)]
+pub struct WatchWithTimeout(RawWatch);
+
+impl<K: PeerKey> Flights<K> for WatchWithTimeout {
+    const NAME: &'static str = "raw `watch` + `timeout`";
+    const WITHOUT: &'static str = "keys, budget, lock";
+
+    async fn run<F, W>(&self, key: K, work: F) -> u64
+    where
+        F: FnOnce() -> W + Send + 'static,
+        W: Future<Output = u64> + Send + 'static,
+    {
+        let value = timeout(LIMIT, self.0.run(key, work)).await;
+        value.expect("nothing takes that long")
     }
 }

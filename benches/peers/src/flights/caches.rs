@@ -50,6 +50,7 @@ impl<K: PeerKey> Default for QuickCache<K> {
 
 impl<K: PeerKey> Flights<K> for QuickCache<K> {
     const NAME: &'static str = "quick_cache";
+    const BOUNDED: &'static str = "quick_cache + `timeout` + governor";
 
     async fn run<F, W>(&self, key: K, work: F) -> u64
     where

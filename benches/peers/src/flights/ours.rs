@@ -18,6 +18,7 @@ impl<K: PeerKey> Default for Ours<K> {
 
 impl<K: PeerKey> Flights<K> for Ours<K> {
     const NAME: &'static str = "spawn-gate";
+    const WITHOUT: &'static str = "";
 
     async fn run<F, W>(&self, key: K, work: F) -> u64
     where

@@ -59,6 +59,7 @@ impl<K: PeerKey> Default for RsSingleflight<K> {
 
 impl<K: PeerKey> Flights<K> for RsSingleflight<K> {
     const NAME: &'static str = "rs-singleflight";
+    const BOUNDED: &'static str = "rs-singleflight + `timeout` + governor";
 
     async fn run<F, W>(&self, key: K, work: F) -> u64
     where

@@ -13,7 +13,7 @@ use tokio::task::yield_now;
 
 use super::one_thread;
 use crate::clock::thread_nanos;
-use crate::flights::{Flights, RawWatch, Visitor, visit_all};
+use crate::flights::{Flights, RawWatch, Visitor, WatchWithTimeout, visit_all};
 use crate::keys::PeerKey;
 use crate::measure::{Comparison, Contender, Plan, compare};
 
@@ -29,8 +29,9 @@ pub fn fan_in(path: &str, followers: usize) -> Comparison {
         contenders: Vec::new(),
     };
     visit_all::<BackendKey>(&mut all);
+    Visitor::<BackendKey>::visit::<WatchWithTimeout>(&mut all);
     Visitor::<BackendKey>::visit::<RawWatch>(&mut all);
-    let floor = <RawWatch as Flights<BackendKey>>::NAME;
+    let floor = <WatchWithTimeout as Flights<BackendKey>>::NAME;
     compare(path, PLAN, floor, all.contenders)
 }
 

@@ -8,10 +8,11 @@ use spawn_gate::{
     async_trait,
 };
 use tokio::runtime::Runtime;
+use tokio::time::timeout;
 
-use super::{one_thread, repeated, timed};
+use super::{LIMIT, one_thread, repeated, timed};
 use crate::clock::thread_nanos;
-use crate::flights::{Flights, RsSingleflight, Visitor, visit_all};
+use crate::flights::{Bounded, Flights, RsSingleflight, Visitor, visit_all};
 use crate::keys::PeerKey;
 use crate::measure::{Comparison, Contender, Plan, compare};
 
@@ -22,7 +23,8 @@ pub fn leader<K: PeerKey>(path: &str) -> Comparison {
     let runtime = one_thread();
     let mut all = All(&runtime, Vec::new());
     visit_all::<K>(&mut all);
-    compare(path, PLAN, RsSingleflight::<K>::NAME, all.1)
+    let reference = <Bounded<K, RsSingleflight<K>> as Flights<K>>::NAME;
+    compare(path, PLAN, reference, all.1)
 }
 
 struct All<'a>(&'a Runtime, Vec<Contender<'a>>);
@@ -47,21 +49,23 @@ pub async fn lead<K: PeerKey, F: Flights<K>>(flights: &F, count: u64) -> Duratio
 pub fn launch(path: &str) -> Comparison {
     let runtime = &one_thread();
     let gate = &SpawnGate::builder(InMemorySpawnLock::new()).build();
-    let parts = "`acquire` + settle + `tokio::spawn` + join";
     let contenders = vec![
+        repeated(runtime, thread_nanos, LAUNCH, key, async |key| {
+            launch_one(gate, key).await;
+        }),
+        repeated(runtime, thread_nanos, LAUNCH_BY_HAND, key, async |key| {
+            launch_by_hand(gate, key).await;
+        }),
         repeated(
             runtime,
             thread_nanos,
-            "spawn-gate `launch`",
+            "`acquire` + settle + `tokio::spawn` + join (no deadline, no launcher)",
             key,
             async |key| {
-                launch_one(gate, key).await;
+                acquire_one(gate, key).await;
+                spawn_one().await;
             },
         ),
-        repeated(runtime, thread_nanos, parts, key, async |key| {
-            acquire_one(gate, key).await;
-            spawn_one().await;
-        }),
         repeated(
             runtime,
             thread_nanos,
@@ -79,7 +83,37 @@ pub fn launch(path: &str) -> Comparison {
             async |()| spawn_one().await,
         ),
     ];
-    compare(path, PLAN, parts, contenders)
+    compare(path, PLAN, LAUNCH_BY_HAND, contenders)
+}
+
+/// The gate, in the comparisons of a launch.
+pub const LAUNCH: &str = "spawn-gate `launch`";
+
+/// The reference in the comparison of a launch without files.
+pub const LAUNCH_BY_HAND: &str =
+    "by hand: `acquire`, a launcher's two calls, settle, in a task, with a deadline";
+
+/// Launches with a launcher that does nothing, by the parts of `launch`.
+///
+/// # Panics
+///
+/// If it is refused.
+pub async fn launch_by_hand(gate: &Gate, key: BackendKey) {
+    let gate = gate.clone();
+    let task = tokio::spawn(async move {
+        let acquired = gate.acquire(key).await;
+        let Acquired::Led(permit) = acquired.expect("nothing fails here") else {
+            unreachable!("nobody else asks");
+        };
+        let found = Trivial.discover(permit.key()).await;
+        assert!(found.expect("nothing fails here").is_none());
+        let launched = Trivial.launch(&permit).await;
+        let value = launched.expect("nothing fails here");
+        permit.succeed(value).await.expect("the lock is not lost");
+        value
+    });
+    let launched = timeout(LIMIT, task).await.expect("nothing takes that long");
+    black_box(launched.expect("the task does not panic"));
 }
 
 type Gate = SpawnGate<BackendKey, u64>;

@@ -25,6 +25,9 @@ const OPERATIONS_PER_YIELD: u64 = 32;
 /// So many that reading the clock costs next to nothing.
 const OPERATIONS_PER_READING: u64 = 256;
 
+/// The deadline of what is done by hand.
+const LIMIT: Duration = Duration::from_secs(150);
+
 fn one_thread() -> Runtime {
     let mut builder = Builder::new_current_thread();
     builder.enable_all().build().expect("a runtime is built")

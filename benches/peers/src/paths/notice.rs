@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::one_thread;
 use crate::clock::nanos;
+use crate::file_by_hand::{self, IfHeld};
 use crate::keys::PeerKey;
 use crate::measure::{Comparison, summarize};
 use crate::other::{Other, play};
@@ -24,6 +25,12 @@ const SAMPLES: u64 = 64;
 
 type Gate = SpawnGate<BackendKey, u64>;
 
+/// The gate, in this comparison.
+pub const NOTICED: &str = "spawn-gate";
+
+/// The reference in this comparison.
+pub const BLOCKED: &str = "by hand: a thread blocked, the same record charged and settled";
+
 /// Compares the time from the holder's release to the waiter's permit. The release begins when it is asked for.
 ///
 /// # Panics
@@ -34,7 +41,8 @@ pub fn notice(path: &str) -> Comparison {
     let mut waiter = Other::start(WAITER, directory.path(), &[]);
     let runtime = one_thread();
     let gate = gate(directory.path());
-    let (mut ours, mut flocks) = (Vec::new(), Vec::new());
+    let by_hand = by_hand_path(directory.path());
+    let (mut ours, mut records, mut flocks) = (Vec::new(), Vec::new(), Vec::new());
     for sample in 0..SAMPLES {
         // Long enough that whoever tries with growing pauses has reached the longest; of different length, so that the
         // release falls anywhere in a pause.
@@ -48,6 +56,15 @@ pub fn notice(path: &str) -> Comparison {
         settled.expect("the lock is not lost");
         ours.push(since(released, &waiter.hear()));
 
+        let held = runtime.block_on(file_by_hand::take(by_hand.clone(), IfHeld::Fail));
+        let held = held.expect("nobody else asks");
+        waiter.tell("record");
+        thread::sleep(hold);
+        let released = nanos();
+        let settled = runtime.block_on(held.succeed());
+        settled.expect("the lock is not lost");
+        records.push(since(released, &waiter.hear()));
+
         let file = lock_file(directory.path());
         waiter.tell("flock");
         thread::sleep(hold);
@@ -55,12 +72,13 @@ pub fn notice(path: &str) -> Comparison {
         flock(&file, FlockOperation::Unlock).expect("it was locked");
         flocks.push(since(released, &waiter.hear()));
     }
-    let blocked = "async-fd-lock, a thread blocked";
+    let blocked = "async-fd-lock, a thread blocked (no identity, no record, no budget)";
     let samples = vec![
-        ("spawn-gate".to_owned(), ours),
+        (NOTICED.to_owned(), ours),
+        (BLOCKED.to_owned(), records),
         (blocked.to_owned(), flocks),
     ];
-    summarize(path.to_owned(), blocked, samples)
+    summarize(path.to_owned(), BLOCKED, samples)
 }
 
 fn since(released: u64, noticed: &str) -> f64 {
@@ -125,6 +143,13 @@ pub fn play_waiter(directory: &Path) {
             permit.refund().await;
             noticed.to_string()
         }),
+        None if line == "record" => runtime.block_on(async {
+            let held = file_by_hand::take(by_hand_path(directory), IfHeld::Wait).await;
+            let noticed = nanos();
+            let settled = held.expect("it is free in time").succeed().await;
+            settled.expect("the lock is not lost");
+            noticed.to_string()
+        }),
         None => runtime.block_on(async {
             let file = tokio::fs::File::from_std(open(&flock_path(directory)));
             let _lock = file.lock_write().await.expect("it can be locked");
@@ -153,6 +178,10 @@ async fn permit(gate: &Gate) -> LaunchPermit<BackendKey, u64> {
         Acquired::Led(permit) => permit,
         Acquired::Joined(_) => unreachable!("nobody else asks in this process"),
     }
+}
+
+fn by_hand_path(directory: &Path) -> PathBuf {
+    directory.join("by-hand")
 }
 
 fn flock_path(directory: &Path) -> PathBuf {

@@ -16,7 +16,12 @@ use crate::keys::{PeerKey, VERSION, service};
 use crate::measure::{Comparison, Plan, compare};
 
 const PLAN: Plan = Plan::turns_of_millis(30);
-const REFERENCE: &str = "running-process coordinator in a std mutex";
+
+/// The gate, in this comparison.
+pub const REFUSED: &str = "spawn-gate `acquire`";
+
+/// The reference in this comparison.
+pub const REFERENCE: &str = "running-process coordinator in a std mutex";
 
 /// Longer than the benchmark.
 const WINDOW: Duration = Duration::from_secs(3600);
@@ -28,15 +33,9 @@ pub fn refusal(path: &str) -> Comparison {
     let ours = &used_up_coordinator();
     let theirs = &used_up_reference();
     let contenders = vec![
-        repeated(
-            runtime,
-            thread_nanos,
-            "spawn-gate `acquire`",
-            ours_key,
-            async |key| {
-                assert!(black_box(gate.acquire(key).await).is_err());
-            },
-        ),
+        repeated(runtime, thread_nanos, REFUSED, ours_key, async |key| {
+            assert!(black_box(gate.acquire(key).await).is_err());
+        }),
         repeated(
             runtime,
             thread_nanos,
