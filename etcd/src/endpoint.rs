@@ -1,0 +1,149 @@
+//! One member of the cluster: its connection, and the token of this user there.
+
+use std::sync::{Mutex, PoisonError};
+
+use tokio_stream::Stream;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Channel;
+use tonic::{Request, Status, Streaming};
+use tonic_prost::ProstCodec;
+
+use crate::error::EtcdError;
+use crate::wire::{AuthenticateRequest, Call};
+
+pub(crate) struct Endpoint {
+    pub(crate) url: String,
+    channel: Channel,
+    user: Option<(String, String)>,
+    token: Mutex<Option<Token>>,
+}
+
+type Token = MetadataValue<Ascii>;
+
+impl Endpoint {
+    /// Must be called in the runtime that its calls run in.
+    pub(crate) fn new(
+        url: String,
+        connection: &tonic::transport::Endpoint,
+        user: Option<(String, String)>,
+    ) -> Self {
+        Self {
+            url,
+            channel: connection.connect_lazy(),
+            user,
+            token: Mutex::default(),
+        }
+    }
+
+    /// Calls once; twice if the token of the user had expired.
+    pub(crate) async fn call<C: Call>(&self, request: &C) -> Result<C::Answer, EtcdError> {
+        let token = self.token().await?;
+        match self.unary(request, token.clone()).await {
+            Err(status) if token.is_some() && is_expired(&status) => {
+                self.forget_token();
+                let token = self.token().await?;
+                self.unary(request, token).await
+            }
+            answer => answer,
+        }
+        .map_err(|status| self.error(&status))
+    }
+
+    /// Begins a stream of requests and responses.
+    pub(crate) async fn stream<Q, A>(
+        &self,
+        path: &'static str,
+        requests: impl Stream<Item = Q> + Send + 'static,
+    ) -> Result<Streaming<A>, EtcdError>
+    where
+        Q: prost::Message + 'static,
+        A: prost::Message + Default + 'static,
+    {
+        let token = self.token().await?;
+        let mut request = Request::new(requests);
+        if let Some(token) = token {
+            request.metadata_mut().insert("token", token);
+        }
+        // A member that is cut off from the others ends the stream, instead of saying nothing.
+        request
+            .metadata_mut()
+            .insert("hasleader", MetadataValue::from_static("true"));
+        let mut grpc = Grpc::new(self.channel.clone());
+        let path = PathAndQuery::from_static(path);
+        let streaming = async {
+            ready(&mut grpc).await?;
+            let codec = ProstCodec::<Q, A>::default();
+            grpc.streaming(request, path, codec).await
+        };
+        match streaming.await {
+            Ok(response) => Ok(response.into_inner()),
+            Err(status) => Err(self.stream_failed(&status)),
+        }
+    }
+
+    /// The error of a stream. If the token had expired, the next stream gets a new one.
+    pub(crate) fn stream_failed(&self, status: &Status) -> EtcdError {
+        if is_expired(status) {
+            self.forget_token();
+        }
+        self.error(status)
+    }
+
+    async fn unary<C: Call>(&self, request: &C, token: Option<Token>) -> Result<C::Answer, Status> {
+        let mut grpc = Grpc::new(self.channel.clone());
+        ready(&mut grpc).await?;
+        let mut request = Request::new(request.clone());
+        if let Some(token) = token {
+            request.metadata_mut().insert("token", token);
+        }
+        let path = PathAndQuery::from_static(C::PATH);
+        let codec = ProstCodec::<C, C::Answer>::default();
+        Ok(grpc.unary(request, path, codec).await?.into_inner())
+    }
+
+    /// The token of the user, if there is a user.
+    async fn token(&self) -> Result<Option<Token>, EtcdError> {
+        let Some((name, password)) = &self.user else {
+            return Ok(None);
+        };
+        if let Some(token) = &*self.token.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(Some(token.clone()));
+        }
+        let request = AuthenticateRequest {
+            name: name.clone(),
+            password: password.clone(),
+        };
+        let answer = self.unary(&request, None).await;
+        let answer = answer.map_err(|status| self.error(&status))?;
+        let token: Token = answer
+            .token
+            .parse()
+            .map_err(|_| EtcdError::Unauthenticated {
+                problem: "the token is no header value".to_owned(),
+            })?;
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.clone());
+        Ok(Some(token))
+    }
+
+    fn forget_token(&self) {
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn error(&self, status: &Status) -> EtcdError {
+        EtcdError::from_status(status, &self.url)
+    }
+}
+
+async fn ready(grpc: &mut Grpc<Channel>) -> Result<(), Status> {
+    grpc.ready()
+        .await
+        .map_err(|error| Status::from_error(Box::new(error)))
+}
+
+/// Whether a new token may help: the old one has expired, or users and roles were changed since.
+fn is_expired(status: &Status) -> bool {
+    let message = status.message();
+    message.contains("invalid auth token") || message.contains("auth store is old")
+}

@@ -1,0 +1,262 @@
+//! The lock, as a gate uses it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use spawn_gate::admin::{BackendEnd, Ledger, LedgerReading};
+use spawn_gate::lock::{LeaseLost, LockRequest, SpawnLease, SpawnLock, SpawnLockError, TryAcquire};
+use spawn_gate::{GateKey, async_trait};
+use tokio::time::Instant;
+
+use crate::acquire::{self, Tried};
+use crate::builder::EtcdSpawnLockBuilder;
+use crate::core::Core;
+use crate::error::EtcdError;
+use crate::lease::EtcdLease;
+use crate::names::Names;
+use crate::record::end_text;
+use crate::renewal::RecordLease;
+use crate::state::read_all;
+use crate::wire::{PutRequest, Request, TxnRequest};
+
+/// Spawn locks in etcd, for all hosts that reach the cluster. Clones share the connections.
+///
+/// Each key has a lock, on a lease that a thread of this lock renews, and a record with the budget and the last outcome. All gates
+/// with the same prefix exclude each other and share budgets.
+///
+/// # Examples
+///
+/// ```no_run
+/// use spawn_gate::SpawnGate;
+/// use spawn_gate_etcd::EtcdSpawnLock;
+///
+/// # fn main() -> Result<(), spawn_gate_etcd::EtcdError> {
+/// let lock = EtcdSpawnLock::builder(["http://10.0.0.1:2379", "http://10.0.0.2:2379"]).build()?;
+/// let gate: SpawnGate<String, u16> = SpawnGate::builder(lock).build();
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct EtcdSpawnLock {
+    pub(crate) core: Arc<Core>,
+}
+
+impl EtcdSpawnLock {
+    /// Begins the settings of a lock on the cluster with these endpoints: URLs with host and port, of any of its members.
+    pub fn builder<E: Into<String>>(
+        endpoints: impl IntoIterator<Item = E>,
+    ) -> EtcdSpawnLockBuilder {
+        EtcdSpawnLockBuilder::new(endpoints.into_iter().map(Into::into).collect())
+    }
+
+    /// Checks that the cluster answers and lets this user read the keys. A gate works without it; a program calls it at its start
+    /// to report a wrong setting at once.
+    ///
+    /// # Errors
+    ///
+    /// What a later request would get as the source of its error. A retry helps if [`EtcdError::retry_helps`] is true.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    pub async fn check(&self, limit: Duration) -> Result<(), EtcdError> {
+        let core = Arc::clone(&self.core);
+        let names = Names::new(&self.core.config.prefix, &"");
+        let deadline = Instant::now() + limit;
+        let checking = async move { core.calls.call(&read_all(&names), deadline).await.map(drop) };
+        self.core.run(checking).await
+    }
+
+    fn names<K: GateKey>(&self, key: &K) -> Names {
+        Names::new(&self.core.config.prefix, key)
+    }
+}
+
+impl fmt::Debug for EtcdSpawnLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdSpawnLock")
+            .field("endpoints", &self.core.config.endpoints)
+            .field("prefix", &self.core.config.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How long a try may outlast the deadline, so that its error says more than a timeout. The gate waits for a second.
+const OVERTIME: Duration = Duration::from_millis(800);
+
+#[async_trait]
+impl<K: GateKey> SpawnLock<K> for EtcdSpawnLock {
+    async fn try_acquire(
+        &self,
+        key: &K,
+        request: LockRequest,
+    ) -> Result<TryAcquire, SpawnLockError> {
+        let names = self.names(key);
+        // By the caller's clock, which a test may pause.
+        let left = request.deadline.saturating_duration_since(Instant::now());
+        let (core, of_task) = (Arc::clone(&self.core), names.clone());
+        let trying = async move {
+            let deadline = Instant::now() + left + OVERTIME;
+            acquire::try_once(core, of_task, request.update, deadline, request.is_waiting).await
+        };
+        match self.core.run(trying).await {
+            Ok(Tried::Taken(mut lease)) => {
+                lease.claim();
+                Ok(TryAcquire::Acquired(Box::new(Held {
+                    expires_in: lease.lease().map(|lease| lease.expires_in),
+                    token: lease.token(),
+                    lease: Some(lease),
+                })))
+            }
+            Ok(Tried::Held(ledger)) => Ok(TryAcquire::Held {
+                lock: PathBuf::from(names.shown()),
+                ledger,
+            }),
+            Err(error) => Err(error.into_lock_error(names.shown())),
+        }
+    }
+
+    async fn released(&self, key: &K, pause: Duration) {
+        match self.core.watches.of(&self.names(key)) {
+            Some(watched) => watched.released().await,
+            None => tokio::time::sleep(pause).await,
+        }
+    }
+
+    fn keeps_ledger(&self) -> bool {
+        true
+    }
+
+    async fn read_ledger(&self, key: &K) -> Result<LedgerReading, SpawnLockError> {
+        let names = self.names(key);
+        let reading = acquire::read_ledger(Arc::clone(&self.core), names.clone());
+        let reading = self.core.run(reading).await;
+        reading.map_err(|error| error.into_lock_error(names.shown()))
+    }
+
+    async fn report_backend_end(&self, key: &K, end: &BackendEnd) -> Result<(), SpawnLockError> {
+        let names = self.names(key);
+        let reporting = report(Arc::clone(&self.core), names.clone(), end_text(end));
+        let reported = self.core.run(reporting).await;
+        reported.map_err(|error| error.into_lock_error(names.shown()))
+    }
+}
+
+/// Writes the report of a backend's end, on a lease of its own.
+async fn report(core: Arc<Core>, names: Names, value: Vec<u8>) -> Result<(), EtcdError> {
+    let deadline = core.deadline();
+    let lease = RecordLease::grant(&core, deadline).await?.into_id();
+    let put = PutRequest {
+        key: names.ended(),
+        value,
+        lease,
+    };
+    let txn = TxnRequest {
+        success: vec![Request::Put(put).into()],
+        ..TxnRequest::default()
+    };
+    core.calls.call(&txn, deadline).await.map(drop)
+}
+
+/// A held lock, as a gate uses it: each call is a task of the lock's thread.
+struct Held {
+    token: u64,
+    expires_in: Option<Duration>,
+    /// `None` while a call that writes is in progress. If that is dropped, its task drops the lease, which releases the lock.
+    lease: Option<Box<EtcdLease>>,
+}
+
+impl Held {
+    fn lease(&self) -> Result<&EtcdLease, SpawnLockError> {
+        self.lease.as_deref().ok_or_else(cut_short)
+    }
+
+    /// Runs a call that writes.
+    async fn write<F>(
+        &mut self,
+        call: impl FnOnce(Box<EtcdLease>) -> F + Send,
+    ) -> Result<(), SpawnLockError>
+    where
+        F: Future<Output = (Box<EtcdLease>, Result<(), EtcdError>)> + Send + 'static,
+    {
+        let lease = self.lease.take().ok_or_else(cut_short)?;
+        let core = Arc::clone(lease.core());
+        let name = lease.names().shown().to_owned();
+        let call = call(lease);
+        let (lease, written) = core
+            .run(async move { Ok(call.await) })
+            .await
+            .map_err(|error| error.into_lock_error(&name))?;
+        self.lease = Some(lease);
+        written.map_err(|error| error.into_lock_error(&name))
+    }
+}
+
+fn cut_short() -> SpawnLockError {
+    SpawnLockError::LeaseLost {
+        lock: String::new(),
+        source: None,
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lease.fmt(f)
+    }
+}
+
+#[async_trait]
+impl SpawnLease for Held {
+    fn fencing_token(&self) -> u64 {
+        self.token
+    }
+
+    async fn verify(&self) -> Result<(), SpawnLockError> {
+        let lease = self.lease()?;
+        let verified = lease.core().run(lease.verify()).await;
+        verified.map_err(|error| error.into_lock_error(lease.names().shown()))
+    }
+
+    fn verify_now(&self) -> Option<Result<(), SpawnLockError>> {
+        let lease = self.lease.as_ref()?;
+        let verified = lease.verified()?;
+        Some(verified.map_err(|error| error.into_lock_error(lease.names().shown())))
+    }
+
+    fn lost(&self) -> Option<LeaseLost<'_>> {
+        let lease = self.lease.as_ref()?;
+        let name = lease.names().shown().to_owned();
+        let lost = lease.lease()?.lost();
+        Some(Box::pin(async move {
+            SpawnLockError::LeaseLost {
+                lock: name,
+                source: lost.await.map(Into::into),
+            }
+        }))
+    }
+
+    fn expires_in(&self) -> Option<Duration> {
+        self.expires_in
+    }
+
+    async fn write_ledger(&mut self, ledger: &Ledger) -> Result<(), SpawnLockError> {
+        let ledger = ledger.clone();
+        self.write(async move |mut lease| {
+            let deadline = lease.deadline();
+            let written = lease.write(&ledger, deadline).await;
+            (lease, written)
+        })
+        .await
+    }
+
+    async fn settle(&mut self, ledger: Option<&Ledger>) -> Result<(), SpawnLockError> {
+        let ledger = ledger.cloned();
+        self.write(async move |mut lease| {
+            let settled = lease.settle(ledger.as_ref()).await;
+            (lease, settled)
+        })
+        .await
+    }
+}

@@ -1,0 +1,99 @@
+//! The roles that this test binary plays as a host.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use spawn_gate::{GateError, SpawnGate, launcher_fn};
+use tokio::task::JoinSet;
+
+use crate::support::etcd::{PATIENCE, builder};
+use crate::support::host::{endpoints, say, scene};
+use crate::support::{Gate, KEY};
+
+#[tokio::main]
+pub(crate) async fn play(role: &str) {
+    let (role, argument) = role.split_once(' ').unwrap_or((role, ""));
+    let lock = builder(endpoints()).build().unwrap();
+    let gate: Gate = SpawnGate::builder(lock).lock_timeout(PATIENCE).build();
+    match role {
+        "callers" => callers(&gate, argument.parse().unwrap()).await,
+        "failing" => failing(&gate, argument.parse().unwrap()).await,
+        _ => panic!("no such role: {role}"),
+    }
+}
+
+/// So many tasks that ask for the backend at once. A launch leaves a line in the journal and a backend: a file.
+async fn callers(gate: &Gate, count: usize) {
+    let scene: Arc<Path> = scene().into();
+    let mut tasks = JoinSet::new();
+    for _ in 0..count {
+        let gate = gate.clone();
+        let (of_look, of_launch) = (Arc::clone(&scene), Arc::clone(&scene));
+        tasks.spawn(async move {
+            let look = move |_key| {
+                let value = fs::read_to_string(of_look.join("backend")).ok();
+                async move { Ok(value.and_then(|text| text.parse().ok())) }
+            };
+            let launch = move |launch: spawn_gate::Launch<String>| {
+                let token = launch.fencing_token;
+                let of_launch = Arc::clone(&of_launch);
+                async move {
+                    journal(&of_launch, &format!("launch {token}"));
+                    // Written whole, so that a look reads all or nothing.
+                    fs::write(of_launch.join("starting"), token.to_string())?;
+                    fs::rename(of_launch.join("starting"), of_launch.join("backend"))?;
+                    Ok(token)
+                }
+            };
+            gate.launch(KEY, launcher_fn(look, launch)).await
+        });
+    }
+    let ended = tasks.join_all().await;
+    let values: Vec<u64> = ended
+        .into_iter()
+        .map(|ended| ended.unwrap().value)
+        .collect();
+    say(format_args!("values {values:?}"));
+}
+
+/// So many tasks that ask for a backend that cannot be launched, until they are refused.
+async fn failing(gate: &Gate, count: usize) {
+    let scene: Arc<Path> = scene().into();
+    let mut tasks = JoinSet::new();
+    for _ in 0..count {
+        let gate = gate.clone();
+        let scene = Arc::clone(&scene);
+        tasks.spawn(async move {
+            loop {
+                let scene = Arc::clone(&scene);
+                let launch = move |launch: spawn_gate::Launch<String>| {
+                    journal(&scene, &format!("attempt {}", launch.attempt_number));
+                    async { Err::<u64, _>("no such program".into()) }
+                };
+                let launcher = launcher_fn(|_key| async { Ok(None) }, launch);
+                match gate.launch(KEY, launcher).await {
+                    Err(error @ GateError::BudgetExhausted(_)) => return format!("{error:#}"),
+                    Err(_) => {}
+                    Ok(_) => return "launched".to_owned(),
+                }
+            }
+        });
+    }
+    for reason in tasks.join_all().await {
+        say(format_args!("refused {reason}"));
+    }
+}
+
+/// Appends a line to the journal of all hosts.
+fn journal(scene: &Path, line: &str) {
+    let journal = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(scene.join("journal"));
+    journal
+        .unwrap()
+        .write_all(format!("{line}\n").as_bytes())
+        .unwrap();
+}

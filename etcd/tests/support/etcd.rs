@@ -1,0 +1,224 @@
+//! Real etcd: members on loopback with free ports, their data on a tmpfs. They end with the value that holds them, and with this
+//! process, however it ends.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use spawn_gate_etcd::{EtcdSpawnLock, EtcdSpawnLockBuilder};
+use tempfile::TempDir;
+
+/// Fail instead of skipping, if etcd is not installed.
+const REQUIRED: &str = "REQUIRE_ETCD";
+
+/// How long anything may take on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A cluster of etcd.
+pub(crate) struct Etcd {
+    members: Vec<Member>,
+    data: TempDir,
+    extra: Vec<String>,
+}
+
+struct Member {
+    client: u16,
+    peer: u16,
+    child: Option<Child>,
+}
+
+impl Etcd {
+    /// Starts one member. `None`, said in words, if etcd is not installed.
+    pub(crate) fn one() -> Option<Self> {
+        Self::start(1, &[])
+    }
+
+    /// Starts so many members, with more arguments.
+    pub(crate) fn start(members: usize, extra: &[&str]) -> Option<Self> {
+        if !is_installed() {
+            return None;
+        }
+        let tmpfs = Path::new("/dev/shm");
+        let parent = if tmpfs.is_dir() {
+            tmpfs.to_owned()
+        } else {
+            std::env::temp_dir()
+        };
+        let mut etcd = Self {
+            members: free_ports(members),
+            data: tempfile::Builder::new()
+                .prefix("etcd-")
+                .tempdir_in(parent)
+                .unwrap(),
+            extra: extra.iter().map(ToString::to_string).collect(),
+        };
+        for number in 0..members {
+            etcd.start_member(number);
+        }
+        Some(etcd)
+    }
+
+    /// Starts a member that is not running, with the data that it has.
+    pub(crate) fn start_member(&mut self, number: usize) {
+        let scheme = if self.extra.iter().any(|it| it.starts_with("--cert-file")) {
+            "https"
+        } else {
+            "http"
+        };
+        let url = |scheme, port| format!("{scheme}://127.0.0.1:{port}");
+        let cluster: Vec<String> = self
+            .members
+            .iter()
+            .enumerate()
+            .map(|(number, member)| format!("m{number}={}", url("http", member.peer)))
+            .collect();
+        let member = &mut self.members[number];
+        let mut command = Command::new("setpriv");
+        // The kernel ends it with this process.
+        command.args(["--pdeathsig", "KILL", "etcd"]);
+        let (client, peer) = (url(scheme, member.client), url("http", member.peer));
+        for (name, value) in [
+            ("--name", format!("m{number}")),
+            (
+                "--data-dir",
+                self.data
+                    .path()
+                    .join(format!("m{number}"))
+                    .display()
+                    .to_string(),
+            ),
+            ("--listen-client-urls", client.clone()),
+            ("--advertise-client-urls", client),
+            ("--listen-peer-urls", peer.clone()),
+            ("--initial-advertise-peer-urls", peer),
+            ("--initial-cluster", cluster.join(",")),
+            ("--log-level", "panic".to_owned()),
+            ("--logger", "zap".to_owned()),
+        ] {
+            command.arg(format!("{name}={value}"));
+        }
+        command.args(&self.extra);
+        let log = std::fs::File::create(self.data.path().join(format!("m{number}.log"))).unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        member.child = Some(child);
+    }
+
+    /// The URLs of all members.
+    pub(crate) fn endpoints(&self) -> Vec<String> {
+        let scheme = if self.extra.iter().any(|it| it.starts_with("--cert-file")) {
+            "https"
+        } else {
+            "http"
+        };
+        let url = |member: &Member| format!("{scheme}://127.0.0.1:{}", member.client);
+        self.members.iter().map(url).collect()
+    }
+
+    /// The builder of a lock with short times.
+    pub(crate) fn builder(&self) -> EtcdSpawnLockBuilder {
+        builder(self.endpoints())
+    }
+
+    /// A lock, once the cluster answers.
+    pub(crate) async fn lock(&self) -> EtcdSpawnLock {
+        let lock = self.builder().build().unwrap();
+        lock.check(PATIENCE).await.unwrap();
+        lock
+    }
+
+    /// Sends a signal to a member.
+    pub(crate) fn signal(&self, number: usize, signal: Signal) {
+        let child = self.members[number].child.as_ref().unwrap();
+        kill_process(Pid::from_child(child), signal).unwrap();
+    }
+
+    /// Kills a member and waits for its end.
+    pub(crate) fn kill(&mut self, number: usize) {
+        end(&mut self.members[number]);
+    }
+
+    /// Runs etcdctl at this member. Returns what it prints.
+    pub(crate) fn ctl(&self, number: usize, args: &[&str]) -> String {
+        let output = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints={}", self.endpoints()[number]))
+            .args(args)
+            .output()
+            .unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {printed}{complaint}");
+        printed
+    }
+
+    /// All keys, by etcdctl.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        let printed = self.ctl(0, &["get", "", "--prefix", "--keys-only"]);
+        let keys = printed.lines().filter(|line| !line.is_empty());
+        keys.map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.members.iter_mut().for_each(end);
+    }
+}
+
+/// The builder of a lock with short times.
+pub(crate) fn builder(endpoints: Vec<String>) -> EtcdSpawnLockBuilder {
+    EtcdSpawnLock::builder(endpoints).expires_in(Duration::from_secs(3))
+}
+
+fn end(member: &mut Member) {
+    if let Some(mut child) = member.child.take() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+fn is_installed() -> bool {
+    let is_there = |program: &str| {
+        let version = Command::new(program).arg("--version").output();
+        let ctl = Command::new(program).arg("version").output();
+        [version, ctl]
+            .into_iter()
+            .flatten()
+            .any(|output| output.status.success())
+    };
+    let missing: Vec<_> = ["etcd", "etcdctl", "setpriv"]
+        .into_iter()
+        .filter(|it| !is_there(it))
+        .collect();
+    if missing.is_empty() {
+        return true;
+    }
+    assert!(
+        std::env::var_os(REQUIRED).is_none_or(|it| it != "1"),
+        "missing: {missing:?}"
+    );
+    println!("SKIPPED: not installed: {missing:?}");
+    false
+}
+
+/// Ports that are free at the moment.
+fn free_ports(members: usize) -> Vec<Member> {
+    let listen = || TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let listeners: Vec<_> = (0..members).map(|_| (listen(), listen())).collect();
+    let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
+    listeners
+        .iter()
+        .map(|(client, peer)| Member {
+            client: port(client),
+            peer: port(peer),
+            child: None,
+        })
+        .collect()
+}
