@@ -4,6 +4,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cancelled;
+mod holders;
 mod launches;
 mod roles;
 

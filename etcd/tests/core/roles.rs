@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::support::etcd::{PATIENCE, builder};
 use crate::support::host::{endpoints, say, scene};
-use crate::support::{Gate, KEY};
+use crate::support::{Gate, KEY, led};
 
 #[tokio::main]
 pub(crate) async fn play(role: &str) {
@@ -20,6 +20,8 @@ pub(crate) async fn play(role: &str) {
     match role {
         "callers" => callers(&gate, argument.parse().unwrap()).await,
         "failing" => failing(&gate, argument.parse().unwrap()).await,
+        "holder" => holder(&gate).await,
+        "tool" => tool(&gate).await,
         _ => panic!("no such role: {role}"),
     }
 }
@@ -84,6 +86,29 @@ async fn failing(gate: &Gate, count: usize) {
     for reason in tasks.join_all().await {
         say(format_args!("refused {reason}"));
     }
+}
+
+/// Takes the permit and keeps it until the lock is lost, then reports a success all the same.
+async fn holder(gate: &Gate) {
+    let permit = led(gate).await;
+    say(format_args!(
+        "permit {} {}",
+        permit.attempt_number(),
+        permit.fencing_token()
+    ));
+    let lost = permit.lost().await;
+    say(format_args!("lost {}", lost.is_lost()));
+    match permit.succeed(1).await {
+        Ok(()) => say("settled as a success"),
+        Err(error) => say(format_args!("settled as {}", error.error_type())),
+    }
+}
+
+/// Launches, settles, and exits at once, without dropping anything.
+async fn tool(gate: &Gate) {
+    let permit = led(gate).await;
+    permit.succeed(1).await.unwrap();
+    std::process::exit(0);
 }
 
 /// Appends a line to the journal of all hosts.

@@ -4,6 +4,7 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -94,6 +95,11 @@ impl Etcd {
             ("--listen-peer-urls", peer.clone()),
             ("--initial-advertise-peer-urls", peer),
             ("--initial-cluster", cluster.join(",")),
+            // Two clusters never take each other's members for their own.
+            (
+                "--initial-cluster-token",
+                self.data.path().display().to_string(),
+            ),
             ("--log-level", "panic".to_owned()),
             ("--logger", "zap".to_owned()),
         ] {
@@ -208,17 +214,21 @@ fn is_installed() -> bool {
     false
 }
 
-/// Ports that are free at the moment.
+/// Ports that are free at the moment, below those that the kernel gives to outgoing connections.
 fn free_ports(members: usize) -> Vec<Member> {
-    let listen = || TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let listeners: Vec<_> = (0..members).map(|_| (listen(), listen())).collect();
-    let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
-    listeners
-        .iter()
-        .map(|(client, peer)| Member {
-            client: port(client),
-            peer: port(peer),
-            child: None,
-        })
-        .collect()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut ports = std::iter::repeat_with(|| {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        // Test binaries that run at the same time begin at different ports.
+        let port = 10_000 + (std::process::id() * 97 + next) % 20_000;
+        u16::try_from(port).unwrap()
+    })
+    .filter(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok());
+    let mut port = || ports.next().unwrap();
+    let member = |_| Member {
+        client: port(),
+        peer: port(),
+        child: None,
+    };
+    (0..members).map(member).collect()
 }
