@@ -7,6 +7,7 @@ mod support;
 mod cancelled;
 mod holders;
 mod launches;
+mod losses;
 mod roles;
 
 /// Does nothing when the tests are run; a child that is started with a role in its environment plays it here.

@@ -4,8 +4,10 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use spawn_gate::{GateError, SpawnGate, launcher_fn};
+use spawn_gate_etcd::EtcdSpawnLock;
 use tokio::task::JoinSet;
 
 use crate::support::etcd::{PATIENCE, builder};
@@ -16,12 +18,15 @@ use crate::support::{Gate, KEY, led};
 pub(crate) async fn play(role: &str) {
     let (role, argument) = role.split_once(' ').unwrap_or((role, ""));
     let lock = builder(endpoints()).build().unwrap();
-    let gate: Gate = SpawnGate::builder(lock).lock_timeout(PATIENCE).build();
+    let gate: Gate = SpawnGate::builder(lock.clone())
+        .lock_timeout(PATIENCE)
+        .build();
     match role {
         "callers" => callers(&gate, argument.parse().unwrap()).await,
         "failing" => failing(&gate, argument.parse().unwrap()).await,
         "holder" => holder(&gate).await,
         "tool" => tool(&gate).await,
+        "asker" => asker(lock, argument.parse().unwrap()).await,
         _ => panic!("no such role: {role}"),
     }
 }
@@ -101,6 +106,16 @@ async fn holder(gate: &Gate) {
     match permit.succeed(1).await {
         Ok(()) => say("settled as a success"),
         Err(error) => say(format_args!("settled as {}", error.error_type())),
+    }
+}
+
+/// Asks for a permit for so many seconds.
+async fn asker(lock: EtcdSpawnLock, seconds: u64) {
+    let limit = Duration::from_secs(seconds);
+    let gate: Gate = SpawnGate::builder(lock).lock_timeout(limit).build();
+    match gate.acquire(KEY).await {
+        Ok(_) => say("asked and got it"),
+        Err(error) => say(format_args!("asked {}", error.error_type())),
     }
 }
 
