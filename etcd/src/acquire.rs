@@ -151,7 +151,7 @@ pub(crate) async fn read_ledger(core: Arc<Core>, names: Names) -> Result<LedgerR
 }
 
 /// How old the record is, at least.
-async fn age_of(
+pub(crate) async fn age_of(
     core: &Core,
     names: &Names,
     record: Option<&KeyValue>,

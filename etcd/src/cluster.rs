@@ -73,8 +73,9 @@ impl Cluster {
         ask: impl Fn(Arc<Endpoint>) -> F,
     ) -> Result<V, EtcdError> {
         let began = Instant::now();
-        // Members in a row that nothing can be had from.
+        // Members in a row that nothing can be had from, and why.
         let mut useless = 0;
+        let mut unusable = None;
         let mut tries = 0;
         loop {
             tries += 1;
@@ -97,15 +98,16 @@ impl Cluster {
             if is_final || is_lease || useless == self.endpoints.len() {
                 return Err(error);
             }
-            self.move_on(number);
-            if Instant::now() >= deadline {
-                return Err(error);
+            // What somebody must fix says more than what passes.
+            if error.is_of_endpoint() {
+                unusable = Some(error.clone());
             }
+            self.move_on(number);
             if tries % self.endpoints.len() == 0 {
                 sleep_until(deadline.min(Instant::now() + PAUSE)).await;
-                if Instant::now() >= deadline {
-                    return Err(error);
-                }
+            }
+            if Instant::now() >= deadline {
+                return Err(unusable.unwrap_or(error));
             }
         }
     }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 use crate::error::EtcdError;
@@ -40,6 +42,31 @@ impl Tls {
     pub fn server_name(mut self, name: impl Into<String>) -> Self {
         self.server_name = Some(name.into());
         self
+    }
+
+    /// Checks that the texts are what they should be.
+    fn check(&self) -> Result<(), EtcdError> {
+        let check = |pem: &[u8]| match CertificateDer::pem_slice_iter(pem).next() {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(error)) => Err(format!("a certificate cannot be read: {error}")),
+            None => Err("a certificate is missing".to_owned()),
+        };
+        let client = self.client.as_ref();
+        let mut certificates = self
+            .ca
+            .iter()
+            .chain(client.map(|(certificate, _)| certificate));
+        let checked = certificates.try_for_each(|pem| check(pem));
+        let checked = checked.and_then(|()| match client {
+            Some((_, key)) => PrivateKeyDer::from_pem_slice(key)
+                .map(drop)
+                .map_err(|error| format!("the key cannot be read: {error}")),
+            None => Ok(()),
+        });
+        checked.map_err(|problem| EtcdError::InvalidSetting {
+            setting: "TLS",
+            problem,
+        })
     }
 
     fn config(&self) -> ClientTlsConfig {
@@ -165,9 +192,10 @@ impl Config {
         if !has_tls {
             return Ok(endpoint);
         }
-        let tls = self.tls.clone().unwrap_or_default().config();
+        let tls = self.tls.clone().unwrap_or_default();
+        tls.check()?;
         endpoint
-            .tls_config(tls)
+            .tls_config(tls.config())
             .map_err(|error| EtcdError::InvalidSetting {
                 setting: "TLS",
                 problem: match std::error::Error::source(&error) {

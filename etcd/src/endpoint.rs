@@ -1,5 +1,6 @@
 //! One member of the cluster: its connection, and the token of this user there.
 
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use tokio_stream::Stream;
@@ -18,6 +19,10 @@ pub(crate) struct Endpoint {
     channel: Channel,
     user: Option<(String, String)>,
     token: Mutex<Option<Token>>,
+    /// It has answered a call.
+    has_answered: AtomicBool,
+    /// How often it has closed a connection before it ever answered.
+    closed: AtomicU32,
 }
 
 type Token = MetadataValue<Ascii>;
@@ -34,6 +39,8 @@ impl Endpoint {
             channel: connection.connect_lazy(),
             user,
             token: Mutex::default(),
+            has_answered: AtomicBool::new(false),
+            closed: AtomicU32::new(0),
         }
     }
 
@@ -49,6 +56,7 @@ impl Endpoint {
             answer => answer,
         }
         .map_err(|status| self.error(&status))
+        .inspect(|_| self.has_answered.store(true, Ordering::Relaxed))
     }
 
     /// Begins a stream of requests and responses.
@@ -131,8 +139,26 @@ impl Endpoint {
         *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    /// What the status means. A member that takes connections and closes them before any answer does not know what to do with
+    /// them: one side speaks TLS and the other does not, or the client's certificate is refused, which TLS 1.3 tells too late.
     fn error(&self, status: &Status) -> EtcdError {
-        EtcdError::from_status(status, &self.url)
+        match EtcdError::from_status(status, &self.url) {
+            EtcdError::Unreachable { endpoint, problem } => {
+                let is_unheard = is_closed(&problem) && !self.has_answered.load(Ordering::Relaxed);
+                // The first time, it may be about to end.
+                if !is_unheard || self.closed.fetch_add(1, Ordering::Relaxed) == 0 {
+                    return EtcdError::Unreachable { endpoint, problem };
+                }
+                let problem = format!(
+                    "{problem}. It closes connections before any answer: check that both sides speak TLS, and the client's certificate"
+                );
+                EtcdError::Tls { endpoint, problem }
+            }
+            error => {
+                self.has_answered.store(true, Ordering::Relaxed);
+                error
+            }
+        }
     }
 }
 
@@ -140,6 +166,20 @@ async fn ready(grpc: &mut Grpc<Channel>) -> Result<(), Status> {
     grpc.ready()
         .await
         .map_err(|error| Status::from_error(Box::new(error)))
+}
+
+/// Whether a connection was made and closed, rather than not made.
+fn is_closed(problem: &str) -> bool {
+    let closed = [
+        "connection closed",
+        "handshake eof",
+        "broken pipe",
+        "reset",
+        "http2 error",
+        "frame",
+    ];
+    let problem = problem.to_lowercase();
+    closed.iter().any(|text| problem.contains(text))
 }
 
 /// Whether a new token may help: the old one has expired, or users and roles were changed since.

@@ -16,7 +16,7 @@
 //!
 //! What it promises and what it cannot promise: `docs/etcd.md` of this crate.
 
-// Each file says what it is for. A file imports only from files listed above it, except that `core` names the watches that it keeps.
+// Each file says what it is for.
 mod acquire;
 mod age;
 mod builder;
@@ -25,6 +25,7 @@ mod config;
 mod core;
 mod endpoint;
 mod error;
+mod inspect;
 mod lease;
 mod lock;
 mod names;
@@ -37,4 +38,5 @@ mod wire;
 pub use crate::builder::EtcdSpawnLockBuilder;
 pub use crate::config::Tls;
 pub use crate::error::EtcdError;
+pub use crate::inspect::{Inspection, KeyReport};
 pub use crate::lock::EtcdSpawnLock;

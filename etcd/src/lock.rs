@@ -14,6 +14,7 @@ use crate::acquire::{self, Tried};
 use crate::builder::EtcdSpawnLockBuilder;
 use crate::core::Core;
 use crate::error::EtcdError;
+use crate::inspect::{self, Inspection};
 use crate::lease::EtcdLease;
 use crate::names::Names;
 use crate::record::end_text;
@@ -67,6 +68,22 @@ impl EtcdSpawnLock {
         let deadline = Instant::now() + limit;
         let checking = async move { core.calls.call(&read_all(&names), deadline).await.map(drop) };
         self.core.run(checking).await
+    }
+
+    /// Reads every key of the prefix: its holder, its budget and its last outcome. Takes no lock and disturbs no holder.
+    ///
+    /// # Errors
+    ///
+    /// If the cluster cannot be read; a retry helps if [`EtcdError::retry_helps`] is true. What others wrote below the prefix is
+    /// listed, and no error.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    pub async fn inspect(&self) -> Result<Inspection, EtcdError> {
+        self.core
+            .run(inspect::inspect(Arc::clone(&self.core)))
+            .await
     }
 
     fn names<K: GateKey>(&self, key: &K) -> Names {

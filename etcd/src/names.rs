@@ -19,6 +19,11 @@ impl Names {
         }
     }
 
+    /// The names of a key by what its entries begin with.
+    pub(crate) fn of_base(base: String) -> Self {
+        Self { base }
+    }
+
     /// The name in errors and reports.
     pub(crate) fn shown(&self) -> &str {
         self.base.trim_end_matches('/')

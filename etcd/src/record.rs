@@ -83,6 +83,17 @@ pub(crate) fn check_lock(entry: &KeyValue) -> Result<(), EtcdError> {
     body(entry).map(drop)
 }
 
+/// The process that made a lock.
+pub(crate) fn pid_of_lock(entry: &KeyValue) -> Option<u32> {
+    let line = body(entry).ok()?.lines().next()?;
+    line.strip_prefix("pid ")?.parse().ok()
+}
+
+/// Whether this crate, in a version that this one can read, wrote the entry.
+pub(crate) fn is_ours(entry: &KeyValue) -> bool {
+    body(entry).is_ok()
+}
+
 /// The text of a backend's end.
 pub(crate) fn end_text(end: &BackendEnd) -> Vec<u8> {
     format!("{MAGIC} {VERSION}\n{end}\n").into_bytes()

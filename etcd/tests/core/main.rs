@@ -4,11 +4,15 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_input;
 mod cancelled;
 mod holders;
+mod inspect;
 mod launches;
 mod losses;
 mod roles;
+mod tls;
+mod users;
 
 /// Does nothing when the tests are run; a child that is started with a role in its environment plays it here.
 #[test]

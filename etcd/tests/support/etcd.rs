@@ -152,16 +152,23 @@ impl Etcd {
 
     /// Runs etcdctl at this member. Returns what it prints.
     pub(crate) fn ctl(&self, number: usize, args: &[&str]) -> String {
+        self.try_ctl(number, args)
+            .unwrap_or_else(|complaint| panic!("{args:?}: {complaint}"))
+    }
+
+    /// Runs etcdctl at this member. Returns what it prints, or what it complains of.
+    pub(crate) fn try_ctl(&self, number: usize, args: &[&str]) -> Result<String, String> {
         let output = Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
             .arg(format!("--endpoints={}", self.endpoints()[number]))
             .args(args)
             .output()
             .unwrap();
-        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{args:?}: {printed}{complaint}");
-        printed
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match output.status.success() {
+            true => Ok(text(&output.stdout)),
+            false => Err(text(&output.stderr)),
+        }
     }
 
     /// All keys, by etcdctl.
