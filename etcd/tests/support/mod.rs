@@ -3,6 +3,7 @@
 
 pub(crate) mod etcd;
 pub(crate) mod host;
+pub(crate) mod skewed;
 
 use spawn_gate::admin::{Ledger, LedgerReading};
 use spawn_gate::lock::SpawnLock;
