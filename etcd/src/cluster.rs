@@ -73,9 +73,9 @@ impl Cluster {
         ask: impl Fn(Arc<Endpoint>) -> F,
     ) -> Result<V, EtcdError> {
         let began = Instant::now();
-        // Members in a row that nothing can be had from, and why.
+        // Members in a row that nothing can be had from.
         let mut useless = 0;
-        let mut unusable = None;
+        let mut most_telling: Option<EtcdError> = None;
         let mut tries = 0;
         loop {
             tries += 1;
@@ -98,16 +98,16 @@ impl Cluster {
             if is_final || is_lease || useless == self.endpoints.len() {
                 return Err(error);
             }
-            // What somebody must fix says more than what passes.
-            if error.is_of_endpoint() {
-                unusable = Some(error.clone());
+            let rank = most_telling.as_ref().map(EtcdError::rank);
+            if rank.is_none_or(|rank| rank <= error.rank()) {
+                most_telling = Some(error.clone());
             }
             self.move_on(number);
             if tries % self.endpoints.len() == 0 {
                 sleep_until(deadline.min(Instant::now() + PAUSE)).await;
             }
             if Instant::now() >= deadline {
-                return Err(unusable.unwrap_or(error));
+                return Err(most_telling.unwrap_or(error));
             }
         }
     }

@@ -70,14 +70,7 @@ impl Endpoint {
         A: prost::Message + Default + 'static,
     {
         let token = self.token().await?;
-        let mut request = Request::new(requests);
-        if let Some(token) = token {
-            request.metadata_mut().insert("token", token);
-        }
-        // A member that is cut off from the others ends the stream, instead of saying nothing.
-        request
-            .metadata_mut()
-            .insert("hasleader", MetadataValue::from_static("true"));
+        let request = with_metadata(requests, token);
         let mut grpc = Grpc::new(self.channel.clone());
         let path = PathAndQuery::from_static(path);
         let streaming = async {
@@ -102,10 +95,7 @@ impl Endpoint {
     async fn unary<C: Call>(&self, request: &C, token: Option<Token>) -> Result<C::Answer, Status> {
         let mut grpc = Grpc::new(self.channel.clone());
         ready(&mut grpc).await?;
-        let mut request = Request::new(request.clone());
-        if let Some(token) = token {
-            request.metadata_mut().insert("token", token);
-        }
+        let request = with_metadata(request.clone(), token);
         let path = PathAndQuery::from_static(C::PATH);
         let codec = ProstCodec::<C, C::Answer>::default();
         Ok(grpc.unary(request, path, codec).await?.into_inner())
@@ -160,6 +150,17 @@ impl Endpoint {
             }
         }
     }
+}
+
+fn with_metadata<V>(message: V, token: Option<Token>) -> Request<V> {
+    let mut request = Request::new(message);
+    let metadata = request.metadata_mut();
+    if let Some(token) = token {
+        metadata.insert("token", token);
+    }
+    // A member without a leader then says so, and ends its streams, instead of saying nothing for a while.
+    metadata.insert("hasleader", MetadataValue::from_static("true"));
+    request
 }
 
 async fn ready(grpc: &mut Grpc<Channel>) -> Result<(), Status> {

@@ -180,6 +180,17 @@ impl EtcdError {
         matches!(self, Self::Tls { .. } | Self::WrongCluster { .. })
     }
 
+    /// How much it says about the cluster, to choose among the errors of several members.
+    pub(crate) fn rank(&self) -> u8 {
+        match self {
+            Self::Unreachable { .. } => 0,
+            Self::Unresponsive { .. } => 1,
+            Self::NoQuorum { .. } | Self::Overloaded { .. } => 2,
+            // What somebody must fix.
+            _ => 3,
+        }
+    }
+
     /// The error of a lock. A lost lease is told as such.
     pub(crate) fn into_lock_error(self, lock: &str) -> SpawnLockError {
         match self {

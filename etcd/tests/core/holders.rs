@@ -50,7 +50,7 @@ async fn a_holder_that_is_stopped_past_its_lease_learns_of_the_loss_and_its_succ
     assert!(next > token);
     // Both are launching by their own account. The elder is told before it can settle.
     holder.signal(Signal::CONT);
-    assert_eq!(holder.says("lost"), "true");
+    assert!(holder.says("lost").starts_with("true"));
     assert_eq!(holder.says("settled"), "as lock_lost");
     holder.ends();
     permit.succeed(2).await.unwrap();

@@ -11,7 +11,7 @@ use spawn_gate_etcd::EtcdSpawnLock;
 use tokio::task::JoinSet;
 
 use crate::support::etcd::{PATIENCE, builder};
-use crate::support::host::{endpoints, say, scene};
+use crate::support::host::{endpoints, say, scene, uptime};
 use crate::support::{Gate, KEY, led};
 
 #[tokio::main]
@@ -25,6 +25,7 @@ pub(crate) async fn play(role: &str) {
         "callers" => callers(&gate, argument.parse().unwrap()).await,
         "failing" => failing(&gate, argument.parse().unwrap()).await,
         "holder" => holder(&gate).await,
+        "again" => again(&gate).await,
         "tool" => tool(&gate).await,
         "asker" => asker(lock, argument.parse().unwrap()).await,
         _ => panic!("no such role: {role}"),
@@ -102,7 +103,11 @@ async fn holder(gate: &Gate) {
         permit.fencing_token()
     ));
     let lost = permit.lost().await;
-    say(format_args!("lost {}", lost.is_lost()));
+    say(format_args!(
+        "lost {} {}",
+        lost.is_lost(),
+        uptime().as_millis()
+    ));
     match permit.succeed(1).await {
         Ok(()) => say("settled as a success"),
         Err(error) => say(format_args!("settled as {}", error.error_type())),
@@ -116,6 +121,24 @@ async fn asker(lock: EtcdSpawnLock, seconds: u64) {
     match gate.acquire(KEY).await {
         Ok(_) => say("asked and got it"),
         Err(error) => say(format_args!("asked {}", error.error_type())),
+    }
+}
+
+/// Launches again and again. Each success leaves a line in the journal: when the permit came, when it was settled, and its token.
+async fn again(gate: &Gate) {
+    let scene = scene();
+    loop {
+        let Ok(spawn_gate::Acquired::Led(permit)) = gate.acquire(KEY).await else {
+            continue;
+        };
+        let (began, token) = (uptime(), permit.fencing_token());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        // Before it settles: this process may be stopped for long once the lock is free.
+        let ended = uptime();
+        if permit.succeed(1).await.is_ok() {
+            let (began, ended) = (began.as_micros(), ended.as_micros());
+            journal(&scene, &format!("{began} {ended} {token}"));
+        }
     }
 }
 

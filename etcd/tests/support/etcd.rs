@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use spawn_gate_etcd::{EtcdSpawnLock, EtcdSpawnLockBuilder};
@@ -22,6 +22,8 @@ pub(crate) struct Etcd {
     members: Vec<Member>,
     data: TempDir,
     extra: Vec<String>,
+    /// An address besides loopback, of a network that is only on this machine.
+    also_at: Option<String>,
 }
 
 struct Member {
@@ -38,6 +40,11 @@ impl Etcd {
 
     /// Starts so many members, with more arguments.
     pub(crate) fn start(members: usize, extra: &[&str]) -> Option<Self> {
+        Self::start_at(None, members, extra)
+    }
+
+    /// Starts so many members that also listen at this address.
+    pub(crate) fn start_at(also_at: Option<&str>, members: usize, extra: &[&str]) -> Option<Self> {
         if !is_installed() {
             return None;
         }
@@ -54,6 +61,7 @@ impl Etcd {
                 .tempdir_in(parent)
                 .unwrap(),
             extra: extra.iter().map(ToString::to_string).collect(),
+            also_at: also_at.map(str::to_owned),
         };
         for number in 0..members {
             etcd.start_member(number);
@@ -79,6 +87,15 @@ impl Etcd {
         let mut command = Command::new("setpriv");
         // The kernel ends it with this process.
         command.args(["--pdeathsig", "KILL", "etcd"]);
+        let also_at = self.also_at.as_ref();
+        let listen = match also_at {
+            Some(address) => format!(
+                "{},http://{address}:{}",
+                url(scheme, member.client),
+                member.client
+            ),
+            None => url(scheme, member.client),
+        };
         let (client, peer) = (url(scheme, member.client), url("http", member.peer));
         for (name, value) in [
             ("--name", format!("m{number}")),
@@ -90,7 +107,7 @@ impl Etcd {
                     .display()
                     .to_string(),
             ),
-            ("--listen-client-urls", client.clone()),
+            ("--listen-client-urls", listen),
             ("--advertise-client-urls", client),
             ("--listen-peer-urls", peer.clone()),
             ("--initial-advertise-peer-urls", peer),
@@ -125,6 +142,28 @@ impl Etcd {
         };
         let url = |member: &Member| format!("{scheme}://127.0.0.1:{}", member.client);
         self.members.iter().map(url).collect()
+    }
+
+    /// The URLs of all members at the address besides loopback.
+    pub(crate) fn other_endpoints(&self) -> Vec<String> {
+        let address = self.also_at.as_ref().unwrap();
+        let url = |member: &Member| format!("http://{address}:{}", member.client);
+        self.members.iter().map(url).collect()
+    }
+
+    /// The number of the leader.
+    pub(crate) fn leader(&self) -> usize {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            for number in 0..self.members.len() {
+                let status = self.try_ctl(number, &["endpoint", "status", "--write-out=simple"]);
+                // The fifth field says whether it is the leader.
+                if status.is_ok_and(|line| line.split(", ").nth(4) == Some("true")) {
+                    return number;
+                }
+            }
+            assert!(Instant::now() < until, "no leader");
+        }
     }
 
     /// The builder of a lock with short times.

@@ -1,9 +1,10 @@
 //! Hosts: processes of this test binary, each with a gate of its own. They say lines, and end with the value that holds them.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -30,13 +31,29 @@ pub(crate) struct Host {
 
 impl Host {
     /// Starts this test binary again in this role.
-    pub(crate) fn start(etcd: &Etcd, scene: &std::path::Path, role: &str) -> Self {
-        let mut child = Command::new("setpriv")
+    pub(crate) fn start(etcd: &Etcd, scene: &Path, role: &str) -> Self {
+        Self::run(Command::new("setpriv"), etcd.endpoints(), scene, role)
+    }
+
+    /// Starts it in a network of its own, which has only these endpoints.
+    pub(crate) fn start_in(
+        network: &str,
+        endpoints: Vec<String>,
+        scene: &Path,
+        role: &str,
+    ) -> Self {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", network, "setpriv"]);
+        Self::run(command, endpoints, scene, role)
+    }
+
+    fn run(mut command: Command, endpoints: Vec<String>, scene: &Path, role: &str) -> Self {
+        let mut child = command
             .args(["--pdeathsig", "KILL"])
             .arg(std::env::current_exe().unwrap())
             .args(["--exact", "role", "--nocapture", "--test-threads=1"])
             .env(ROLE, role)
-            .env(ENDPOINTS, etcd.endpoints().join(","))
+            .env(ENDPOINTS, endpoints.join(","))
             .env(SCENE, scene)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -110,6 +127,11 @@ pub(crate) fn say(line: impl std::fmt::Display) {
     // If the test is gone, so is this, soon.
     let _ = writeln!(out, "\n{MARK}{line}");
     let _ = out.flush();
+}
+
+/// The time since boot, which all processes of this machine read alike.
+pub(crate) fn uptime() -> Duration {
+    Duration::try_from(rustix::time::clock_gettime(rustix::time::ClockId::Boottime)).unwrap()
 }
 
 /// In a host: the endpoints.
