@@ -36,18 +36,18 @@ async fn no_two_successes_overlap_whatever_is_killed() {
     while Instant::now() < until {
         sleep(Duration::from_millis(200 + random(800))).await;
         let number = usize::try_from(random(3)).unwrap();
-        match random(6) {
+        match random(8) {
             0 | 1 => {
                 hosts[number] = start(&etcd);
                 killed += 1;
             }
-            2 | 3 => {
+            2..=5 => {
                 hosts[number].signal(Signal::STOP);
-                sleep(Duration::from_millis(random(5000))).await;
+                sleep(Duration::from_millis(2500 + random(2500))).await;
                 hosts[number].signal(Signal::CONT);
                 stopped += 1;
             }
-            4 => {
+            6 => {
                 etcd.kill(number);
                 sleep(Duration::from_millis(random(2000))).await;
                 etcd.start_member(number);
@@ -74,7 +74,7 @@ async fn no_two_successes_overlap_whatever_is_killed() {
         assert!(elder < younger, "{pair:?}");
         assert!(ended <= began, "{pair:?}");
     }
-    assert!(successes.len() > 20, "{}", successes.len());
+    assert!(successes.len() > 10, "{}", successes.len());
 }
 
 fn success(line: &str) -> [u128; 3] {

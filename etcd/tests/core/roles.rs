@@ -132,7 +132,7 @@ async fn again(gate: &Gate) {
             continue;
         };
         let (began, token) = (uptime(), permit.fencing_token());
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
         // Before it settles: this process may be stopped for long once the lock is free.
         let ended = uptime();
         if permit.succeed(1).await.is_ok() {
