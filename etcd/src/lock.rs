@@ -18,6 +18,7 @@ use crate::inspect::{self, Inspection};
 use crate::lease::EtcdLease;
 use crate::names::Names;
 use crate::record::end_text;
+use crate::registration::{self, Registration};
 use crate::renewal::RecordLease;
 use crate::state::read_all;
 use crate::wire::{PutRequest, Request, TxnRequest};
@@ -84,6 +85,42 @@ impl EtcdSpawnLock {
         self.core
             .run(inspect::inspect(Arc::clone(&self.core)))
             .await
+    }
+
+    /// Registers the backend of a launch, unless a younger launch has registered one. Returns whether it is registered. The backend
+    /// itself calls it, with the fencing token that its launcher gave it, and ends on `false`: its launcher was paused or cut off
+    /// for longer than its lease, and another host launched meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// If the cluster cannot be asked; the backend may be registered. A retry helps if [`EtcdError::retry_helps`] is true.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the backend may be registered later.
+    pub async fn register<K: GateKey>(
+        &self,
+        key: &K,
+        fencing_token: u64,
+        value: impl Into<String>,
+    ) -> Result<bool, EtcdError> {
+        let (core, names) = (Arc::clone(&self.core), self.names(key));
+        let registering = registration::register(core, names, fencing_token, value.into());
+        self.core.run(registering).await
+    }
+
+    /// Returns the backend that is registered, for a launcher's look. It may have ended since.
+    ///
+    /// # Errors
+    ///
+    /// If the cluster cannot be read. A retry helps if [`EtcdError::retry_helps`] is true.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future changes nothing.
+    pub async fn registered<K: GateKey>(&self, key: &K) -> Result<Option<Registration>, EtcdError> {
+        let (core, names) = (Arc::clone(&self.core), self.names(key));
+        self.core.run(registration::registered(core, names)).await
     }
 
     fn names<K: GateKey>(&self, key: &K) -> Names {

@@ -3,7 +3,7 @@
 use spawn_gate::GateKey;
 use spawn_gate::lock::LockName;
 
-/// The entries of one key are `PREFIX/NAME/lock`, `PREFIX/NAME/record` and `PREFIX/NAME/ended`, where `NAME.lock` would be the
+/// The entries of one key are `PREFIX/NAME/lock`, `…/record`, `…/ended` and `…/backend`, where `NAME.lock` would be the
 /// name of its lock file. So one range reads them all, and one watch tells their changes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Names {
@@ -41,6 +41,10 @@ impl Names {
         format!("{}{ENDED}", self.base).into_bytes()
     }
 
+    pub(crate) fn backend(&self) -> Vec<u8> {
+        format!("{}{BACKEND}", self.base).into_bytes()
+    }
+
     /// The begin and the end of the range of all entries.
     pub(crate) fn range(&self) -> (Vec<u8>, Vec<u8>) {
         range_below(&self.base)
@@ -60,11 +64,13 @@ pub(crate) enum Entry {
     Lock,
     Record,
     Ended,
+    Backend,
 }
 
 const LOCK: &str = "lock";
 const RECORD: &str = "record";
 const ENDED: &str = "ended";
+const BACKEND: &str = "backend";
 
 /// Splits the key of an entry into its base and the entry. `None` if it is another program's.
 pub(crate) fn split(key: &[u8]) -> Option<(&str, Entry)> {
@@ -74,6 +80,7 @@ pub(crate) fn split(key: &[u8]) -> Option<(&str, Entry)> {
         LOCK => Entry::Lock,
         RECORD => Entry::Record,
         ENDED => Entry::Ended,
+        BACKEND => Entry::Backend,
         _ => return None,
     };
     Some((&key[..end], entry))
@@ -94,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_of_any_bytes_has_three_entries_in_one_range() {
+    fn a_key_of_any_bytes_has_its_entries_in_one_range() {
         for key in ["", "/", "../x", "a\0b", "ü/%2f\n", &"x".repeat(5000)] {
             let names = Names::new("gate", &key.to_owned());
             let (begin, end) = names.range();
@@ -102,6 +109,7 @@ mod tests {
                 (names.lock(), Entry::Lock),
                 (names.record(), Entry::Record),
                 (names.ended(), Entry::Ended),
+                (names.backend(), Entry::Backend),
             ] {
                 assert!(begin < name && name < end, "{key:?}");
                 assert_eq!(names.entry(&name), Some(entry), "{key:?}");

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! spawn-gate-etcd 1            in each entry: what it is of, and the version
+//! token 4711                   in a registration: the fencing token of the launch; then what the backend registered
 //! position 1502                in a record: the age of its lease when it was written, in milliseconds
 //! launch 4711                  then the ledger
 //! ```
@@ -11,6 +12,7 @@ use std::time::Duration;
 use spawn_gate::admin::{BackendEnd, Ledger, LedgerReading};
 
 use crate::error::EtcdError;
+use crate::registration::Registration;
 use crate::wire::KeyValue;
 
 const MAGIC: &str = "spawn-gate-etcd";
@@ -109,6 +111,25 @@ pub(crate) fn parse_end(entry: &KeyValue) -> Option<BackendEnd> {
         ("failed", why) => Some(BackendEnd::failed(launch, why)),
         _ => None,
     }
+}
+
+/// The text of a registered backend.
+pub(crate) fn backend_text(token: u64, value: &str) -> Vec<u8> {
+    format!("{MAGIC} {VERSION}\ntoken {token}\n{value}").into_bytes()
+}
+
+/// Reads a registered backend.
+pub(crate) fn parse_backend(entry: &KeyValue) -> Result<Registration, EtcdError> {
+    let (line, value) = body(entry)?.split_once('\n').unwrap_or_default();
+    let token = line
+        .strip_prefix("token ")
+        .and_then(|token| token.parse().ok());
+    Ok(Registration {
+        fencing_token: token.ok_or_else(|| EtcdError::Foreign {
+            key: String::from_utf8_lossy(&entry.key).into_owned(),
+        })?,
+        value: value.to_owned(),
+    })
 }
 
 /// What follows the first line, if that is ours.

@@ -65,6 +65,8 @@ impl KeyState {
             Entry::Lock => &mut self.lock,
             Entry::Record => &mut self.record,
             Entry::Ended => &mut self.ended,
+            // Of no concern for the lock.
+            Entry::Backend => return None,
         })
     }
 }

@@ -97,13 +97,13 @@ pub(crate) struct ResponseOp {
     pub(crate) range: Option<RangeResponse>,
 }
 
-/// The condition that a key has this create revision; zero if it does not exist. `result` and `target` are fixed.
+/// The condition that a key has this create or mod revision; zero if it does not exist.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct Compare {
     /// 0: equal.
     #[prost(int32, tag = "1")]
     pub(crate) result: i32,
-    /// 1: the create revision.
+    /// 1: the create revision, 2: the mod revision.
     #[prost(int32, tag = "2")]
     pub(crate) target: i32,
     #[prost(bytes = "vec", tag = "3")]
@@ -111,6 +111,8 @@ pub(crate) struct Compare {
     // Optional, since a zero must be sent, too.
     #[prost(int64, optional, tag = "5")]
     pub(crate) create_revision: Option<i64>,
+    #[prost(int64, optional, tag = "6")]
+    pub(crate) mod_revision: Option<i64>,
 }
 
 impl Compare {
@@ -120,6 +122,17 @@ impl Compare {
             target: 1,
             key,
             create_revision: Some(revision),
+            mod_revision: None,
+        }
+    }
+
+    pub(crate) fn modified_at(key: Vec<u8>, revision: i64) -> Self {
+        Self {
+            result: 0,
+            target: 2,
+            key,
+            create_revision: None,
+            mod_revision: Some(revision),
         }
     }
 }

@@ -11,6 +11,7 @@ mod holders;
 mod inspect;
 mod launches;
 mod losses;
+mod registration;
 mod roles;
 mod tls;
 mod users;
