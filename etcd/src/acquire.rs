@@ -35,18 +35,28 @@ pub(crate) async fn try_once(
     is_waiting: bool,
 ) -> Result<Tried, EtcdError> {
     let watched = core.watches.of(&names).filter(|_| is_waiting);
-    if let Some(watched) = &watched {
-        let held = watched.believed().filter(|state| state.lock.is_some());
-        if let Some(state) = held {
-            return Ok(Tried::Held(read(&core, &names, &state).await?));
-        }
+    let believed = watched.as_ref().and_then(|watched| watched.believed());
+    if let Some(state) = believed.filter(|state| state.lock.is_some()) {
+        return Ok(Tried::Held(read(&core, &names, &state).await?));
     }
     let spare = watched.as_ref().map(|watched| watched.take_spare());
     let Spare { lock, record } = spare.unwrap_or_default();
-    let lease = match lock.filter(is_fresh) {
-        Some(lease) => lease,
-        None => RenewedLease::grant(&core, deadline).await?,
-    };
+    // At the same time, since neither needs the other.
+    let (lease, fresh) = tokio::join!(
+        async {
+            match lock.filter(is_fresh) {
+                Some(lease) => Ok(lease),
+                None => RenewedLease::grant(&core, deadline).await,
+            }
+        },
+        async {
+            match record {
+                Some(lease) => Ok(lease),
+                None => RecordLease::grant(&core, deadline).await,
+            }
+        },
+    );
+    let (lease, fresh) = (lease?, fresh?);
     let (answer, seen_before) = create_lock(&core, &names, &lease, deadline).await?;
     let revision = answer.header.map_or(0, |header| header.revision);
     let state = KeyState::new(&names, answer.into_kvs(), revision);
@@ -56,36 +66,26 @@ pub(crate) async fn try_once(
         let watched = Watches::found(&core, &names, state.clone());
         watched.keep_spare(Spare {
             lock: Some(lease),
-            record,
+            record: Some(fresh),
         });
         return Ok(Tried::Held(read(&core, &names, &state).await?));
     };
     core.calls.note_token(token, seen_before)?;
-    let mut held = EtcdLease::new(&core, names.clone(), token, lease);
-    decide(&core, &names, state, update, record, deadline, &mut held).await?;
+    let mut held = EtcdLease::new(&core, names.clone(), token, lease, fresh);
+    decide(&core, &names, state, update, deadline, &mut held).await?;
     Ok(Tried::Taken(Box::new(held)))
 }
 
 /// Reads the record of the lock that was just created, and writes the one that the update returns.
 async fn decide(
-    core: &Arc<Core>,
+    core: &Core,
     names: &Names,
     state: KeyState,
     update: LedgerUpdate,
-    spare: Option<RecordLease>,
     deadline: Instant,
     held: &mut EtcdLease,
 ) -> Result<(), EtcdError> {
-    // Both need nothing but the lock.
-    let granting = async {
-        match spare {
-            Some(lease) => Ok(lease),
-            None => RecordLease::grant(core, deadline).await,
-        }
-    };
-    let (age, fresh) = tokio::join!(age_of(core, names, state.record.as_ref()), granting);
-    let (age, fresh) = (age?, fresh?);
-    held.keep_fresh(fresh);
+    let age = age_of(core, names, state.record.as_ref()).await?;
     if let Some(old) = &state.record {
         let position = Record::parse(old)?.position;
         held.follow(old.lease, position + age);
@@ -135,19 +135,23 @@ pub(crate) async fn read(
 
 /// Reads the ledger without the lock.
 pub(crate) async fn read_ledger(core: Arc<Core>, names: Names) -> Result<LedgerReading, EtcdError> {
-    let believed = core
-        .watches
-        .of(&names)
-        .and_then(|watched| watched.believed());
-    let state = match believed {
-        Some(state) => state,
-        None => {
-            let answer = core.calls.call(&read_all(&names), core.deadline()).await?;
-            let revision = answer.header.map_or(0, |header| header.revision);
-            KeyState::new(&names, answer.kvs, revision)
-        }
-    };
+    let answer = core.calls.call(&read_all(&names), core.deadline()).await?;
+    let revision = answer.header.map_or(0, |header| header.revision);
+    let state = KeyState::new(&names, answer.kvs, revision);
     read(&core, &names, &state).await
+}
+
+/// The ledger as a watch tells it. `None` if etcd has to be asked.
+pub(crate) fn watched_ledger(
+    core: &Core,
+    names: &Names,
+) -> Option<Result<LedgerReading, EtcdError>> {
+    let state = core.watches.of(names)?.believed()?;
+    let age = match &state.record {
+        Some(record) => core.ages.of(names.shown(), record.mod_revision)?,
+        None => Duration::ZERO,
+    };
+    Some(state.reading(age))
 }
 
 /// How old the record is, at least.

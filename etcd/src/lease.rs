@@ -22,7 +22,7 @@ pub(crate) struct EtcdLease {
     names: Names,
     /// The create revision of the lock.
     token: i64,
-    /// `None` once dropped.
+    /// `None` once settled or dropped.
     lease: Option<RenewedLease>,
     /// The lease of the record that was found or written last, and that lease's age.
     place: Option<Place>,
@@ -67,14 +67,21 @@ impl Restore {
 const CONFIRMED_FOR: Duration = Duration::from_millis(500);
 
 impl EtcdLease {
-    pub(crate) fn new(core: &Arc<Core>, names: Names, token: i64, lease: RenewedLease) -> Self {
+    /// `fresh`: the lease for a record with a new charge.
+    pub(crate) fn new(
+        core: &Arc<Core>,
+        names: Names,
+        token: i64,
+        lease: RenewedLease,
+        fresh: RecordLease,
+    ) -> Self {
         Self {
             core: Arc::clone(core),
             names,
             token,
             lease: Some(lease),
             place: None,
-            fresh: None,
+            fresh: Some(fresh),
             leaving: None,
             left_behind: None,
             restore: None,
@@ -102,15 +109,18 @@ impl EtcdLease {
     /// The caller has the lease: from now on, dropping it only releases the lock.
     pub(crate) fn claim(&mut self) {
         self.restore = None;
+        self.revoke_left_behind();
+    }
+
+    /// Nothing is attached to that lease, and nothing will be taken back.
+    fn revoke_left_behind(&mut self) {
+        if let Some(left_behind) = self.left_behind.take() {
+            self.core.revoke(left_behind);
+        }
     }
 
     pub(crate) fn restore_if_dropped(&mut self, restore: Restore) {
         self.restore = Some(restore);
-    }
-
-    /// The lease that a record with a new charge is attached to.
-    pub(crate) fn keep_fresh(&mut self, lease: RecordLease) {
-        self.fresh = Some(lease);
     }
 
     /// A record without a new charge stays on the lease of the record before it, which has this age.
@@ -167,7 +177,12 @@ impl EtcdLease {
     pub(crate) async fn settle(&mut self, ledger: Option<&Ledger>) -> Result<(), EtcdError> {
         let key = self.names.lock();
         let release = Request::Delete(DeleteRequest { key }).into();
-        self.write_and(ledger, Some(release), self.deadline()).await
+        self.write_and(ledger, Some(release), self.deadline())
+            .await?;
+        if let Some(lease) = self.lease.take() {
+            lease.let_expire();
+        }
+        Ok(())
     }
 
     async fn write_and(
@@ -300,13 +315,11 @@ fn is_ours(state: &KeyState, token: i64, record: Option<&[u8]>) -> Result<(), Et
 impl Drop for EtcdLease {
     fn drop(&mut self) {
         let Some(lease) = self.lease.take() else {
+            self.revoke_left_behind();
             return;
         };
         let Some(Restore(before)) = self.restore.take() else {
-            // Nothing is attached to the lease of the record before.
-            if let Some(left_behind) = self.left_behind {
-                self.core.revoke(left_behind);
-            }
+            self.revoke_left_behind();
             return;
         };
         let key = self.names.record();

@@ -185,8 +185,13 @@ impl<K: GateKey> SpawnLock<K> for EtcdSpawnLock {
 
     async fn read_ledger(&self, key: &K) -> Result<LedgerReading, SpawnLockError> {
         let names = self.names(key);
-        let reading = acquire::read_ledger(Arc::clone(&self.core), names.clone());
-        let reading = self.core.run(reading).await;
+        let reading = match acquire::watched_ledger(&self.core, &names) {
+            Some(reading) => reading,
+            None => {
+                let reading = acquire::read_ledger(Arc::clone(&self.core), names.clone());
+                self.core.run(reading).await
+            }
+        };
         reading.map_err(|error| error.into_lock_error(names.shown()))
     }
 

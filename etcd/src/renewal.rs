@@ -17,6 +17,8 @@ pub(crate) struct RenewedLease {
     /// How long it holds without a renewal.
     pub(crate) expires_in: Duration,
     state: watch::Receiver<State>,
+    /// Something may be attached to it.
+    is_needed: bool,
     /// The end of the renewals.
     renewals: AbortHandle,
     core: Arc<Core>,
@@ -44,9 +46,15 @@ impl RenewedLease {
             id,
             expires_in: granted,
             state,
+            is_needed: true,
             renewals: tokio::spawn(renewing).abort_handle(),
             core: Arc::clone(core),
         })
+    }
+
+    /// Ends the renewals of a lease that nothing is attached to any more, so that it expires by itself.
+    pub(crate) fn let_expire(mut self) {
+        self.is_needed = false;
     }
 
     /// The time that it holds for without another renewal; `Err` if it is lost.
@@ -79,7 +87,7 @@ impl RenewedLease {
 impl Drop for RenewedLease {
     fn drop(&mut self) {
         self.renewals.abort();
-        if !matches!(*self.state.borrow(), State::Lost(_)) {
+        if self.is_needed && !matches!(*self.state.borrow(), State::Lost(_)) {
             self.core.revoke(self.id);
         }
     }

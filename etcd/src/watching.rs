@@ -125,11 +125,6 @@ impl Watched {
         spare.record = new.record.or(spare.record.take());
     }
 
-    fn has_spare_record(&self) -> bool {
-        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        spare.record.is_some()
-    }
-
     fn confirm(&self, change: impl FnOnce(&mut KeyState)) {
         self.known.send_modify(|known| {
             known.confirmed = Instant::now();
@@ -148,19 +143,6 @@ impl Watched {
 
 /// Follows the changes of a key until nobody asks for them any more.
 async fn follow(core: Arc<Core>, names: Names, watched: Arc<Watched>) {
-    let follow = async {
-        if !watched.has_spare_record() {
-            // The next try grants one itself if this fails.
-            if let Ok(record) = RecordLease::grant(&core, core.deadline()).await {
-                let spare = Spare {
-                    lock: None,
-                    record: Some(record),
-                };
-                watched.keep_spare(spare);
-            }
-        }
-        std::future::pending::<()>().await;
-    };
     let idle = async {
         loop {
             sleep_until(watched.idle_at()).await;
@@ -171,7 +153,6 @@ async fn follow(core: Arc<Core>, names: Names, watched: Arc<Watched>) {
     };
     tokio::select! {
         () = idle => {}
-        () = follow => {}
         () = watch_again(&core, &names, &watched) => {}
     }
 }
