@@ -12,6 +12,7 @@ mod inspect;
 mod launches;
 mod losses;
 mod registration;
+mod restore;
 mod roles;
 mod tls;
 mod users;

@@ -189,6 +189,11 @@ impl Etcd {
         end(&mut self.members[number]);
     }
 
+    /// Removes the data of a member that is not running.
+    pub(crate) fn forget(&self, number: usize) {
+        std::fs::remove_dir_all(self.data.path().join(format!("m{number}"))).unwrap();
+    }
+
     /// Runs etcdctl at this member. Returns what it prints.
     pub(crate) fn ctl(&self, number: usize, args: &[&str]) -> String {
         self.try_ctl(number, args)
