@@ -88,7 +88,7 @@ async fn decide(
     let age = age_of(core, names, state.record.as_ref()).await?;
     if let Some(old) = &state.record {
         let position = Record::parse(old)?.position;
-        held.follow(old.lease, position + age);
+        held.places().found(old.lease, position + age);
     }
     let reading = state.reading(age)?;
     let is_readable = matches!(reading, LedgerReading::Found(_));
@@ -96,7 +96,7 @@ async fn decide(
         return Ok(());
     };
     if !is_readable {
-        held.leave_lease();
+        held.places().leave();
     }
     held.restore_if_dropped(Restore::new(state.record));
     held.write(&ledger, deadline).await

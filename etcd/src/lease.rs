@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::core::Core;
 use crate::error::EtcdError;
 use crate::names::Names;
+use crate::place::Places;
 use crate::record::{has_charge, record_text};
 use crate::renewal::{RecordLease, RenewedLease};
 use crate::state::{KeyState, read_all, read_all_op};
@@ -24,34 +25,13 @@ pub(crate) struct EtcdLease {
     token: i64,
     /// `None` once settled or dropped.
     lease: Option<RenewedLease>,
-    /// The lease of the record that was found or written last, and that lease's age.
-    place: Option<Place>,
-    /// The lease for the record with the next charge.
-    fresh: Option<RecordLease>,
-    /// The lease that the record is about to leave.
-    leaving: Option<i64>,
-    /// The lease that the record has left, so nothing is attached to it.
-    left_behind: Option<i64>,
+    places: Places,
     /// To be written if this is dropped before it is claimed.
     restore: Option<Restore>,
     /// The last record, if it is unknown whether it was written.
     last_record: Option<Vec<u8>>,
     /// When etcd last said that the lock is held.
     confirmed: Option<Instant>,
-}
-
-/// Where the record is on the time line of its lease.
-#[derive(Clone, Copy)]
-struct Place {
-    lease: i64,
-    position: Duration,
-    at: Instant,
-}
-
-impl Place {
-    fn now(&self) -> Duration {
-        self.position + self.at.elapsed()
-    }
 }
 
 /// The record before a try.
@@ -80,10 +60,7 @@ impl EtcdLease {
             names,
             token,
             lease: Some(lease),
-            place: None,
-            fresh: Some(fresh),
-            leaving: None,
-            left_behind: None,
+            places: Places::new(fresh),
             restore: None,
             last_record: None,
             confirmed: Some(Instant::now()),
@@ -109,34 +86,16 @@ impl EtcdLease {
     /// The caller has the lease: from now on, dropping it only releases the lock.
     pub(crate) fn claim(&mut self) {
         self.restore = None;
-        self.revoke_left_behind();
+        self.places.revoke_left_behind(&self.core);
     }
 
-    /// Nothing is attached to that lease, and nothing will be taken back.
-    fn revoke_left_behind(&mut self) {
-        if let Some(left_behind) = self.left_behind.take() {
-            self.core.revoke(left_behind);
-        }
+    /// Where the record is.
+    pub(crate) fn places(&mut self) -> &mut Places {
+        &mut self.places
     }
 
     pub(crate) fn restore_if_dropped(&mut self, restore: Restore) {
         self.restore = Some(restore);
-    }
-
-    /// A record without a new charge stays on the lease of the record before it, which has this age.
-    pub(crate) fn follow(&mut self, lease: i64, position: Duration) {
-        if lease != 0 {
-            self.place = Some(Place {
-                lease,
-                position,
-                at: Instant::now(),
-            });
-        }
-    }
-
-    /// The next record gets a new lease in any case.
-    pub(crate) fn leave_lease(&mut self) {
-        self.leaving = self.place.take().map(|place| place.lease);
     }
 
     /// Whether the lock is held, as far as that is known without asking.
@@ -206,13 +165,13 @@ impl EtcdLease {
             let committed = self.commit(writes, record.as_deref(), deadline).await;
             match committed {
                 Ok(()) => {
-                    self.left_behind = self.leaving.take().or(self.left_behind);
+                    self.places.moved();
                     return Ok(());
                 }
                 // The record's lease may have expired, and not the lock's.
                 Err(EtcdError::LeaseGone { .. }) if is_first && self.left().is_ok() => {
                     is_first = false;
-                    self.place = None;
+                    self.places.forget();
                 }
                 Err(error) => return Err(error),
             }
@@ -251,27 +210,10 @@ impl EtcdLease {
         Ok(())
     }
 
-    /// The request to write the record. The first one with the charge moves to a lease of its own, so that its age is exact.
+    /// The request to write the record.
     async fn put(&mut self, ledger: &Ledger, deadline: Instant) -> Result<PutRequest, EtcdError> {
-        let is_old = |place: &Place| place.now() > self.core.config.kept_for / 2;
-        let needs_fresh = self.fresh.is_some() && has_charge(ledger, self.token())
-            || self.place.as_ref().is_some_and(is_old);
-        let place = match self.place.filter(|_| !needs_fresh) {
-            Some(place) => place,
-            None => {
-                let lease = match self.fresh.take() {
-                    Some(lease) => lease,
-                    None => RecordLease::grant(&self.core, deadline).await?,
-                };
-                let (began, id) = (lease.began, lease.into_id());
-                self.leaving = self.place.map(|place| place.lease).or(self.leaving);
-                *self.place.insert(Place {
-                    lease: id,
-                    position: Duration::ZERO,
-                    at: began,
-                })
-            }
-        };
+        let is_charged = has_charge(ledger, self.token());
+        let place = self.places.next(&self.core, is_charged, deadline).await?;
         Ok(PutRequest {
             key: self.names.record(),
             value: record_text(place.now(), ledger),
@@ -315,11 +257,11 @@ fn is_ours(state: &KeyState, token: i64, record: Option<&[u8]>) -> Result<(), Et
 impl Drop for EtcdLease {
     fn drop(&mut self) {
         let Some(lease) = self.lease.take() else {
-            self.revoke_left_behind();
+            self.places.revoke_left_behind(&self.core);
             return;
         };
         let Some(Restore(before)) = self.restore.take() else {
-            self.revoke_left_behind();
+            self.places.revoke_left_behind(&self.core);
             return;
         };
         let key = self.names.record();
