@@ -1,0 +1,183 @@
+//! One try at a lock: grant a lease, create the lock, read the record, decide, write the record.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use spawn_gate::admin::LedgerReading;
+use spawn_gate::lock::LedgerUpdate;
+use tokio::time::Instant;
+
+use crate::age;
+use crate::core::Core;
+use crate::error::EtcdError;
+use crate::lease::{EtcdLease, Restore};
+use crate::names::Names;
+use crate::record::{self, Record};
+use crate::renewal::{RecordLease, RenewedLease};
+use crate::state::{KeyState, read_all, read_all_op};
+use crate::watching::{Spare, Watches};
+use crate::wire::{
+    Compare, KeyValue, LeaseTimeToLiveRequest, PutRequest, Request, TxnRequest, TxnResponse,
+};
+
+/// The result of a try.
+pub(crate) enum Tried {
+    Taken(Box<EtcdLease>),
+    Held(LedgerReading),
+}
+
+/// Tries once. If the future is dropped, nothing is left: each part that was made takes itself back.
+pub(crate) async fn try_once(
+    core: Arc<Core>,
+    names: Names,
+    update: LedgerUpdate,
+    deadline: Instant,
+    is_waiting: bool,
+) -> Result<Tried, EtcdError> {
+    let watched = core.watches.of(&names).filter(|_| is_waiting);
+    let believed = watched.as_ref().and_then(|watched| watched.believed());
+    if let Some(state) = believed.filter(|state| state.lock.is_some()) {
+        return Ok(Tried::Held(read(&core, &names, &state).await?));
+    }
+    let spare = watched.as_ref().map(|watched| watched.take_spare());
+    let Spare { lock, record } = spare.unwrap_or_default();
+    // At the same time, since neither needs the other.
+    let (lease, fresh) = tokio::join!(
+        async {
+            match lock.filter(is_fresh) {
+                Some(lease) => Ok(lease),
+                None => RenewedLease::grant(&core, deadline).await,
+            }
+        },
+        async {
+            match record {
+                Some(lease) => Ok(lease),
+                None => RecordLease::grant(&core, deadline).await,
+            }
+        },
+    );
+    let (lease, fresh) = (lease?, fresh?);
+    let (answer, seen_before) = create_lock(&core, &names, &lease, deadline).await?;
+    let revision = answer.header.map_or(0, |header| header.revision);
+    let state = KeyState::new(&names, answer.into_kvs(), revision);
+    // An earlier try of the same call may have made it.
+    let own = state.lock.as_ref().filter(|lock| lock.lease == lease.id);
+    let Some(token) = own.map(|lock| lock.create_revision) else {
+        let watched = Watches::found(&core, &names, state.clone());
+        watched.keep_spare(Spare {
+            lock: Some(lease),
+            record: Some(fresh),
+        });
+        return Ok(Tried::Held(read(&core, &names, &state).await?));
+    };
+    core.calls.note_token(token, seen_before)?;
+    let mut held = EtcdLease::new(&core, names.clone(), token, lease, fresh);
+    decide(&core, &names, state, update, deadline, &mut held).await?;
+    Ok(Tried::Taken(Box::new(held)))
+}
+
+/// Reads the record of the lock that was just created, and writes the one that the update returns.
+async fn decide(
+    core: &Core,
+    names: &Names,
+    state: KeyState,
+    update: LedgerUpdate,
+    deadline: Instant,
+    held: &mut EtcdLease,
+) -> Result<(), EtcdError> {
+    let age = age_of(core, names, state.record.as_ref()).await?;
+    if let Some(old) = &state.record {
+        let position = Record::parse(old)?.position;
+        held.places().found(old.lease, position + age);
+    }
+    let reading = state.reading(age)?;
+    let is_readable = matches!(reading, LedgerReading::Found(_));
+    let Some(ledger) = update.apply(reading, held.token()) else {
+        return Ok(());
+    };
+    if !is_readable {
+        held.places().leave();
+    }
+    held.restore_if_dropped(Restore::new(state.record));
+    held.write(&ledger, deadline).await
+}
+
+/// Creates the lock unless it exists. Returns also the newest fencing token that was known before.
+async fn create_lock(
+    core: &Core,
+    names: &Names,
+    lease: &RenewedLease,
+    deadline: Instant,
+) -> Result<(TxnResponse, i64), EtcdError> {
+    let put = PutRequest {
+        key: names.lock(),
+        value: record::lock_text(),
+        lease: lease.id,
+    };
+    let create = TxnRequest {
+        compare: vec![Compare::created_at(names.lock(), 0)],
+        success: vec![Request::Put(put).into(), read_all_op(names)],
+        failure: vec![read_all_op(names)],
+    };
+    let seen_before = core.calls.newest_token();
+    Ok((core.calls.call(&create, deadline).await?, seen_before))
+}
+
+/// The ledger in this state.
+pub(crate) async fn read(
+    core: &Core,
+    names: &Names,
+    state: &KeyState,
+) -> Result<LedgerReading, EtcdError> {
+    let age = age_of(core, names, state.record.as_ref()).await?;
+    state.reading(age)
+}
+
+/// Reads the ledger without the lock.
+pub(crate) async fn read_ledger(core: Arc<Core>, names: Names) -> Result<LedgerReading, EtcdError> {
+    let answer = core.calls.call(&read_all(&names), core.deadline()).await?;
+    let revision = answer.header.map_or(0, |header| header.revision);
+    let state = KeyState::new(&names, answer.kvs, revision);
+    read(&core, &names, &state).await
+}
+
+/// The ledger as a watch tells it. `None` if etcd has to be asked.
+pub(crate) fn watched_ledger(
+    core: &Core,
+    names: &Names,
+) -> Option<Result<LedgerReading, EtcdError>> {
+    let state = core.watches.of(names)?.believed()?;
+    let age = match &state.record {
+        Some(record) => core.ages.of(names.shown(), record.mod_revision)?,
+        None => Duration::ZERO,
+    };
+    Some(state.reading(age))
+}
+
+/// How old the record is, at least.
+pub(crate) async fn age_of(
+    core: &Core,
+    names: &Names,
+    record: Option<&KeyValue>,
+) -> Result<Duration, EtcdError> {
+    let Some(record) = record else {
+        return Ok(Duration::ZERO);
+    };
+    if let Some(age) = core.ages.of(names.shown(), record.mod_revision) {
+        return Ok(age);
+    }
+    let position = Record::parse(record)?.position;
+    let mut age = Duration::ZERO;
+    if record.lease != 0 {
+        let request = LeaseTimeToLiveRequest { id: record.lease };
+        let answer = core.calls.call(&request, core.deadline()).await?;
+        age = age::by_lease(answer.granted_ttl, answer.ttl, position);
+    }
+    core.ages.saw(names.shown(), record.mod_revision, age);
+    Ok(age)
+}
+
+/// Whether a lease that was granted for a wait still holds for long enough.
+fn is_fresh(lease: &RenewedLease) -> bool {
+    lease.left().is_ok_and(|left| left > lease.expires_in / 2)
+}

@@ -1,0 +1,223 @@
+//! The lease of one lock: granted, renewed until it is dropped, then revoked; and its loss.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until};
+
+use crate::core::{Core, new_lease_id, seconds};
+use crate::error::{EtcdError, says_lease_exists};
+use crate::wire::{KEEP_ALIVE, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse};
+
+/// A lease that is renewed. Dropping it revokes it, and with it deletes the lock that is attached to it.
+pub(crate) struct RenewedLease {
+    pub(crate) id: i64,
+    /// How long it holds without a renewal.
+    pub(crate) expires_in: Duration,
+    state: watch::Receiver<State>,
+    /// Something may be attached to it.
+    is_needed: bool,
+    /// The end of the renewals.
+    renewals: AbortHandle,
+    core: Arc<Core>,
+}
+
+/// Until when it holds, by this process's clock; or why it does not.
+#[derive(Clone, Debug)]
+enum State {
+    Until(Instant),
+    Lost(Option<EtcdError>),
+}
+
+impl RenewedLease {
+    /// Grants a lease. If the future is dropped, the lease is revoked.
+    pub(crate) async fn grant(core: &Arc<Core>, deadline: Instant) -> Result<Self, EtcdError> {
+        let unowned = Granted::new(core);
+        let began = Instant::now();
+        let granted = grant(core, unowned.id, core.config.expires_in, deadline).await?;
+        // By the time of sending: the lease cannot end before that.
+        let until = began + granted;
+        let (sender, state) = watch::channel(State::Until(until));
+        let id = unowned.keep();
+        let renewing = renew(Arc::clone(core), id, granted, sender);
+        Ok(Self {
+            id,
+            expires_in: granted,
+            state,
+            is_needed: true,
+            renewals: tokio::spawn(renewing).abort_handle(),
+            core: Arc::clone(core),
+        })
+    }
+
+    /// Ends the renewals of a lease that nothing is attached to any more, so that it expires by itself.
+    pub(crate) fn let_expire(mut self) {
+        self.is_needed = false;
+    }
+
+    /// The time that it holds for without another renewal; `Err` if it is lost.
+    pub(crate) fn left(&self) -> Result<Duration, Option<EtcdError>> {
+        match &*self.state.borrow() {
+            State::Until(until) => match until.checked_duration_since(Instant::now()) {
+                Some(left) if !left.is_zero() => Ok(left),
+                _ => Err(None),
+            },
+            State::Lost(error) => Err(error.clone()),
+        }
+    }
+
+    /// Waits until it is lost. Holds no borrow of this.
+    pub(crate) fn lost(&self) -> impl Future<Output = Option<EtcdError>> + Send + use<> {
+        let mut state = self.state.clone();
+        async move {
+            let lost = state
+                .wait_for(|state| matches!(state, State::Lost(_)))
+                .await;
+            match lost.as_deref() {
+                Ok(State::Lost(error)) => error.clone(),
+                // The thread has ended, so nobody renews it.
+                _ => None,
+            }
+        }
+    }
+}
+
+impl Drop for RenewedLease {
+    fn drop(&mut self) {
+        self.renewals.abort();
+        if self.is_needed && !matches!(*self.state.borrow(), State::Lost(_)) {
+            self.core.revoke(self.id);
+        }
+    }
+}
+
+/// Renews a lease each third of its time, until it is lost: refused, or not answered for as long as it holds by this process's
+/// clock, less a margin for the flight to end in.
+async fn renew(core: Arc<Core>, id: i64, granted: Duration, state: watch::Sender<State>) {
+    let margin = granted / 16;
+    loop {
+        let State::Until(until) = *state.borrow() else {
+            return;
+        };
+        let end = until - margin;
+        let renewing = async {
+            sleep_until(until - granted + granted / 3).await;
+            renew_until(&core, id, end).await
+        };
+        let next = tokio::select! {
+            // First: a process that was stopped for longer finds all of these at once.
+            biased;
+            () = sleep_until(end) => State::Lost(None),
+            renewed = renewing => match renewed {
+                Ok(until) => State::Until(until),
+                Err(error) => State::Lost(Some(error)),
+            },
+        };
+        state.send_replace(next);
+    }
+}
+
+/// Returns until when the renewed lease holds. Tries again until that is answered, or the time is over.
+async fn renew_until(core: &Core, id: i64, end: Instant) -> Result<Instant, EtcdError> {
+    loop {
+        let began = Mutex::new(Instant::now());
+        let answer = core
+            .renewals
+            .ask(end, async |endpoint| {
+                *began.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                let request = tokio_stream::once(LeaseKeepAliveRequest { id });
+                let mut answers = endpoint.stream(KEEP_ALIVE, request).await?;
+                let answer = answers.message().await;
+                let answer = answer.map_err(|status| endpoint.stream_failed(&status))?;
+                let answer: LeaseKeepAliveResponse = answer.unwrap_or_default();
+                core.renewals.check(&endpoint, answer.header.as_ref())?;
+                Ok(answer)
+            })
+            .await;
+        let began = *began.lock().unwrap_or_else(PoisonError::into_inner);
+        match answer {
+            Ok(answer) if answer.ttl > 0 => {
+                return Ok(began + Duration::from_secs(answer.ttl.cast_unsigned()));
+            }
+            Ok(_) => return Err(EtcdError::LeaseGone { lease: id }),
+            Err(EtcdError::LeaseGone { .. }) => return Err(EtcdError::LeaseGone { lease: id }),
+            // What somebody must fix may be fixed before the lease expires.
+            Err(_) => sleep_until(Instant::now() + core.config.call_timeout / 4).await,
+        }
+    }
+}
+
+/// The lease of a record. Nobody renews it: its remaining time tells the record's age.
+pub(crate) struct RecordLease {
+    granted: Granted,
+    /// When the grant was sent. The lease is not older than this.
+    pub(crate) began: Instant,
+}
+
+impl RecordLease {
+    /// Grants a lease. If it is dropped unused, it is revoked.
+    pub(crate) async fn grant(core: &Arc<Core>, deadline: Instant) -> Result<Self, EtcdError> {
+        let granted = Granted::new(core);
+        let began = Instant::now();
+        grant(core, granted.id, core.config.kept_for, deadline).await?;
+        Ok(Self { granted, began })
+    }
+
+    /// Returns its id, for a record to be attached to. From then on, dropping this does not revoke it.
+    pub(crate) fn into_id(self) -> i64 {
+        self.granted.keep()
+    }
+}
+
+/// An id that may have been granted. Dropping it revokes the lease.
+struct Granted {
+    core: Arc<Core>,
+    id: i64,
+    is_kept: bool,
+}
+
+impl Granted {
+    fn new(core: &Arc<Core>) -> Self {
+        Self {
+            core: Arc::clone(core),
+            id: new_lease_id(),
+            is_kept: false,
+        }
+    }
+
+    fn keep(mut self) -> i64 {
+        self.is_kept = true;
+        self.id
+    }
+}
+
+impl Drop for Granted {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.core.revoke(self.id);
+        }
+    }
+}
+
+/// Grants a lease with this id. Returns for how long.
+async fn grant(
+    core: &Core,
+    id: i64,
+    ttl: Duration,
+    deadline: Instant,
+) -> Result<Duration, EtcdError> {
+    let request = LeaseGrantRequest {
+        ttl: seconds(ttl),
+        id,
+    };
+    match core.calls.call(&request, deadline).await {
+        Ok(answer) => Ok(Duration::from_secs(
+            u64::try_from(answer.ttl).unwrap_or_default(),
+        )),
+        // An earlier try was answered too late.
+        Err(error) if says_lease_exists(&error) => Ok(ttl),
+        Err(error) => Err(error),
+    }
+}
