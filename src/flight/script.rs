@@ -27,7 +27,7 @@ pub(crate) fn prepare_now<K: GateKey, T>(leader: &mut Leader<K, T>) -> bool {
     }
     // No clock is read on this path.
     let began = leader.began;
-    let is_ready = leader.verify_and_charge_now(true, began);
+    let is_ready = matches!(leader.verify_and_charge_now(true, began), Ok(true));
     if !is_ready {
         drop(leader.held.take());
     }
@@ -55,10 +55,11 @@ pub(crate) async fn prepare<K: GateKey, T: 'static>(
         if leader.attempt.is_none() {
             // The lock was held by another since the last look, or there is no ledger to tell.
             leader.look(launcher).await?;
-            if leader.verify_and_charge_now(false, Instant::now()) {
-                return Ok(());
-            }
-            charged = leader.charge().await?;
+            charged = match leader.verify_and_charge_now(false, Instant::now()) {
+                Ok(true) => return Ok(()),
+                Ok(false) => leader.charge().await?,
+                Err(error) => Err(error),
+            };
         }
         let ready = match charged {
             // The last step before the launch.

@@ -25,25 +25,34 @@ use crate::util::{CatchPanic, lazy_timeout_with_notice};
 impl<K: GateKey, T> Leader<K, T> {
     /// Verifies the lock, charges the attempt to this process's own count, and begins the launch, in one step. Returns false if
     /// one of these is not possible without waiting, or a ledger keeps the count. `is_for_caller`: a caller gets the permit.
-    pub(crate) fn verify_and_charge_now(&mut self, is_for_caller: bool, now: Instant) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// If the lock cannot be verified.
+    pub(crate) fn verify_and_charge_now(
+        &mut self,
+        is_for_caller: bool,
+        now: Instant,
+    ) -> Result<bool, SpawnLockError> {
         let this = &mut **self;
         let policy = &this.shared.policy;
         let held = this.held.as_ref().filter(|_| !policy.is_in_ledger);
-        if !matches!(held.and_then(HeldLock::verify_now), Some(Ok(()))) {
-            return false;
-        }
+        let Some(verified) = held.and_then(HeldLock::verify_now) else {
+            return Ok(false);
+        };
+        verified?;
         let has_looked = this.known.can_look;
         let charged = this
             .flight
             .charge_and_begin_launch(policy, has_looked, is_for_caller, now);
         if charged.is_none() {
-            return false;
+            return Ok(false);
         }
         this.attempt = charged;
         this.is_launching = true;
         this.launch_began = Some(now);
         this.trace_launching();
-        true
+        Ok(true)
     }
 
     /// Takes the lock if it keeps no ledger and needs no waiting.

@@ -38,8 +38,9 @@
 //! # What a platform cannot do
 //!
 //! - Windows: the lock for a backend's life is an open file that nobody else can open, and that the backend inherits as its (empty)
-//!   standard input. What a program starts inherits it, too (not what a backend with an [`Instance`] starts, unless with that input); so
-//!   does what a C library of this process starts in the moment of a launch. There is no signal that every program gets: only a backend with an
+//!   standard input. What a program starts inherits it, too, and keeps the backend there if it outlives it (a backend with an
+//!   [`Instance`] takes it from its children, which was not seen to work under wine); so does what a C library of this process starts in
+//!   the moment of a launch. There is no signal that every program gets: only a backend with an
 //!   [`Instance`] can be asked to end ([`Why::CannotBeAsked`]), and a launch that is given up is ended by force at once. The notify
 //!   protocol is for backends with an [`Instance`]; Unix sockets are not there. If the launching process is killed right after the
 //!   start, nobody knows the backend's process until it has made its [`Instance`]; an attached one may be left suspended, and a person

@@ -17,9 +17,11 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-/// How long a runtime keeps the thread that made a call, as far as is known: its threads stay idle for ten seconds by default.
-/// Longer than a waiter's pause between two looks.
-const KEPT_FOR: Duration = Duration::from_secs(2);
+/// How long a runtime surely keeps the thread that made a call. Its threads stay idle for ten seconds by default.
+const KEPT_FOR: Duration = Duration::from_secs(1);
+
+/// The same for a call that is made again and again, such as a waiter's look: longer than the pause between two of them.
+const KEPT_FOR_THE_NEXT: Duration = Duration::from_secs(2);
 
 thread_local! {
     /// When this thread last saw a call return.
@@ -39,6 +41,20 @@ pub(crate) enum NotMade {
 pub(crate) async fn off_thread<V: Send + 'static>(
     call: impl FnOnce() -> V + Send + 'static,
 ) -> Result<V, NotMade> {
+    off_kept_thread(KEPT_FOR, call).await
+}
+
+/// Like [`off_thread`], for a call that is made again and again.
+pub(crate) async fn off_thread_again<V: Send + 'static>(
+    call: impl FnOnce() -> V + Send + 'static,
+) -> Result<V, NotMade> {
+    off_kept_thread(KEPT_FOR_THE_NEXT, call).await
+}
+
+async fn off_kept_thread<V: Send + 'static>(
+    kept_for: Duration,
+    call: impl FnOnce() -> V + Send + 'static,
+) -> Result<V, NotMade> {
     let runtime = Handle::current();
     if cfg!(panic = "abort") {
         // A runtime without a thread to spare panics, which cannot be caught here.
@@ -49,7 +65,7 @@ pub(crate) async fn off_thread<V: Send + 'static>(
         let answer = on_own_thread(call).map_err(NotMade::NoThread)?;
         return answer.await.map_err(|_| NotMade::RuntimeShutDown);
     }
-    if !has_thread() {
+    if !has_thread(kept_for) {
         try_thread().map_err(NotMade::NoThread)?;
     }
     // Threads may have run short since: `spawn_blocking` then panics, for nothing else.
@@ -64,13 +80,13 @@ pub(crate) async fn off_thread<V: Send + 'static>(
 }
 
 /// Whether the runtime of this thread has a thread for the call, as far as is known.
-fn has_thread() -> bool {
-    keeps_thread(LAST_RETURN.get(), Instant::now())
+fn has_thread(kept_for: Duration) -> bool {
+    keeps_thread(LAST_RETURN.get(), Instant::now(), kept_for)
 }
 
 /// Whether the thread of a call that returned then is kept at `now`.
-fn keeps_thread(last_return: Option<Instant>, now: Instant) -> bool {
-    last_return.is_some_and(|last| now.saturating_duration_since(last) < KEPT_FOR)
+fn keeps_thread(last_return: Option<Instant>, now: Instant, kept_for: Duration) -> bool {
+    last_return.is_some_and(|last| now.saturating_duration_since(last) < kept_for)
 }
 
 /// Checks that a thread can be started. A runtime would panic, or keep the call until it has a thread.
@@ -117,12 +133,14 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_counts_as_kept_for_less_than_two_seconds_after_a_call() {
+    fn a_thread_counts_as_kept_for_a_while_after_a_call() {
         let now = Instant::now();
-        assert!(!keeps_thread(None, now));
-        assert!(keeps_thread(Some(now), now));
-        let almost = KEPT_FOR - Duration::from_millis(1);
-        assert!(keeps_thread(Some(now), now + almost));
-        assert!(!keeps_thread(Some(now), now + KEPT_FOR));
+        for kept_for in [KEPT_FOR, KEPT_FOR_THE_NEXT] {
+            assert!(!keeps_thread(None, now, kept_for));
+            assert!(keeps_thread(Some(now), now, kept_for));
+            let almost = kept_for - Duration::from_millis(1);
+            assert!(keeps_thread(Some(now), now + almost, kept_for));
+            assert!(!keeps_thread(Some(now), now + kept_for, kept_for));
+        }
     }
 }

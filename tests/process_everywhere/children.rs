@@ -12,6 +12,12 @@ use tokio::net::TcpStream;
 
 use crate::kit::{Gate, LIMIT, Launcher, ROLE, SCENE};
 
+/// Whether a backend in Rust starts a child that outlives it.
+pub(crate) const WITH_CHILD: &str = "EVERYWHERE_TEST_WITH_CHILD";
+
+/// Whether a backend in Rust never gets ready.
+pub(crate) const LOADS: &str = "EVERYWHERE_TEST_LOADS";
+
 /// How long a backend may be idle, in milliseconds.
 pub(crate) const IDLE: &str = "EVERYWHERE_TEST_IDLE";
 
@@ -62,7 +68,14 @@ fn note(line: &str) {
 async fn backend() {
     let instance = Instance::from_env().unwrap().expect("it was launched");
     note(&format!("begin {}", instance.launch()));
+    if std::env::var_os(WITH_CHILD).is_some() {
+        start_child();
+    }
     instance.status("loading").unwrap();
+    if std::env::var_os(LOADS).is_some() {
+        note("loads");
+        tokio::time::sleep(LIMIT).await;
+    }
     let idle = std::env::var(IDLE).ok();
     let idle = idle.map(|idle| Duration::from_millis(idle.parse().unwrap()));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -110,12 +123,21 @@ fn stay(listener: &TcpListener) {
 
 /// A program with a child that would outlive it.
 fn program_with_child() {
+    start_child();
+    program();
+}
+
+fn start_child() {
     let mut child = std::process::Command::new(std::env::current_exe().unwrap());
     child
         .args(["role", "--exact", "--nocapture"])
-        .env(ROLE, "child");
-    drop(child.spawn().unwrap());
-    program();
+        .env(ROLE, "child")
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
+    let mut child = child.spawn().unwrap();
+    note(&format!("child's process {}", child.id()));
+    std::thread::spawn(move || child.wait());
 }
 
 fn child() {

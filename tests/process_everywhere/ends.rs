@@ -2,8 +2,9 @@
 
 use spawn_gate::process::{Presence, ProcessError, Ready, Stop, Stopped, Why};
 
-use crate::children::{IDLE, use_it};
-use crate::kit::{Scene, result, start, until_refused};
+use crate::children::{IDLE, LOADS, WITH_CHILD, use_it};
+use crate::kit::{Launcher, Scene, crash, process_error, result, start, until_refused};
+use crate::system::{kill, lives};
 
 const NONE: (&str, &str) = ("UNUSED", "");
 
@@ -77,13 +78,7 @@ async fn an_attached_backend_ends_when_its_launcher_is_killed() {
     caller.kill().unwrap();
     until_refused(&backend.endpoint.unwrap().tcp().unwrap().to_string()).await;
     result(caller).await;
-    let launcher = scene.rust();
-    let gone = async {
-        while launcher.find("a").await.ok() != Some(Presence::Gone) {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(crate::kit::LIMIT, gone).await.unwrap();
+    until_gone(&scene.rust()).await;
 }
 
 #[tokio::test]
@@ -115,4 +110,74 @@ async fn a_backend_that_leaves_for_being_idle_fails_no_call() {
     assert_eq!(result(user).await, "served");
     launcher.stop("a", Stop::Orderly).await.unwrap();
     assert!(scene.journal().contains(&"end Idle".to_owned()));
+}
+
+#[tokio::test]
+async fn a_child_of_a_backend_in_rust_does_not_keep_it_there() {
+    let scene = Scene::new();
+    let launcher = scene.launcher("backend", (WITH_CHILD, ""), Ready::notify());
+    let launched = scene.gate.launch("a", launcher.clone()).await;
+    let child = scene.noted("child's process ").await.parse().unwrap();
+    crash(&launched.unwrap().value).await;
+    if cfg!(windows) {
+        // Under wine it does.
+        kill(child);
+        return until_gone(&launcher).await;
+    }
+    until_gone(&launcher).await;
+    assert!(lives(child));
+    kill(child);
+}
+
+#[tokio::test]
+async fn a_stop_by_force_during_the_start_of_a_backend_in_rust_is_no_success_of_that() {
+    let scene = Scene::new();
+    let launcher = scene.launcher("backend", (LOADS, ""), Ready::notify());
+    let launching = {
+        let (gate, launcher) = (scene.gate.clone(), launcher.clone());
+        tokio::spawn(async move { gate.launch("a", launcher).await })
+    };
+    scene.noted("loads").await;
+    // It does not listen to requests yet, so it would be waited for.
+    let stopped = launcher
+        .clone()
+        .grace(std::time::Duration::from_millis(50))
+        .stop("a", Stop::Force)
+        .await;
+    assert!(stopped.unwrap() != Stopped::NotRunning);
+    let error = launching.await.unwrap().unwrap_err();
+    assert!(
+        matches!(process_error(&error), ProcessError::Stopped { .. }),
+        "{error:?}"
+    );
+    assert_eq!(scene.gate.snapshot("a").await.budget.attempts_used, 0);
+}
+
+#[tokio::test]
+async fn an_attached_process_can_launch_a_detached_backend() {
+    let scene = Scene::new();
+    let caller = scene
+        .launcher("caller", NONE, Ready::line("RESULT Led"))
+        .attached();
+    scene.gate.launch("caller", caller).await.unwrap();
+    if cfg!(windows) {
+        // The job of an attached process lets nobody go: the backend ended with it.
+        return;
+    }
+    let launcher = scene.rust();
+    let Presence::Ready(backend) = launcher.find("a").await.unwrap() else {
+        panic!("it is not there");
+    };
+    let stopped = launcher.stop("a", Stop::Orderly).await.unwrap();
+    assert_eq!(stopped, Stopped::Orderly { pid: backend.pid });
+}
+
+async fn until_gone(launcher: &Launcher) {
+    let gone = async {
+        while launcher.find("a").await.ok() != Some(Presence::Gone) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(crate::kit::LIMIT, gone).await;
+    assert!(waited.is_ok(), "{:?}", launcher.find("a").await);
 }

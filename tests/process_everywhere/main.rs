@@ -6,6 +6,8 @@ mod children;
 mod ends;
 mod kit;
 mod launches;
+#[path = "../system/mod.rs"]
+mod system;
 
 /// Does nothing when the tests are run; a child that is started with a role in its environment plays it here.
 #[test]

@@ -12,7 +12,7 @@ use super::descriptors;
 use super::guard::{Filesystem, Try, acquire_with};
 use super::home::{Home, PROBE_NAME};
 use super::lease::{self, LockFile};
-use super::off_thread::off_thread;
+use super::off_thread::{off_thread, off_thread_again};
 use super::record;
 use super::release::released;
 use super::report::inspect_spawn_lock;
@@ -199,7 +199,7 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
             let _slot = slot;
             record::peek(path)
         };
-        off_thread(self.path_of(key), peek).await
+        off_thread_again(self.path_of(key), peek).await
     }
 
     async fn report_backend_end(&self, key: &K, end: &BackendEnd) -> Result<(), SpawnLockError> {

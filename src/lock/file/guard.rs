@@ -204,8 +204,10 @@ impl SpawnLockGuard {
     /// Releases the lock before the handles are closed. Does nothing in a forked child, which shares the lock with its parent, or
     /// once the lock was released or handed over.
     pub(super) fn unlock(&self) {
-        if !self.is_let_go.swap(true, Ordering::Relaxed) && self.is_of_this_process() {
+        if !self.is_let_go.load(Ordering::Relaxed) && self.is_of_this_process() {
             self.lock.release(&self.file);
+            // Only then: whoever finds it set finds the lock free.
+            self.is_let_go.store(true, Ordering::Relaxed);
         }
     }
 

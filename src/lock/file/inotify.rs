@@ -81,7 +81,7 @@ impl FileWatch {
         Some(started.subscribe(number))
     }
 
-    /// Keeps a file open as long as the watch, and then lets the thread close it.
+    /// Keeps a file open as long as the watch, and lets the thread close it if this is the last watch of the file.
     pub(super) fn keep(&mut self, probe: Arc<Probe>) {
         self.probe = Some(probe);
     }

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use super::descriptors::{self, Slot};
 use super::guard::{Filesystem, SpawnLockGuard, Try, acquire_with};
 use super::home::Home;
-use super::off_thread::off_thread;
+use super::off_thread::{off_thread, off_thread_again};
 use super::record;
 use crate::ledger::{Ledger, LedgerReading};
 use crate::lock::error::SpawnLockError;
@@ -41,7 +41,7 @@ pub(super) async fn try_acquire(
     let slot = descriptors::for_lease(&file.path, request.deadline).await?;
     // If this future is dropped, the closure still runs. Its lease is dropped with its task, which takes back what it wrote and
     // unlocks.
-    let tried = off_thread(file.path.clone(), move |_| {
+    let tried = off_thread_again(file.path.clone(), move |_| {
         file.take(kind, request.update, Some(slot))
     });
     let tried = tried.await?;
@@ -273,14 +273,17 @@ impl SpawnLease for FileLease {
         if let Some(verified) = self.verify_now() {
             return verified;
         }
-        let guard = self.guard()?;
+        let Some(guard) = self.guard.copy() else {
+            return Ok(());
+        };
         off_thread(self.path.clone(), move |_| guard.verify()).await
     }
 
     fn verify_now(&self) -> Option<Result<(), SpawnLockError>> {
         match self.filesystem {
-            // One `lstat`: too short to move to another thread.
-            Filesystem::Local => Some(self.guard().and_then(|guard| guard.verify())),
+            // One `lstat`: too short to move to another thread. Only a settlement that has verified the lock takes the guard: it
+            // may not have returned yet.
+            Filesystem::Local => Some(self.guard.copy().map_or(Ok(()), |guard| guard.verify())),
             Filesystem::Any => None,
         }
     }
@@ -397,6 +400,24 @@ mod tests {
         lease.writes = 0;
         lease.write_ledger(&ledger(1)).await.unwrap();
         assert_eq!(found(&path), LedgerReading::Found(Box::new(ledger(2))));
+    }
+
+    #[tokio::test]
+    async fn a_settlement_that_did_not_return_in_time_is_no_loss() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("indexer.lock");
+        let mut lease = take(&path, LedgerUpdate::none());
+        let mut settling = tokio_test::task::spawn(lease.settle(None));
+        tokio_test::assert_pending!(settling.poll());
+        drop(settling);
+        // The call goes on, on its thread.
+        while lease.guard.copy().is_some() {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(lease.verify_now(), Some(Ok(()))));
+        lease.verify().await.unwrap();
+        lease.settle(Some(&ledger(1))).await.unwrap();
+        assert_eq!(found(&path), LedgerReading::Found(Box::default()));
     }
 
     #[test]

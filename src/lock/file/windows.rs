@@ -90,8 +90,9 @@ impl Lock {
     /// Unlocks before the handles are closed: after a close, the system unlocks when it has the time, and not while there is
     /// a duplicate of the handle.
     pub(super) fn release(&self, _file: &File) {
-        let locked = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(locked);
+        // Under the mutex: whoever comes second finds the lock free.
+        let mut locked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *locked = None;
     }
 }
 
