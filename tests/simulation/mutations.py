@@ -33,6 +33,11 @@ MUTATIONS = [
         "Ok(()) => leader.verify().await,",
         "Ok(()) => Ok(()),",
     )]),
+    ("no verify before a launch that begins at once", [(
+        "src/flight/steps.rs",
+        "        verified?;\n",
+        "        drop(verified);\n",
+    )]),
     ("no verify before the outcome", [(
         "src/lock/traits.rs",
         "self.verify().await?;\n        match ledger {",
