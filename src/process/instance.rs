@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 #[cfg(unix)]
 use tokio::net::UnixListener;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::Instant;
 
 use super::endpoint::Endpoint;
 use super::error::ProcessError;
@@ -15,15 +15,8 @@ use super::files::{Files, LAUNCH, STEM};
 use super::identity::ProcessIdentity;
 use super::notify::{self, Message};
 use super::record::{Reading, Record, State};
-use super::sys::{self, LifeLock, Requests, UseLock};
+use super::sys::{self, LifeLock, UseLock};
 use crate::lock::SpawnLockError;
-use crate::util::at_most_a_year;
-
-/// How often a backend looks whether it can still be found.
-const LOOK_AFTER: Duration = Duration::from_secs(1);
-
-/// The pause after a try to leave while a caller has the lock.
-const LEAVE_PAUSE: Duration = Duration::from_millis(5);
 
 /// How long a backend that did not inherit the lock for its life tries to take it, and the pause between two tries.
 const TAKE_LIMIT: Duration = Duration::from_secs(5);
@@ -65,35 +58,33 @@ const TAKE_PAUSE: Duration = Duration::from_millis(5);
 /// ```
 #[derive(Debug)]
 pub struct Instance {
-    files: Files,
-    launch: u64,
-    record: Mutex<Record>,
+    pub(super) files: Files,
+    pub(super) launch: u64,
+    pub(super) record: Mutex<Record>,
     /// The lock for its life, if it was not inherited.
     _life: Option<LifeLock>,
     /// Which file that lock is on.
-    life_file: Option<(u64, u64)>,
-    activity: watch::Sender<Activity>,
+    pub(super) life_file: Option<(u64, u64)>,
+    pub(super) activity: watch::Sender<Activity>,
     /// Kept from the moment it leaves until the process ends.
-    leaving: Mutex<Option<UseLock>>,
+    pub(super) leaving: Mutex<Option<UseLock>>,
 }
 
+/// The calls in progress.
 #[derive(Clone, Copy, Debug)]
-struct Activity {
-    calls: usize,
+pub(super) struct Activity {
+    pub(super) calls: usize,
     /// When the last call ended.
-    since: Instant,
+    pub(super) since: Instant,
 }
 
-/// Why a backend leaves, see [`Instance::until_leave`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Leave {
-    /// It was idle, and no caller is about to use it.
-    Idle,
-    /// It got SIGTERM, SIGINT or SIGHUP; on Windows, it was stopped in another way.
-    Stopped,
-    /// Its files were deleted or belong to a later launch: nobody finds it any more.
-    Lost,
+impl Activity {
+    fn none() -> Self {
+        Self {
+            calls: 0,
+            since: Instant::now(),
+        }
+    }
 }
 
 impl Instance {
@@ -117,7 +108,7 @@ impl Instance {
         }
     }
 
-    fn of(files: Files, launch: u64) -> Result<Self, ProcessError> {
+    pub(super) fn of(files: Files, launch: u64) -> Result<Self, ProcessError> {
         // Else a child of this process would hold the lock for its life after its end.
         sys::close_inherited(&files);
         let life = take_life(&files, launch)?;
@@ -159,10 +150,7 @@ impl Instance {
             record: Mutex::new(record),
             _life: life,
             life_file,
-            activity: watch::Sender::new(Activity {
-                calls: 0,
-                since: Instant::now(),
-            }),
+            activity: watch::Sender::new(Activity::none()),
             leaving: Mutex::new(None),
             files,
         })
@@ -244,7 +232,7 @@ impl Instance {
     }
 
     /// Writes the record, unless it is that of a later launch. A backend that was asked to end stays leaving.
-    fn update(&self, change: impl FnOnce(&mut Record)) -> Result<(), ProcessError> {
+    pub(super) fn update(&self, change: impl FnOnce(&mut Record)) -> Result<(), ProcessError> {
         let mut record = self.record.lock().unwrap_or_else(|lock| lock.into_inner());
         let mut is_to_leave = false;
         if let Ok(Reading::Found(found)) = Record::read(&self.files) {
@@ -259,144 +247,6 @@ impl Instance {
             record.state = State::Leaving;
         }
         record.write(&self.files)
-    }
-
-    /// Counts a call as in progress until the returned value is dropped: the backend is not idle meanwhile.
-    pub fn busy(&self) -> Busy {
-        let activity = self.activity.clone();
-        activity.send_modify(|activity| activity.calls += 1);
-        Busy { activity }
-    }
-
-    /// Waits until this backend is to leave, and returns why. Then end the process, perhaps after [`drained`](Self::drained):
-    /// callers wait for that.
-    ///
-    /// - Idle for `idle` (`None`: never), while no caller that uses it with
-    ///   [`ProcessLauncher::in_use`](super::ProcessLauncher::in_use) is about to call. From then on such callers wait for its end,
-    ///   and launch a new one. A caller without that may be cut off.
-    /// - SIGTERM, SIGINT or SIGHUP, which it handles from its first poll on. On Windows: a stop, which it finds in its record within
-    ///   a tenth of a second, or an event of its console.
-    /// - Its files were deleted or belong to a later launch, so it cannot be found any more.
-    ///
-    /// # Errors
-    ///
-    /// If no signal handler can be installed.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe until it returns.
-    pub async fn until_leave(&self, idle: Option<Duration>) -> std::io::Result<Leave> {
-        let mut requests = Requests::new()?;
-        if self.is_to_leave() {
-            // It was told before this call, and may have missed it.
-            return Ok(Leave::Stopped);
-        }
-        let why = tokio::select! {
-            () = self.idle(idle) => Leave::Idle,
-            () = requests.next(&self.files) => Leave::Stopped,
-            () = self.lost() => return Ok(Leave::Lost),
-        };
-        // On a full disk it leaves all the same; then callers see its end only.
-        let _ = self.update(|record| record.state = State::Leaving);
-        Ok(why)
-    }
-
-    /// Returns once no call is in progress.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe.
-    pub async fn drained(&self) {
-        let mut changes = self.activity.subscribe();
-        // An error would say that the sender is gone, which is in `self`.
-        let _ = changes.wait_for(|activity| activity.calls == 0).await;
-    }
-
-    /// Returns once it is idle and has the lock that callers share.
-    async fn idle(&self, limit: Option<Duration>) {
-        let Some(limit) = limit.map(at_most_a_year) else {
-            return std::future::pending().await;
-        };
-        let mut changes = self.activity.subscribe();
-        loop {
-            let Activity { calls, since } = *changes.borrow_and_update();
-            if calls > 0 {
-                // The sender is in `self`.
-                let _ = changes.changed().await;
-            } else if timeout_at(since + limit, changes.changed()).await.is_err() {
-                if self.try_leave() {
-                    return;
-                }
-                // Somebody is about to call. With a short limit, this would otherwise try all the time.
-                sleep(LEAVE_PAUSE).await;
-                let now = Instant::now();
-                self.activity.send_modify(|activity| activity.since = now);
-            }
-        }
-    }
-
-    /// Whether its record says that somebody wants its end.
-    fn is_to_leave(&self) -> bool {
-        match Record::read(&self.files) {
-            Ok(Reading::Found(found)) => {
-                found.launch == self.launch && found.state == State::Leaving
-            }
-            _ => false,
-        }
-    }
-
-    fn try_leave(&self) -> bool {
-        // One that is not ready yet has had no chance to be called. It works on its start.
-        let record = self.record.lock().unwrap_or_else(|lock| lock.into_inner());
-        let is_ready = record.state == State::Ready;
-        drop(record);
-        if !is_ready {
-            return false;
-        }
-        let Ok(Some(lock)) = UseLock::try_take(&self.files) else {
-            return false;
-        };
-        if self.activity.borrow().calls > 0 {
-            return false;
-        }
-        *self.leaving.lock().unwrap_or_else(|lock| lock.into_inner()) = Some(lock);
-        true
-    }
-
-    /// Returns once nobody can find this backend any more.
-    async fn lost(&self) {
-        loop {
-            sleep(LOOK_AFTER).await;
-            // First: if the lock is another file, the record may be that of a later launch in a moment.
-            if sys::identity_of(&self.files).is_ok_and(|found| found != self.life_file) {
-                return;
-            }
-            let other = match Record::read(&self.files) {
-                Ok(Reading::Found(record)) => record.launch != self.launch,
-                Ok(Reading::Missing | Reading::Junk) => self.update(|_| {}).is_err(),
-                // That says nothing about the file.
-                Err(_) => false,
-            };
-            if other {
-                return;
-            }
-        }
-    }
-}
-
-/// A call in progress, see [`Instance::busy`].
-#[derive(Debug)]
-#[must_use = "once it is dropped, the call does not count"]
-pub struct Busy {
-    activity: watch::Sender<Activity>,
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.activity.send_modify(|activity| {
-            activity.calls -= 1;
-            activity.since = Instant::now();
-        });
     }
 }
 
@@ -431,59 +281,7 @@ fn take_life(files: &Files, launch: u64) -> Result<Option<LifeLock>, ProcessErro
 
 #[cfg(test)]
 mod tests {
-    use tokio_test::assert_pending;
-
     use super::*;
-    use crate::lock::FileSpawnLock;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_try_to_leave_while_a_caller_has_the_lock_is_not_repeated_at_once() {
-        let directory = tempfile::tempdir().unwrap();
-        let files = Files::new(directory.path(), &"indexer".to_owned());
-        FileSpawnLock::new(directory.path()).unwrap();
-        let instance = Instance::of(files.clone(), 1).unwrap();
-        instance
-            .ready("127.0.0.1:1".parse::<std::net::SocketAddr>().unwrap())
-            .unwrap();
-        let used = UseLock::try_share(&files).unwrap().unwrap();
-        let mut idle = tokio_test::task::spawn(instance.idle(Some(Duration::ZERO)));
-        // Else it would use up its turn on the runtime, and wake itself for the next one.
-        assert_pending!(idle.poll());
-        assert!(!idle.is_woken());
-        drop(used);
-        idle.await;
-    }
-
-    #[test]
-    fn a_backend_that_is_not_ready_does_not_leave_because_nobody_called_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let files = Files::new(directory.path(), &"indexer".to_owned());
-        FileSpawnLock::new(directory.path()).unwrap();
-        let instance = Instance::of(files, 1).unwrap();
-        assert!(!instance.try_leave());
-        instance
-            .ready("127.0.0.1:1".parse::<std::net::SocketAddr>().unwrap())
-            .unwrap();
-        assert!(instance.try_leave());
-    }
-
-    #[tokio::test]
-    async fn a_backend_that_missed_that_it_is_to_end_leaves_when_it_waits_for_that() {
-        let directory = tempfile::tempdir().unwrap();
-        let files = Files::new(directory.path(), &"indexer".to_owned());
-        let instance = Instance::of(files.clone(), 1).unwrap();
-        let Reading::Found(record) = Record::read(&files).unwrap() else {
-            panic!("it is junk");
-        };
-        let leaving = Record {
-            state: State::Leaving,
-            ..*record
-        };
-        leaving.write(&files).unwrap();
-        // It stays leaving, whatever the backend says.
-        instance.status("late").unwrap();
-        assert_eq!(instance.until_leave(None).await.unwrap(), Leave::Stopped);
-    }
 
     #[test]
     fn a_long_status_leaves_the_record_readable() {

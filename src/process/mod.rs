@@ -54,7 +54,7 @@
 //! - A detached backend is in a session of its own; in a container it ends with the container, and under systemd with the unit.
 
 // Each imports only from those before it: connection, endpoint, identity, tie, error, files, log, notify, record, `unix` or `windows`, backend, ready,
-// look, end, instance, prepare, launcher, supervise, start, stop, in_use. (The methods of the launcher are in the last five. The rooms of
+// look, end, instance, leave, prepare, launcher, supervise, start, stop, in_use. (The methods of the launcher are in the last five. The rooms of
 // the systems have the impl blocks of `identity`, and what opens files, which `files`, `log` and `record` use.)
 mod backend;
 mod connection;
@@ -66,6 +66,7 @@ mod identity;
 mod in_use;
 mod instance;
 mod launcher;
+mod leave;
 mod log;
 mod look;
 mod notify;
@@ -88,7 +89,8 @@ pub use self::connection::Connection;
 pub use self::endpoint::{Endpoint, ParseEndpointError};
 pub use self::error::{ProcessError, Unusable, Why};
 pub use self::in_use::InUse;
-pub use self::instance::{Busy, Instance, Leave};
+pub use self::instance::Instance;
 pub use self::launcher::ProcessLauncher;
+pub use self::leave::{Busy, Leave};
 pub use self::ready::Ready;
 pub use self::stop::{Stop, Stopped};
