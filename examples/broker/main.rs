@@ -97,8 +97,7 @@ async fn find_or_start(
 ) -> Result<Redirect, Failure> {
     let key = key(service, version)?;
     // If the client hangs up, the launch goes on; the next client finds its backend.
-    let launched = launcher.get_or_launch(key).await;
-    let backend = launched.map_err(failure)?.value;
+    let backend = launcher.get_or_launch(key).await.map_err(failure)?.value;
     match backend.endpoint.and_then(|endpoint| endpoint.tcp()) {
         Some(address) => Ok(Redirect::temporary(&format!("http://{address}/"))),
         None => Err(plain(StatusCode::BAD_GATEWAY, "the backend has no address")),
