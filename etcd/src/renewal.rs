@@ -1,6 +1,11 @@
 //! The lease of one lock: granted, renewed until it is dropped, then revoked; and its loss.
+//!
+//! A leader that hangs may answer renewals from memory while another leader, elected meanwhile, lets the lease expire (etcd before
+//! 3.4.31 and 3.5.13). So once a lock is attached, a renewal counts only if the lock is read afterwards, in the same term: that read
+//! takes a majority, so no other leader had been elected when the lease was renewed.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -9,7 +14,9 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::core::{Core, new_lease_id, seconds};
 use crate::error::{EtcdError, says_lease_exists};
-use crate::wire::{KEEP_ALIVE, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse};
+use crate::wire::{
+    KEEP_ALIVE, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse, RangeRequest,
+};
 
 /// A lease that is renewed. Dropping it revokes it, and with it deletes the lock that is attached to it.
 pub(crate) struct RenewedLease {
@@ -19,9 +26,30 @@ pub(crate) struct RenewedLease {
     state: watch::Receiver<State>,
     /// Something may be attached to it.
     is_needed: bool,
+    /// A request to attach a lock to it may still be on its way.
+    is_doubtful: bool,
+    attached: Arc<Attached>,
     /// The end of the renewals.
     renewals: AbortHandle,
     core: Arc<Core>,
+}
+
+/// What the renewals of a lease know of its lock. All that use it run in one thread.
+#[derive(Default)]
+struct Attached {
+    /// The key of the lock and its create revision.
+    lock: OnceLock<(Vec<u8>, i64)>,
+    /// The lock may be deleted by its holder.
+    is_releasing: AtomicBool,
+    unconfirmed: Mutex<Unconfirmed>,
+}
+
+/// The renewals before a lock was attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unconfirmed {
+    count: u64,
+    /// The term that the last one was answered in.
+    term: u64,
 }
 
 /// Until when it holds, by this process's clock; or why it does not.
@@ -41,20 +69,46 @@ impl RenewedLease {
         let until = began + granted;
         let (sender, state) = watch::channel(State::Until(until));
         let id = unowned.keep();
-        let renewing = renew(Arc::clone(core), id, granted, sender);
+        let attached = Arc::<Attached>::default();
+        let renewing = renew(Arc::clone(core), id, granted, Arc::clone(&attached), sender);
         Ok(Self {
             id,
             expires_in: granted,
             state,
             is_needed: true,
+            is_doubtful: false,
+            attached,
             renewals: tokio::spawn(renewing).abort_handle(),
             core: Arc::clone(core),
         })
     }
 
-    /// Ends the renewals of a lease that nothing is attached to any more, so that it expires by itself.
+    /// Ends the renewals of a lease that nothing is attached to any more, so that it expires by itself. A doubtful one is revoked.
     pub(crate) fn let_expire(mut self) {
-        self.is_needed = false;
+        self.is_needed = self.is_doubtful;
+    }
+
+    /// A request to attach a lock to it was sent more than once, so one may arrive after the lock is released.
+    pub(crate) fn doubt(&mut self) {
+        self.is_doubtful = true;
+    }
+
+    /// The renewals up to now, for [`attach`](Self::attach).
+    pub(crate) fn unconfirmed(&self) -> Unconfirmed {
+        self.attached.unconfirmed()
+    }
+
+    /// Notes that the lock with this create revision is attached to it. `before`: the renewals before the request that created the
+    /// lock; `term`: the term that it was answered in. Returns whether they are confirmed by that.
+    pub(crate) fn attach(&self, lock: Vec<u8>, token: i64, before: Unconfirmed, term: u64) -> bool {
+        let now = self.attached.unconfirmed();
+        let _ = self.attached.lock.set((lock, token));
+        now.count == 0 || (now == before && now.term == term)
+    }
+
+    /// The lock is about to be deleted by its holder. From now on, that it is gone is no loss.
+    pub(crate) fn is_about_to_be_released(&self) {
+        self.attached.is_releasing.store(true, Ordering::SeqCst);
     }
 
     /// The time that it holds for without another renewal; `Err` if it is lost.
@@ -87,15 +141,69 @@ impl RenewedLease {
 impl Drop for RenewedLease {
     fn drop(&mut self) {
         self.renewals.abort();
-        if self.is_needed && !matches!(*self.state.borrow(), State::Lost(_)) {
+        // Even if it is lost: perhaps only the lock is.
+        if self.is_needed {
             self.core.revoke(self.id);
+        }
+    }
+}
+
+impl Attached {
+    fn unconfirmed(&self) -> Unconfirmed {
+        *self
+            .unconfirmed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a renewal that nothing confirms.
+    fn note_unconfirmed(&self, term: u64) {
+        let mut unconfirmed = self
+            .unconfirmed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        unconfirmed.count += 1;
+        unconfirmed.term = term;
+    }
+
+    /// Returns whether the lock shows that a renewal in this term was that of the cluster's leader; an error if the lock is gone.
+    async fn confirms(
+        &self,
+        core: &Core,
+        id: i64,
+        term: u64,
+        end: Instant,
+    ) -> Result<bool, EtcdError> {
+        let Some((key, token)) = self.lock.get() else {
+            self.note_unconfirmed(term);
+            return Ok(true);
+        };
+        let read = RangeRequest {
+            key: key.clone(),
+            ..RangeRequest::default()
+        };
+        let Ok(answer) = core.renewals.call(&read, end).await else {
+            return Ok(false);
+        };
+        if answer.kvs.iter().any(|lock| lock.create_revision == *token) {
+            return Ok(answer.header.is_some_and(|header| header.raft_term == term));
+        }
+        match self.is_releasing.load(Ordering::SeqCst) {
+            true => Ok(false),
+            false => Err(EtcdError::LeaseGone { lease: id }),
         }
     }
 }
 
 /// Renews a lease each third of its time, until it is lost: refused, or not answered for as long as it holds by this process's
 /// clock, less a margin for the flight to end in.
-async fn renew(core: Arc<Core>, id: i64, granted: Duration, state: watch::Sender<State>) {
+async fn renew(
+    core: Arc<Core>,
+    id: i64,
+    granted: Duration,
+    attached: Arc<Attached>,
+    state: watch::Sender<State>,
+) {
     let margin = granted / 16;
     loop {
         let State::Until(until) = *state.borrow() else {
@@ -104,7 +212,7 @@ async fn renew(core: Arc<Core>, id: i64, granted: Duration, state: watch::Sender
         let end = until - margin;
         let renewing = async {
             sleep_until(until - granted + granted / 3).await;
-            renew_until(&core, id, end).await
+            renew_until(&core, id, &attached, end).await
         };
         let next = tokio::select! {
             // First: a process that was stopped for longer finds all of these at once.
@@ -119,8 +227,13 @@ async fn renew(core: Arc<Core>, id: i64, granted: Duration, state: watch::Sender
     }
 }
 
-/// Returns until when the renewed lease holds. Tries again until that is answered, or the time is over.
-async fn renew_until(core: &Core, id: i64, end: Instant) -> Result<Instant, EtcdError> {
+/// Returns until when the renewed lease holds. Tries again until that is answered and confirmed, or the time is over.
+async fn renew_until(
+    core: &Core,
+    id: i64,
+    attached: &Attached,
+    end: Instant,
+) -> Result<Instant, EtcdError> {
     loop {
         let began = Mutex::new(Instant::now());
         let answer = core
@@ -131,7 +244,8 @@ async fn renew_until(core: &Core, id: i64, end: Instant) -> Result<Instant, Etcd
                 let mut answers = endpoint.stream(KEEP_ALIVE, request).await?;
                 let answer = answers.message().await;
                 let answer = answer.map_err(|status| endpoint.stream_failed(&status))?;
-                let answer: LeaseKeepAliveResponse = answer.unwrap_or_default();
+                let answer: LeaseKeepAliveResponse =
+                    answer.ok_or_else(|| endpoint.said_nothing())?;
                 core.renewals.check(&endpoint, answer.header.as_ref())?;
                 Ok(answer)
             })
@@ -139,13 +253,17 @@ async fn renew_until(core: &Core, id: i64, end: Instant) -> Result<Instant, Etcd
         let began = *began.lock().unwrap_or_else(PoisonError::into_inner);
         match answer {
             Ok(answer) if answer.ttl > 0 => {
-                return Ok(began + Duration::from_secs(answer.ttl.cast_unsigned()));
+                let term = answer.header.map_or(0, |header| header.raft_term);
+                if attached.confirms(core, id, term, end).await? {
+                    return Ok(began + Duration::from_secs(answer.ttl.cast_unsigned()));
+                }
             }
             Ok(_) => return Err(EtcdError::LeaseGone { lease: id }),
             Err(EtcdError::LeaseGone { .. }) => return Err(EtcdError::LeaseGone { lease: id }),
             // What somebody must fix may be fixed before the lease expires.
-            Err(_) => sleep_until(Instant::now() + core.config.call_timeout / 4).await,
+            Err(_) => {}
         }
+        sleep_until(Instant::now() + core.config.call_timeout / 4).await;
     }
 }
 
@@ -163,6 +281,11 @@ impl RecordLease {
         let began = Instant::now();
         grant(core, granted.id, core.config.kept_for, deadline).await?;
         Ok(Self { granted, began })
+    }
+
+    /// Its id.
+    pub(crate) fn id(&self) -> i64 {
+        self.granted.id
     }
 
     /// Returns its id, for a record to be attached to. From then on, dropping this does not revoke it.
