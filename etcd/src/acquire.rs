@@ -10,10 +10,11 @@ use tokio::time::Instant;
 use crate::age;
 use crate::core::Core;
 use crate::error::EtcdError;
+use crate::grant::RecordLease;
 use crate::lease::{EtcdLease, Restore};
 use crate::names::Names;
 use crate::record::{self, Record};
-use crate::renewal::{RecordLease, RenewedLease};
+use crate::renewal::RenewedLease;
 use crate::state::{KeyState, read_all, read_all_op};
 use crate::watching::{Spare, Watches};
 use crate::wire::{

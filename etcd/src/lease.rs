@@ -10,10 +10,12 @@ use tokio::time::Instant;
 
 use crate::core::Core;
 use crate::error::EtcdError;
+use crate::grant::RecordLease;
 use crate::names::Names;
 use crate::place::Places;
-use crate::record::{Record, has_charge, record_text};
-use crate::renewal::{RecordLease, RenewedLease};
+use crate::record::{has_charge, record_text};
+use crate::renewal::RenewedLease;
+use crate::settled::{Last, gone, is_held, is_settled, is_success};
 use crate::state::{KeyState, read_all, read_all_op};
 use crate::wire::{Compare, DeleteRequest, KeyValue, PutRequest, Request, RequestOp, TxnRequest};
 
@@ -37,16 +39,6 @@ pub(crate) struct EtcdLease {
     last: Option<Last>,
     /// When etcd last said that the lock is held.
     confirmed: Option<Instant>,
-}
-
-/// The record that was sent with the release.
-#[derive(Clone)]
-struct Last {
-    text: Vec<u8>,
-    /// It tells that the launch of this lock has succeeded.
-    is_success: bool,
-    /// The mod revision of the record before it.
-    after: i64,
 }
 
 /// What became of a write that was answered.
@@ -329,38 +321,6 @@ impl EtcdLease {
     }
 }
 
-/// Whether the lock is the one with this token.
-fn is_held(state: &KeyState, token: i64) -> bool {
-    let lock = state.lock.as_ref();
-    lock.is_some_and(|lock| lock.create_revision == token)
-}
-
-/// Whether the last record was written, and with it the lock of this token was released. Another holder may have kept it in a record
-/// of its own since.
-fn is_settled(state: &KeyState, token: i64, last: Option<&Last>) -> bool {
-    let (Some(last), Some(record)) = (last, &state.record) else {
-        return false;
-    };
-    if record.mod_revision <= last.after {
-        return false;
-    }
-    let kept = || Record::parse(record).ok()?.into_ledger();
-    record.value == last.text
-        || (last.is_success && kept().is_some_and(|kept| is_success(&kept, token.cast_unsigned())))
-}
-
-/// Whether the ledger tells that this launch was the last one and has succeeded.
-fn is_success(ledger: &Ledger, token: u64) -> bool {
-    let last = ledger.last_outcome();
-    last.is_some_and(|last| last.launch == token && last.failure.is_none())
-}
-
-fn gone(state: &KeyState) -> EtcdError {
-    EtcdError::LeaseGone {
-        lease: state.lock.as_ref().map_or(0, |lock| lock.lease),
-    }
-}
-
 impl Drop for EtcdLease {
     fn drop(&mut self) {
         let Some(lease) = self.lease.take() else {
@@ -409,63 +369,5 @@ impl fmt::Debug for EtcdLease {
             .field("lock", &self.names.shown())
             .field("token", &self.token)
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TOKEN: i64 = 7;
-
-    const SUCCESS: &str = "outcome TOKEN launched 1795548340.220\n";
-
-    fn ledger(outcome: &str) -> Ledger {
-        format!("launch {TOKEN}\n{outcome}").parse().unwrap()
-    }
-
-    fn state(text: Vec<u8>, mod_revision: i64) -> KeyState {
-        let mut state = KeyState::default();
-        state.record = Some(KeyValue {
-            value: text,
-            mod_revision,
-            ..KeyValue::default()
-        });
-        state
-    }
-
-    #[test]
-    fn only_a_record_that_was_written_after_the_one_before_it_settles() {
-        let last = Last {
-            text: record_text(Duration::ZERO, &ledger("")),
-            is_success: false,
-            after: 20,
-        };
-        let is_settled = |at| is_settled(&state(last.text.clone(), at), TOKEN, Some(&last));
-        assert!(is_settled(21));
-        assert!(!is_settled(20));
-        let other = state(record_text(Duration::ZERO, &ledger("charged 7\n")), 21);
-        assert!(!super::is_settled(&other, TOKEN, Some(&last)));
-        assert!(!super::is_settled(&other, TOKEN, None));
-    }
-
-    #[test]
-    fn a_success_that_the_next_holder_has_kept_is_settled() {
-        let with_success = SUCCESS.replace("TOKEN", "7");
-        let last = Last {
-            text: record_text(Duration::ZERO, &ledger(&with_success)),
-            is_success: true,
-            after: 20,
-        };
-        assert!(is_success(&ledger(&with_success), 7));
-        let kept: Ledger = format!("launch 9\n{with_success}").parse().unwrap();
-        let kept = state(record_text(Duration::from_secs(3), &kept), 25);
-        assert!(is_settled(&kept, TOKEN, Some(&last)));
-        let of_another = format!("launch 9\n{}", SUCCESS.replace("TOKEN", "9"));
-        let of_another = state(
-            record_text(Duration::ZERO, &of_another.parse().unwrap()),
-            25,
-        );
-        assert!(!is_settled(&of_another, TOKEN, Some(&last)));
     }
 }

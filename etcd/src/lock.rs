@@ -14,12 +14,12 @@ use crate::acquire::{self, Tried};
 use crate::builder::EtcdSpawnLockBuilder;
 use crate::core::{Core, after};
 use crate::error::EtcdError;
+use crate::grant::RecordLease;
 use crate::held::Held;
 use crate::inspect::{self, Inspection};
 use crate::names::Names;
 use crate::record::{end_text, parse_end};
 use crate::registration::{self, Registration};
-use crate::renewal::RecordLease;
 use crate::state::read_all;
 use crate::wire::{Compare, PutRequest, RangeRequest, Request, TxnRequest};
 

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::core::Core;
 use crate::error::EtcdError;
-use crate::renewal::RecordLease;
+use crate::grant::RecordLease;
 use crate::wire::KeyValue;
 
 /// Where the record is on the time line of its lease.

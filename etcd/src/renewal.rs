@@ -1,22 +1,18 @@
 //! The lease of one lock: granted, renewed until it is dropped, then revoked; and its loss.
-//!
-//! A leader that hangs may answer renewals from memory while another leader, elected meanwhile, lets the lease expire (etcd before
-//! 3.4.31 and 3.5.13). So once a lock is attached, a renewal counts only if the lock is read afterwards, in the same term: that read
-//! takes a majority, so no other leader had been elected when the lease was renewed.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::core::{Core, new_lease_id, seconds};
-use crate::error::{EtcdError, says_lease_exists};
-use crate::wire::{
-    KEEP_ALIVE, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse, RangeRequest,
-};
+use crate::attached::{Attached, Unconfirmed};
+use crate::core::Core;
+use crate::error::EtcdError;
+use crate::grant::{Granted, grant};
+use crate::wire::{KEEP_ALIVE, LeaseKeepAliveRequest, LeaseKeepAliveResponse};
 
 /// A lease that is renewed. Dropping it revokes it, and with it deletes the lock that is attached to it.
 pub(crate) struct RenewedLease {
@@ -32,24 +28,6 @@ pub(crate) struct RenewedLease {
     /// The end of the renewals.
     renewals: AbortHandle,
     core: Arc<Core>,
-}
-
-/// What the renewals of a lease know of its lock. All that use it run in one thread.
-#[derive(Default)]
-struct Attached {
-    /// The key of the lock and its create revision.
-    lock: OnceLock<(Vec<u8>, i64)>,
-    /// The lock may be deleted by its holder.
-    is_releasing: AtomicBool,
-    unconfirmed: Mutex<Unconfirmed>,
-}
-
-/// The renewals before a lock was attached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Unconfirmed {
-    count: u64,
-    /// The term that the last one was answered in.
-    term: u64,
 }
 
 /// Until when it holds, by this process's clock; or why it does not.
@@ -148,53 +126,6 @@ impl Drop for RenewedLease {
     }
 }
 
-impl Attached {
-    fn unconfirmed(&self) -> Unconfirmed {
-        *self
-            .unconfirmed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes a renewal that nothing confirms.
-    fn note_unconfirmed(&self, term: u64) {
-        let mut unconfirmed = self
-            .unconfirmed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        unconfirmed.count += 1;
-        unconfirmed.term = term;
-    }
-
-    /// Returns whether the lock shows that a renewal in this term was that of the cluster's leader; an error if the lock is gone.
-    async fn confirms(
-        &self,
-        core: &Core,
-        id: i64,
-        term: u64,
-        end: Instant,
-    ) -> Result<bool, EtcdError> {
-        let Some((key, token)) = self.lock.get() else {
-            self.note_unconfirmed(term);
-            return Ok(true);
-        };
-        let read = RangeRequest {
-            key: key.clone(),
-            ..RangeRequest::default()
-        };
-        let Ok(answer) = core.renewals.call(&read, end).await else {
-            return Ok(false);
-        };
-        if answer.kvs.iter().any(|lock| lock.create_revision == *token) {
-            return Ok(answer.header.is_some_and(|header| header.raft_term == term));
-        }
-        match self.is_releasing.load(Ordering::SeqCst) {
-            true => Ok(false),
-            false => Err(EtcdError::LeaseGone { lease: id }),
-        }
-    }
-}
-
 /// Renews a lease each third of its time, until it is lost: refused, or not answered for as long as it holds by this process's
 /// clock, less a margin for the flight to end in.
 async fn renew(
@@ -264,83 +195,5 @@ async fn renew_until(
             Err(_) => {}
         }
         sleep_until(Instant::now() + core.config.call_timeout / 4).await;
-    }
-}
-
-/// The lease of a record. Nobody renews it: its remaining time tells the record's age.
-pub(crate) struct RecordLease {
-    granted: Granted,
-    /// When the grant was sent. The lease is not older than this.
-    pub(crate) began: Instant,
-}
-
-impl RecordLease {
-    /// Grants a lease. If it is dropped unused, it is revoked.
-    pub(crate) async fn grant(core: &Arc<Core>, deadline: Instant) -> Result<Self, EtcdError> {
-        let granted = Granted::new(core);
-        let began = Instant::now();
-        grant(core, granted.id, core.config.kept_for, deadline).await?;
-        Ok(Self { granted, began })
-    }
-
-    /// Its id.
-    pub(crate) fn id(&self) -> i64 {
-        self.granted.id
-    }
-
-    /// Returns its id, for a record to be attached to. From then on, dropping this does not revoke it.
-    pub(crate) fn into_id(self) -> i64 {
-        self.granted.keep()
-    }
-}
-
-/// An id that may have been granted. Dropping it revokes the lease.
-struct Granted {
-    core: Arc<Core>,
-    id: i64,
-    is_kept: bool,
-}
-
-impl Granted {
-    fn new(core: &Arc<Core>) -> Self {
-        Self {
-            core: Arc::clone(core),
-            id: new_lease_id(),
-            is_kept: false,
-        }
-    }
-
-    fn keep(mut self) -> i64 {
-        self.is_kept = true;
-        self.id
-    }
-}
-
-impl Drop for Granted {
-    fn drop(&mut self) {
-        if !self.is_kept {
-            self.core.revoke(self.id);
-        }
-    }
-}
-
-/// Grants a lease with this id. Returns for how long.
-async fn grant(
-    core: &Core,
-    id: i64,
-    ttl: Duration,
-    deadline: Instant,
-) -> Result<Duration, EtcdError> {
-    let request = LeaseGrantRequest {
-        ttl: seconds(ttl),
-        id,
-    };
-    match core.calls.call(&request, deadline).await {
-        Ok(answer) => Ok(Duration::from_secs(
-            u64::try_from(answer.ttl).unwrap_or_default(),
-        )),
-        // An earlier try was answered too late.
-        Err(error) if says_lease_exists(&error) => Ok(ttl),
-        Err(error) => Err(error),
     }
 }

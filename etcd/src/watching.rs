@@ -10,8 +10,9 @@ use tokio_stream::StreamExt;
 
 use crate::core::Core;
 use crate::error::EtcdError;
+use crate::grant::RecordLease;
 use crate::names::Names;
-use crate::renewal::{RecordLease, RenewedLease};
+use crate::renewal::RenewedLease;
 use crate::state::{KeyState, read_all};
 use crate::wire::{KeyValue, WATCH, WatchCreateRequest, WatchRequest, WatchResponse};
 
