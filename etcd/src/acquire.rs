@@ -10,10 +10,11 @@ use tokio::time::Instant;
 use crate::age;
 use crate::core::Core;
 use crate::error::EtcdError;
+use crate::grant::RecordLease;
 use crate::lease::{EtcdLease, Restore};
 use crate::names::Names;
 use crate::record::{self, Record};
-use crate::renewal::{RecordLease, RenewedLease};
+use crate::renewal::RenewedLease;
 use crate::state::{KeyState, read_all, read_all_op};
 use crate::watching::{Spare, Watches};
 use crate::wire::{
@@ -37,14 +38,19 @@ pub(crate) async fn try_once(
     let watched = core.watches.of(&names).filter(|_| is_waiting);
     let believed = watched.as_ref().and_then(|watched| watched.believed());
     if let Some(state) = believed.filter(|state| state.lock.is_some()) {
-        return Ok(Tried::Held(read(&core, &names, &state).await?));
+        return Ok(Tried::Held(read(&core, &names, &state, deadline).await?));
     }
     let spare = watched.as_ref().map(|watched| watched.take_spare());
     let Spare { lock, record } = spare.unwrap_or_default();
+    let lock = lock.filter(is_fresh);
+    // A record is written at the age of its lease by this process's clock, which stands still while the host is suspended. The lock's
+    // lease would not have survived that.
+    let is_young = |record: &RecordLease| record.began.elapsed() < 2 * core.config.expires_in;
+    let record = record.filter(|record| lock.is_some() && is_young(record));
     // At the same time, since neither needs the other.
     let (lease, fresh) = tokio::join!(
         async {
-            match lock.filter(is_fresh) {
+            match lock {
                 Some(lease) => Ok(lease),
                 None => RenewedLease::grant(&core, deadline).await,
             }
@@ -56,22 +62,35 @@ pub(crate) async fn try_once(
             }
         },
     );
-    let (lease, fresh) = (lease?, fresh?);
-    let (answer, seen_before) = create_lock(&core, &names, &lease, deadline).await?;
-    let revision = answer.header.map_or(0, |header| header.revision);
+    let (mut lease, fresh) = (lease?, fresh?);
+    let renewed_before = lease.unconfirmed();
+    let (answer, attempts, seen_before) = create_lock(&core, &names, &lease, deadline).await?;
+    // Another attempt may yet arrive, when the lock is free.
+    if attempts > 1 {
+        lease.doubt();
+    }
+    let (revision, term) = answer
+        .header
+        .map_or((0, 0), |header| (header.revision, header.raft_term));
     let state = KeyState::new(&names, answer.into_kvs(), revision);
     // An earlier try of the same call may have made it.
     let own = state.lock.as_ref().filter(|lock| lock.lease == lease.id);
     let Some(token) = own.map(|lock| lock.create_revision) else {
         let watched = Watches::found(&core, &names, state.clone());
         watched.keep_spare(Spare {
-            lock: Some(lease),
+            lock: Some(lease).filter(|_| attempts == 1),
             record: Some(fresh),
         });
-        return Ok(Tried::Held(read(&core, &names, &state).await?));
+        return Ok(Tried::Held(read(&core, &names, &state, deadline).await?));
     };
+    if !lease.attach(names.lock(), token, renewed_before, term) {
+        // It was renewed before an election, and perhaps in vain. It is revoked, and the next try has another one.
+        Watches::found(&core, &names, state.clone());
+        return Ok(Tried::Held(read(&core, &names, &state, deadline).await?));
+    }
     core.calls.note_token(token, seen_before)?;
-    let mut held = EtcdLease::new(&core, names.clone(), token, lease, fresh);
+    let record_at = state.record.as_ref().map_or(0, |it| it.mod_revision);
+    let mut held = EtcdLease::new(&core, names.clone(), token, lease, fresh, record_at);
     decide(&core, &names, state, update, deadline, &mut held).await?;
     Ok(Tried::Taken(Box::new(held)))
 }
@@ -85,7 +104,7 @@ async fn decide(
     deadline: Instant,
     held: &mut EtcdLease,
 ) -> Result<(), EtcdError> {
-    let age = age_of(core, names, state.record.as_ref()).await?;
+    let age = age_of(core, names, state.record.as_ref(), deadline).await?;
     if let Some(old) = &state.record {
         let position = Record::parse(old)?.position;
         held.places().found(old.lease, position + age);
@@ -102,13 +121,13 @@ async fn decide(
     held.write(&ledger, deadline).await
 }
 
-/// Creates the lock unless it exists. Returns also the newest fencing token that was known before.
+/// Creates the lock unless it exists. Returns also the number of attempts, and the newest fencing token that was known before.
 async fn create_lock(
     core: &Core,
     names: &Names,
     lease: &RenewedLease,
     deadline: Instant,
-) -> Result<(TxnResponse, i64), EtcdError> {
+) -> Result<(TxnResponse, usize, i64), EtcdError> {
     let put = PutRequest {
         key: names.lock(),
         value: record::lock_text(),
@@ -120,7 +139,8 @@ async fn create_lock(
         failure: vec![read_all_op(names)],
     };
     let seen_before = core.calls.newest_token();
-    Ok((core.calls.call(&create, deadline).await?, seen_before))
+    let (answer, attempts) = core.calls.call_counted(&create, deadline).await?;
+    Ok((answer, attempts, seen_before))
 }
 
 /// The ledger in this state.
@@ -128,17 +148,19 @@ pub(crate) async fn read(
     core: &Core,
     names: &Names,
     state: &KeyState,
+    deadline: Instant,
 ) -> Result<LedgerReading, EtcdError> {
-    let age = age_of(core, names, state.record.as_ref()).await?;
+    let age = age_of(core, names, state.record.as_ref(), deadline).await?;
     state.reading(age)
 }
 
 /// Reads the ledger without the lock.
 pub(crate) async fn read_ledger(core: Arc<Core>, names: Names) -> Result<LedgerReading, EtcdError> {
-    let answer = core.calls.call(&read_all(&names), core.deadline()).await?;
+    let deadline = core.deadline();
+    let answer = core.calls.call(&read_all(&names), deadline).await?;
     let revision = answer.header.map_or(0, |header| header.revision);
     let state = KeyState::new(&names, answer.kvs, revision);
-    read(&core, &names, &state).await
+    read(&core, &names, &state, deadline).await
 }
 
 /// The ledger as a watch tells it. `None` if etcd has to be asked.
@@ -159,6 +181,7 @@ pub(crate) async fn age_of(
     core: &Core,
     names: &Names,
     record: Option<&KeyValue>,
+    deadline: Instant,
 ) -> Result<Duration, EtcdError> {
     let Some(record) = record else {
         return Ok(Duration::ZERO);
@@ -170,7 +193,7 @@ pub(crate) async fn age_of(
     let mut age = Duration::ZERO;
     if record.lease != 0 {
         let request = LeaseTimeToLiveRequest { id: record.lease };
-        let answer = core.calls.call(&request, core.deadline()).await?;
+        let answer = core.calls.call(&request, deadline).await?;
         age = age::by_lease(answer.granted_ttl, answer.ttl, position);
     }
     core.ages.saw(names.shown(), record.mod_revision, age);

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::config::{Config, Tls};
+use crate::config::{Config, Tls, redacted};
 use crate::core::Core;
 use crate::error::EtcdError;
 use crate::lock::EtcdSpawnLock;
@@ -76,11 +76,12 @@ impl EtcdSpawnLockBuilder {
     }
 }
 
-/// The password is not shown.
+/// Passwords are not shown, not even those in an endpoint that is invalid for it.
 impl fmt::Debug for EtcdSpawnLockBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let endpoints: Vec<String> = self.0.endpoints.iter().map(|url| redacted(url)).collect();
         f.debug_struct("EtcdSpawnLockBuilder")
-            .field("endpoints", &self.0.endpoints)
+            .field("endpoints", &endpoints)
             .field("prefix", &self.0.prefix)
             .finish_non_exhaustive()
     }

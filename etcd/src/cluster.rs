@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -58,12 +58,25 @@ impl Cluster {
         request: &C,
         deadline: Instant,
     ) -> Result<C::Answer, EtcdError> {
-        self.ask(deadline, async |endpoint: Arc<Endpoint>| {
+        let answered = self.call_counted(request, deadline).await;
+        answered.map(|(answer, _)| answer)
+    }
+
+    /// The same, with the number of attempts. If there was one, the call reached the cluster no more than once.
+    pub(crate) async fn call_counted<C: Call>(
+        &self,
+        request: &C,
+        deadline: Instant,
+    ) -> Result<(C::Answer, usize), EtcdError> {
+        let attempts = AtomicUsize::new(0);
+        let ask = async |endpoint: Arc<Endpoint>| {
+            attempts.fetch_add(1, Ordering::Relaxed);
             let answer = endpoint.call(request).await?;
             self.check(&endpoint, C::header(&answer))?;
             Ok(answer)
-        })
-        .await
+        };
+        let answer = self.ask(deadline, ask).await?;
+        Ok((answer, attempts.load(Ordering::Relaxed)))
     }
 
     /// Asks one member after the other until one answers or refuses, or the deadline.

@@ -111,6 +111,17 @@ pub(crate) struct Config {
     pub(crate) user: Option<(String, String)>,
 }
 
+/// The URL without user and password, for errors.
+pub(crate) fn redacted(url: &str) -> String {
+    let begin = url.find("://").map_or(0, |scheme| scheme + 3);
+    match url.rfind('@') {
+        Some(at) if at >= begin => format!("{}…{}", &url[..begin], &url[at..]),
+        // In doubt, what is before the last of them is no scheme.
+        Some(at) => format!("…{}", &url[at..]),
+        None => url.to_owned(),
+    }
+}
+
 /// Etcd refuses more.
 const LONGEST_LEASE: Duration = Duration::from_secs(9_000_000_000);
 
@@ -155,7 +166,7 @@ impl Config {
 
     fn connection(&self, url: &str) -> Result<Endpoint, EtcdError> {
         let invalid = |problem| EtcdError::InvalidEndpoint {
-            endpoint: url.to_owned(),
+            endpoint: redacted(url),
             problem,
         };
         let endpoint =

@@ -5,8 +5,9 @@
 
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
@@ -41,12 +42,28 @@ impl Core {
         let failed = |error| EtcdError::NoThread {
             source: Arc::new(error),
         };
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(failed)?;
-        let handle = runtime.handle().clone();
         let (alive, over) = oneshot::channel::<()>();
+        let (sender, built) = mpsc::channel();
+        // The runtime never leaves its thread: where this is called, a runtime must perhaps not be dropped.
+        thread::Builder::new()
+            .name("spawn-gate-etcd".to_owned())
+            .spawn(move || {
+                match Builder::new_current_thread().enable_all().build() {
+                    Ok(runtime) => {
+                        let _ = sender.send(Ok(runtime.handle().clone()));
+                        // Ends with an error, once the core is dropped.
+                        let _ = runtime.block_on(over);
+                    }
+                    Err(error) => {
+                        let _ = sender.send(Err(error));
+                    }
+                }
+            })
+            .map_err(failed)?;
+        let handle = built
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread has ended")))
+            .map_err(failed)?;
         let identity = Arc::default();
         let cluster = || {
             let _inside = handle.enter();
@@ -58,7 +75,7 @@ impl Core {
                 Arc::clone(&identity),
             )
         };
-        let core = Arc::new(Self {
+        Ok(Arc::new(Self {
             calls: cluster(),
             renewals: cluster(),
             config,
@@ -66,15 +83,7 @@ impl Core {
             watches: Watches::default(),
             runtime: handle,
             _alive: alive,
-        });
-        thread::Builder::new()
-            .name("spawn-gate-etcd".to_owned())
-            .spawn(move || {
-                // Ends with an error, once the core is dropped.
-                let _ = runtime.block_on(over);
-            })
-            .map_err(failed)?;
-        Ok(core)
+        }))
     }
 
     /// Runs a task in the thread. Dropping the future ends the task.
@@ -147,6 +156,12 @@ pub(crate) fn new_lease_id() -> i64 {
     // The standard library seeds each of these hashers differently, from the system's randomness.
     let random = RandomState::new().hash_one((std::process::id(), thread::current().id()));
     (random >> 1).max(1).cast_signed()
+}
+
+/// The moment after this time, or one that is far enough away.
+pub(crate) fn after(time: Duration) -> Instant {
+    const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+    Instant::now() + time.min(FAR)
 }
 
 /// A time as whole seconds, as etcd counts it.

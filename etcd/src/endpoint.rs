@@ -92,6 +92,14 @@ impl Endpoint {
         self.error(status)
     }
 
+    /// The error of a stream that ended without an answer.
+    pub(crate) fn said_nothing(&self) -> EtcdError {
+        EtcdError::Unreachable {
+            endpoint: self.url.clone(),
+            problem: "the stream ended without an answer".to_owned(),
+        }
+    }
+
     async fn unary<C: Call>(&self, request: &C, token: Option<Token>) -> Result<C::Answer, Status> {
         let mut grpc = Grpc::new(self.channel.clone());
         ready(&mut grpc).await?;
@@ -129,8 +137,9 @@ impl Endpoint {
         *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// What the status means. A member that takes connections and closes them before any answer does not know what to do with
-    /// them: one side speaks TLS and the other does not, or the client's certificate is refused, which TLS 1.3 tells too late.
+    /// What the status means. A member that takes connections and closes them before any answer may not know what to do with
+    /// them: one side speaks TLS and the other does not, or the client's certificate is refused, which TLS 1.3 tells too late. Or it
+    /// is about to end or to start.
     fn error(&self, status: &Status) -> EtcdError {
         match EtcdError::from_status(status, &self.url) {
             EtcdError::Unreachable { endpoint, problem } => {
@@ -139,10 +148,7 @@ impl Endpoint {
                 if !is_unheard || self.closed.fetch_add(1, Ordering::Relaxed) == 0 {
                     return EtcdError::Unreachable { endpoint, problem };
                 }
-                let problem = format!(
-                    "{problem}. It closes connections before any answer: check that both sides speak TLS, and the client's certificate"
-                );
-                EtcdError::Tls { endpoint, problem }
+                EtcdError::Closed { endpoint, problem }
             }
             error => {
                 self.has_answered.store(true, Ordering::Relaxed);

@@ -21,7 +21,7 @@ pub enum EtcdError {
     /// An endpoint is no URL such as `http://10.0.0.1:2379`. A retry does not help.
     #[error("{endpoint:?} is no endpoint of etcd: {problem}")]
     InvalidEndpoint {
-        /// The endpoint as it was given.
+        /// The endpoint as it was given, without user and password.
         endpoint: String,
         /// What is wrong with it.
         problem: &'static str,
@@ -38,6 +38,17 @@ pub enum EtcdError {
     #[error("cannot reach etcd at {endpoint}: {problem}")]
     Unreachable {
         /// The endpoint that was tried last.
+        endpoint: String,
+        /// The transport's error.
+        problem: String,
+    },
+    /// A member takes connections and closes them, and has never answered. It is about to end or to start; or one side speaks TLS and
+    /// the other does not; or it refuses the client's certificate. A retry helps in the first case.
+    #[error(
+        "etcd at {endpoint} closes connections before any answer ({problem}): check that both sides speak TLS, and the client's certificate"
+    )]
+    Closed {
+        /// The endpoint.
         endpoint: String,
         /// The transport's error.
         problem: String,
@@ -78,8 +89,8 @@ pub enum EtcdError {
         /// What etcd said.
         problem: String,
     },
-    /// The server's certificate is not accepted here, or the client's is not accepted there, or only one side speaks TLS. A retry
-    /// does not help.
+    /// The server's certificate is not accepted here, or the client's is not accepted there, or the server does not speak TLS. A
+    /// retry does not help.
     #[error("TLS with etcd at {endpoint} failed: {problem}")]
     Tls {
         /// The endpoint.
@@ -132,6 +143,13 @@ pub enum EtcdError {
         /// What etcd said.
         problem: String,
     },
+    /// The record was changed by another program while its lock was held. Nothing is written then. A retry helps: it reads the record
+    /// anew.
+    #[error("the record of {key} in etcd was changed by another program while its lock was held")]
+    RecordChanged {
+        /// The key.
+        key: String,
+    },
     /// The lease expired or was revoked. A retry helps: it takes the lock again.
     #[error("the lease {lease:x} is gone")]
     LeaseGone {
@@ -166,10 +184,12 @@ impl EtcdError {
         matches!(
             self,
             Self::Unreachable { .. }
+                | Self::Closed { .. }
                 | Self::NoQuorum { .. }
                 | Self::Unresponsive { .. }
                 | Self::Overloaded { .. }
                 | Self::Compacted
+                | Self::RecordChanged { .. }
                 | Self::LeaseGone { .. }
                 | Self::NoThread { .. }
         )
@@ -185,9 +205,10 @@ impl EtcdError {
         match self {
             Self::Unreachable { .. } => 0,
             Self::Unresponsive { .. } => 1,
-            Self::NoQuorum { .. } | Self::Overloaded { .. } => 2,
+            Self::Closed { .. } => 2,
+            Self::NoQuorum { .. } | Self::Overloaded { .. } => 3,
             // What somebody must fix.
-            _ => 3,
+            _ => 4,
         }
     }
 

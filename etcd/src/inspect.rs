@@ -86,7 +86,7 @@ async fn report(core: &Core, base: String, kvs: Vec<KeyValue>) -> Result<KeyRepo
     let name = base[prefix..].trim_end_matches('/').to_owned();
     let names = Names::of_base(base);
     let state = KeyState::new(&names, kvs, 0);
-    let age = age_of(core, &names, state.record.as_ref()).await?;
+    let age = age_of(core, &names, state.record.as_ref(), core.deadline()).await?;
     Ok(KeyReport {
         name,
         held_by: state

@@ -1,4 +1,5 @@
-//! A held lock: its writes, each a transaction on the lock's create revision.
+//! A held lock: its writes, each a transaction on the lock's create revision and the record's mod revision. So a duplicate of a write
+//! that arrives late changes nothing.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,10 +10,12 @@ use tokio::time::Instant;
 
 use crate::core::Core;
 use crate::error::EtcdError;
+use crate::grant::RecordLease;
 use crate::names::Names;
 use crate::place::Places;
 use crate::record::{has_charge, record_text};
-use crate::renewal::{RecordLease, RenewedLease};
+use crate::renewal::RenewedLease;
+use crate::settled::{Last, gone, is_held, is_settled, is_success};
 use crate::state::{KeyState, read_all, read_all_op};
 use crate::wire::{Compare, DeleteRequest, KeyValue, PutRequest, Request, RequestOp, TxnRequest};
 
@@ -28,11 +31,25 @@ pub(crate) struct EtcdLease {
     places: Places,
     /// To be written if this is dropped before it is claimed.
     restore: Option<Restore>,
-    /// The last record, if it is unknown whether it was written.
-    last_record: Option<Vec<u8>>,
+    /// The mod revision of the record that was read or written last; zero if there was none.
+    record_at: i64,
+    /// Records that were sent, and it is unknown whether they were written.
+    unanswered: Vec<Vec<u8>>,
+    /// The last record, once it was sent with the release.
+    last: Option<Last>,
     /// When etcd last said that the lock is held.
     confirmed: Option<Instant>,
 }
+
+/// What became of a write that was answered.
+enum Answered {
+    Written,
+    /// The lock is held, but the record is another one than was thought, or its lease is gone. The write is to be made anew.
+    Again,
+}
+
+/// A write is made anew this often: for a record whose lease expired, and for one that an unanswered write left.
+const TRIES: usize = 3;
 
 /// The record before a try.
 pub(crate) struct Restore(Option<KeyValue>);
@@ -47,13 +64,14 @@ impl Restore {
 const CONFIRMED_FOR: Duration = Duration::from_millis(500);
 
 impl EtcdLease {
-    /// `fresh`: the lease for a record with a new charge.
+    /// `fresh`: the lease for a record with a new charge. `record_at`: the mod revision of the record that was found with the lock.
     pub(crate) fn new(
         core: &Arc<Core>,
         names: Names,
         token: i64,
         lease: RenewedLease,
         fresh: RecordLease,
+        record_at: i64,
     ) -> Self {
         Self {
             core: Arc::clone(core),
@@ -62,7 +80,9 @@ impl EtcdLease {
             lease: Some(lease),
             places: Places::new(fresh),
             restore: None,
-            last_record: None,
+            record_at,
+            unanswered: Vec::new(),
+            last: None,
             confirmed: Some(Instant::now()),
         }
     }
@@ -112,14 +132,17 @@ impl EtcdLease {
         &self,
     ) -> impl Future<Output = Result<(), EtcdError>> + Send + 'static + use<> {
         let (core, names) = (Arc::clone(&self.core), self.names.clone());
-        let (token, last_record) = (self.token, self.last_record.clone());
+        let (token, last) = (self.token, self.last.clone());
         let (deadline, left) = (self.deadline(), self.left());
         async move {
             left?;
             let answer = core.calls.call(&read_all(&names), deadline).await?;
             let revision = answer.header.map_or(0, |header| header.revision);
             let state = KeyState::new(&names, answer.kvs, revision);
-            is_ours(&state, token, last_record.as_deref())
+            match is_held(&state, token) || is_settled(&state, token, last.as_ref()) {
+                true => Ok(()),
+                false => Err(gone(&state)),
+            }
         }
     }
 
@@ -136,6 +159,9 @@ impl EtcdLease {
     pub(crate) async fn settle(&mut self, ledger: Option<&Ledger>) -> Result<(), EtcdError> {
         let key = self.names.lock();
         let release = Request::Delete(DeleteRequest { key }).into();
+        if let Some(lease) = &self.lease {
+            lease.is_about_to_be_released();
+        }
         self.write_and(ledger, Some(release), self.deadline())
             .await?;
         if let Some(lease) = self.lease.take() {
@@ -150,64 +176,119 @@ impl EtcdLease {
         release: Option<RequestOp>,
         deadline: Instant,
     ) -> Result<(), EtcdError> {
-        let mut is_first = true;
-        loop {
+        for _ in 0..TRIES {
+            // Before anything is granted or sent.
+            self.left()?;
             let mut writes: Vec<RequestOp> = release.iter().cloned().collect();
             let mut record = None;
             if let Some(ledger) = ledger {
                 let put = self.put(ledger, deadline).await?;
+                if release.is_some() {
+                    self.last = Some(Last {
+                        text: put.value.clone(),
+                        is_success: is_success(ledger, self.token()),
+                        after: self.record_at,
+                    });
+                }
                 record = Some(put.value.clone());
                 writes.push(Request::Put(put).into());
             }
-            if release.is_some() {
-                self.last_record.clone_from(&record);
-            }
-            let committed = self.commit(writes, record.as_deref(), deadline).await;
-            match committed {
-                Ok(()) => {
+            match self
+                .commit(writes, record, release.is_some(), deadline)
+                .await?
+            {
+                Answered::Written => {
                     self.places.moved();
                     return Ok(());
                 }
-                // The record's lease may have expired, and not the lock's.
-                Err(EtcdError::LeaseGone { .. }) if is_first && self.left().is_ok() => {
-                    is_first = false;
-                    self.places.forget();
-                }
-                Err(error) => return Err(error),
+                Answered::Again => {}
             }
         }
+        Err(EtcdError::RecordChanged {
+            key: self.names.shown().to_owned(),
+        })
     }
 
-    /// Commits if the lock is still that of this lease, or finds that an earlier try did.
+    /// Commits if the lock is still that of this lease and the record is the one that it read or wrote last, or finds that an
+    /// earlier attempt of the same call did.
     async fn commit(
         &mut self,
         writes: Vec<RequestOp>,
-        record: Option<&[u8]>,
+        record: Option<Vec<u8>>,
+        is_release: bool,
         deadline: Instant,
-    ) -> Result<(), EtcdError> {
+    ) -> Result<Answered, EtcdError> {
         self.confirmed = None;
         self.left()?;
+        let mut compare = vec![Compare::created_at(self.names.lock(), self.token)];
+        if record.is_some() {
+            compare.push(Compare::modified_at(self.names.record(), self.record_at));
+        }
         let txn = TxnRequest {
-            compare: vec![Compare::created_at(self.names.lock(), self.token)],
+            compare,
             success: writes,
             failure: vec![read_all_op(&self.names)],
         };
         let answer = match self.core.calls.call(&txn, deadline).await {
             Ok(answer) => answer,
+            // Etcd itself says that a lease is gone that the record was to be attached to. An earlier attempt cannot have written it.
+            Err(EtcdError::LeaseGone { .. }) if record.is_some() && self.left().is_ok() => {
+                self.places.forget();
+                return Ok(Answered::Again);
+            }
             // Whether it is written or not: nobody else is kept from launching now.
-            Err(error) => return Err(self.left().err().unwrap_or(error)),
+            Err(error) => {
+                self.unanswered.extend(record);
+                return Err(self.left().err().unwrap_or(error));
+            }
         };
         let revision = answer.header.map_or(0, |header| header.revision);
         if answer.succeeded {
-            self.core
-                .ages
-                .saw(self.names.shown(), revision, Duration::ZERO);
-        } else {
-            let state = KeyState::new(&self.names, answer.into_kvs(), revision);
-            is_ours(&state, 0, record)?;
+            if record.is_some() {
+                self.wrote(revision);
+            }
+            self.confirmed = Some(Instant::now());
+            return Ok(Answered::Written);
         }
-        self.confirmed = Some(Instant::now());
-        Ok(())
+        let state = KeyState::new(&self.names, answer.into_kvs(), revision);
+        if !is_held(&state, self.token) {
+            if is_release && is_settled(&state, self.token, self.last.as_ref()) {
+                return Ok(Answered::Written);
+            }
+            self.places.revoke_unused(&self.core, state.record.as_ref());
+            return Err(gone(&state));
+        }
+        let (found_at, found) = match &state.record {
+            Some(found) => (found.mod_revision, Some(&found.value)),
+            None => (0, None),
+        };
+        // With the release, it would have deleted the lock.
+        if !is_release && record.is_some() && found == record.as_ref() {
+            self.wrote(found_at);
+            return Ok(Answered::Written);
+        }
+        match found {
+            // Its lease has expired.
+            None => self.places.forget(),
+            // An earlier write was made after all.
+            Some(found) if self.unanswered.contains(found) => {}
+            Some(_) => {
+                return Err(EtcdError::RecordChanged {
+                    key: self.names.shown().to_owned(),
+                });
+            }
+        }
+        self.record_at = found_at;
+        Ok(Answered::Again)
+    }
+
+    /// The record was written at this revision, at this moment or before.
+    fn wrote(&mut self, revision: i64) {
+        self.record_at = revision;
+        self.unanswered.clear();
+        self.core
+            .ages
+            .saw(self.names.shown(), revision, Duration::ZERO);
     }
 
     /// The request to write the record.
@@ -240,20 +321,6 @@ impl EtcdLease {
     }
 }
 
-/// Whether the lock is the one with this token, or this record was the last one with it.
-fn is_ours(state: &KeyState, token: i64, record: Option<&[u8]>) -> Result<(), EtcdError> {
-    let lock = state.lock.as_ref();
-    let is_held = lock.is_some_and(|lock| lock.create_revision == token);
-    let written = state.record.as_ref().map(|record| &record.value[..]);
-    let is_settled = record.is_some() && written == record;
-    match is_held || is_settled {
-        true => Ok(()),
-        false => Err(EtcdError::LeaseGone {
-            lease: lock.map_or(0, |lock| lock.lease),
-        }),
-    }
-}
-
 impl Drop for EtcdLease {
     fn drop(&mut self) {
         let Some(lease) = self.lease.take() else {
@@ -279,12 +346,18 @@ impl Drop for EtcdLease {
         let txn = TxnRequest {
             compare: vec![Compare::created_at(self.names.lock(), self.token)],
             success: vec![restore.into(), Request::Delete(delete).into()],
-            failure: Vec::new(),
+            failure: vec![read_all_op(&self.names)],
         };
         let (core, deadline) = (Arc::clone(&self.core), self.core.deadline());
+        let (names, mut places) = (self.names.clone(), std::mem::take(&mut self.places));
         self.core.run_alone(async move {
+            if let Ok(answer) = core.calls.call(&txn, deadline).await {
+                let kvs = answer.into_kvs();
+                // If it was restored, nothing is found, and nothing is attached to the lease of what was taken back.
+                let state = KeyState::new(&names, kvs, 0);
+                places.revoke_unused(&core, state.record.as_ref());
+            }
             // The lock's lease is held until then.
-            let _ = core.calls.call(&txn, deadline).await;
             drop(lease);
         });
     }

@@ -19,12 +19,14 @@
 // Each file says what it is for.
 mod acquire;
 mod age;
+mod attached;
 mod builder;
 mod cluster;
 mod config;
 mod core;
 mod endpoint;
 mod error;
+mod grant;
 mod held;
 mod inspect;
 mod lease;
@@ -34,6 +36,7 @@ mod place;
 mod record;
 mod registration;
 mod renewal;
+mod settled;
 mod state;
 mod watching;
 mod wire;

@@ -12,16 +12,16 @@ use tokio::time::Instant;
 
 use crate::acquire::{self, Tried};
 use crate::builder::EtcdSpawnLockBuilder;
-use crate::core::Core;
+use crate::core::{Core, after};
 use crate::error::EtcdError;
+use crate::grant::RecordLease;
 use crate::held::Held;
 use crate::inspect::{self, Inspection};
 use crate::names::Names;
-use crate::record::end_text;
+use crate::record::{end_text, parse_end};
 use crate::registration::{self, Registration};
-use crate::renewal::RecordLease;
 use crate::state::read_all;
-use crate::wire::{PutRequest, Request, TxnRequest};
+use crate::wire::{Compare, PutRequest, RangeRequest, Request, TxnRequest};
 
 /// Spawn locks in etcd, for all hosts that reach the cluster. Clones share the connections.
 ///
@@ -66,7 +66,7 @@ impl EtcdSpawnLock {
     pub async fn check(&self, limit: Duration) -> Result<(), EtcdError> {
         let core = Arc::clone(&self.core);
         let names = Names::new(&self.core.config.prefix, &"");
-        let deadline = Instant::now() + limit;
+        let deadline = after(limit);
         let checking = async move { core.calls.call(&read_all(&names), deadline).await.map(drop) };
         self.core.run(checking).await
     }
@@ -87,9 +87,12 @@ impl EtcdSpawnLock {
             .await
     }
 
-    /// Registers the backend of a launch, unless a younger launch has registered one. Returns whether it is registered. The backend
-    /// itself calls it, with the fencing token that its launcher gave it, and ends on `false`: its launcher was paused or cut off
-    /// for longer than its lease, and another host launched meanwhile.
+    /// Registers the backend of a launch, unless a younger launch has begun. Returns whether it is registered. The backend itself
+    /// calls it before it serves, with the fencing token that its launcher gave it, and ends on `false`: its launcher was paused or
+    /// cut off for longer than its lease, and another host took the lock meanwhile.
+    ///
+    /// A younger launch may begin later. So a backend looks at [`registered`](Self::registered) again, each few seconds, and ends
+    /// once another one is registered.
     ///
     /// # Errors
     ///
@@ -152,7 +155,7 @@ impl<K: GateKey> SpawnLock<K> for EtcdSpawnLock {
         let left = request.deadline.saturating_duration_since(Instant::now());
         let (core, of_task) = (Arc::clone(&self.core), names.clone());
         let trying = async move {
-            let deadline = Instant::now() + left + OVERTIME;
+            let deadline = after(left.saturating_add(OVERTIME));
             acquire::try_once(core, of_task, request.update, deadline, request.is_waiting).await
         };
         match self.core.run(trying).await {
@@ -193,24 +196,52 @@ impl<K: GateKey> SpawnLock<K> for EtcdSpawnLock {
 
     async fn report_backend_end(&self, key: &K, end: &BackendEnd) -> Result<(), SpawnLockError> {
         let names = self.names(key);
-        let reporting = report(Arc::clone(&self.core), names.clone(), end_text(end));
+        let reporting = report(Arc::clone(&self.core), names.clone(), end.clone());
         let reported = self.core.run(reporting).await;
         reported.map_err(|error| error.into_lock_error(names.shown()))
     }
 }
 
-/// Writes the report of a backend's end, on a lease of its own.
-async fn report(core: Arc<Core>, names: Names, value: Vec<u8>) -> Result<(), EtcdError> {
+/// Writes the report of a backend's end, on a lease of its own, unless there is one of the same launch or a younger one.
+async fn report(core: Arc<Core>, names: Names, end: BackendEnd) -> Result<(), EtcdError> {
     let deadline = core.deadline();
-    let lease = RecordLease::grant(&core, deadline).await?.into_id();
-    let put = PutRequest {
-        key: names.ended(),
-        value,
-        lease,
-    };
-    let txn = TxnRequest {
-        success: vec![Request::Put(put).into()],
-        ..TxnRequest::default()
-    };
-    core.calls.call(&txn, deadline).await.map(drop)
+    // Revoked, and the report with it, unless this is done.
+    let lease = RecordLease::grant(&core, deadline).await?;
+    loop {
+        let key = names.ended();
+        let read = RangeRequest {
+            key: key.clone(),
+            ..RangeRequest::default()
+        };
+        let found = core.calls.call(&read, deadline).await?.kvs;
+        let found = found.into_iter().next();
+        let (found_at, elder) = match &found {
+            // An earlier attempt of the call below has written it.
+            Some(found) if found.lease == lease.id() => break,
+            Some(found) => (found.mod_revision, found.lease),
+            None => (0, 0),
+        };
+        let known = found.as_ref().and_then(parse_end);
+        if known.is_some_and(|known| known.launch >= end.launch) {
+            return Ok(());
+        }
+        let put = PutRequest {
+            key: key.clone(),
+            value: end_text(&end),
+            lease: lease.id(),
+        };
+        let txn = TxnRequest {
+            compare: vec![Compare::modified_at(key, found_at)],
+            success: vec![Request::Put(put).into()],
+            failure: Vec::new(),
+        };
+        if core.calls.call(&txn, deadline).await?.succeeded {
+            if elder != 0 {
+                core.revoke(elder);
+            }
+            break;
+        }
+    }
+    lease.into_id();
+    Ok(())
 }

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use crate::core::Core;
 use crate::error::EtcdError;
-use crate::renewal::RecordLease;
+use crate::grant::RecordLease;
+use crate::wire::KeyValue;
 
 /// Where the record is on the time line of its lease.
 #[derive(Clone, Copy)]
@@ -26,6 +27,7 @@ impl Place {
 
 /// The places of a record while its lock is held. The record moves to a lease of its own with the first charge, so that the age of
 /// the charge is exact; otherwise it stays, so that the age of older charges is not rounded anew.
+#[derive(Default)]
 pub(crate) struct Places {
     /// The lease of the record that was found or written last.
     place: Option<Place>,
@@ -35,16 +37,16 @@ pub(crate) struct Places {
     leaving: Option<i64>,
     /// The lease that the record has left, so nothing is attached to it.
     left_behind: Option<i64>,
+    /// The lease of `place`, if it was granted for this holder: the record may be attached to it, or not.
+    own: Option<i64>,
 }
 
 impl Places {
     /// `fresh`: the lease for the record with a charge.
     pub(crate) fn new(fresh: RecordLease) -> Self {
         Self {
-            place: None,
             fresh: Some(fresh),
-            leaving: None,
-            left_behind: None,
+            ..Self::default()
         }
     }
 
@@ -67,6 +69,7 @@ impl Places {
     /// The lease of the record is gone.
     pub(crate) fn forget(&mut self) {
         self.place = None;
+        self.own = None;
     }
 
     /// The record was written at its next place.
@@ -78,6 +81,15 @@ impl Places {
     pub(crate) fn revoke_left_behind(&mut self, core: &Arc<Core>) {
         if let Some(left_behind) = self.left_behind.take() {
             core.revoke(left_behind);
+        }
+    }
+
+    /// Revokes the lease that was granted for this holder's record, unless the record that was found is attached to it. This holder
+    /// writes nothing more.
+    pub(crate) fn revoke_unused(&mut self, core: &Arc<Core>, found: Option<&KeyValue>) {
+        let used = found.map_or(0, |found| found.lease);
+        if let Some(own) = self.own.take().filter(|&own| own != used) {
+            core.revoke(own);
         }
     }
 
@@ -98,11 +110,14 @@ impl Places {
             None => RecordLease::grant(core, deadline).await?,
         };
         self.leaving = self.place.map(|place| place.lease).or(self.leaving);
+        let at = lease.began;
+        let lease = lease.into_id();
+        self.own = Some(lease);
         // By the time when the grant was sent, so that the record never seems older than it is.
         Ok(*self.place.insert(Place {
             position: Duration::ZERO,
-            at: lease.began,
-            lease: lease.into_id(),
+            at,
+            lease,
         }))
     }
 }

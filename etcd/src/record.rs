@@ -46,6 +46,11 @@ impl Record {
         })
     }
 
+    /// The ledger, if it can be read.
+    pub(crate) fn into_ledger(self) -> Option<Ledger> {
+        self.ledger
+    }
+
     /// The ledger of this age, with the report of a backend's end.
     pub(crate) fn into_reading(self, age: Duration, end: Option<&BackendEnd>) -> LedgerReading {
         let Some(ledger) = self.ledger else {

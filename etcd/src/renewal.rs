@@ -1,5 +1,6 @@
 //! The lease of one lock: granted, renewed until it is dropped, then revoked; and its loss.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -7,9 +8,11 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::core::{Core, new_lease_id, seconds};
-use crate::error::{EtcdError, says_lease_exists};
-use crate::wire::{KEEP_ALIVE, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse};
+use crate::attached::{Attached, Unconfirmed};
+use crate::core::Core;
+use crate::error::EtcdError;
+use crate::grant::{Granted, grant};
+use crate::wire::{KEEP_ALIVE, LeaseKeepAliveRequest, LeaseKeepAliveResponse};
 
 /// A lease that is renewed. Dropping it revokes it, and with it deletes the lock that is attached to it.
 pub(crate) struct RenewedLease {
@@ -19,6 +22,9 @@ pub(crate) struct RenewedLease {
     state: watch::Receiver<State>,
     /// Something may be attached to it.
     is_needed: bool,
+    /// A request to attach a lock to it may still be on its way.
+    is_doubtful: bool,
+    attached: Arc<Attached>,
     /// The end of the renewals.
     renewals: AbortHandle,
     core: Arc<Core>,
@@ -41,20 +47,46 @@ impl RenewedLease {
         let until = began + granted;
         let (sender, state) = watch::channel(State::Until(until));
         let id = unowned.keep();
-        let renewing = renew(Arc::clone(core), id, granted, sender);
+        let attached = Arc::<Attached>::default();
+        let renewing = renew(Arc::clone(core), id, granted, Arc::clone(&attached), sender);
         Ok(Self {
             id,
             expires_in: granted,
             state,
             is_needed: true,
+            is_doubtful: false,
+            attached,
             renewals: tokio::spawn(renewing).abort_handle(),
             core: Arc::clone(core),
         })
     }
 
-    /// Ends the renewals of a lease that nothing is attached to any more, so that it expires by itself.
+    /// Ends the renewals of a lease that nothing is attached to any more, so that it expires by itself. A doubtful one is revoked.
     pub(crate) fn let_expire(mut self) {
-        self.is_needed = false;
+        self.is_needed = self.is_doubtful;
+    }
+
+    /// A request to attach a lock to it was sent more than once, so one may arrive after the lock is released.
+    pub(crate) fn doubt(&mut self) {
+        self.is_doubtful = true;
+    }
+
+    /// The renewals up to now, for [`attach`](Self::attach).
+    pub(crate) fn unconfirmed(&self) -> Unconfirmed {
+        self.attached.unconfirmed()
+    }
+
+    /// Notes that the lock with this create revision is attached to it. `before`: the renewals before the request that created the
+    /// lock; `term`: the term that it was answered in. Returns whether they are confirmed by that.
+    pub(crate) fn attach(&self, lock: Vec<u8>, token: i64, before: Unconfirmed, term: u64) -> bool {
+        let now = self.attached.unconfirmed();
+        let _ = self.attached.lock.set((lock, token));
+        now.count == 0 || (now == before && now.term == term)
+    }
+
+    /// The lock is about to be deleted by its holder. From now on, that it is gone is no loss.
+    pub(crate) fn is_about_to_be_released(&self) {
+        self.attached.is_releasing.store(true, Ordering::SeqCst);
     }
 
     /// The time that it holds for without another renewal; `Err` if it is lost.
@@ -87,7 +119,8 @@ impl RenewedLease {
 impl Drop for RenewedLease {
     fn drop(&mut self) {
         self.renewals.abort();
-        if self.is_needed && !matches!(*self.state.borrow(), State::Lost(_)) {
+        // Even if it is lost: perhaps only the lock is.
+        if self.is_needed {
             self.core.revoke(self.id);
         }
     }
@@ -95,7 +128,13 @@ impl Drop for RenewedLease {
 
 /// Renews a lease each third of its time, until it is lost: refused, or not answered for as long as it holds by this process's
 /// clock, less a margin for the flight to end in.
-async fn renew(core: Arc<Core>, id: i64, granted: Duration, state: watch::Sender<State>) {
+async fn renew(
+    core: Arc<Core>,
+    id: i64,
+    granted: Duration,
+    attached: Arc<Attached>,
+    state: watch::Sender<State>,
+) {
     let margin = granted / 16;
     loop {
         let State::Until(until) = *state.borrow() else {
@@ -104,7 +143,7 @@ async fn renew(core: Arc<Core>, id: i64, granted: Duration, state: watch::Sender
         let end = until - margin;
         let renewing = async {
             sleep_until(until - granted + granted / 3).await;
-            renew_until(&core, id, end).await
+            renew_until(&core, id, &attached, end).await
         };
         let next = tokio::select! {
             // First: a process that was stopped for longer finds all of these at once.
@@ -119,8 +158,13 @@ async fn renew(core: Arc<Core>, id: i64, granted: Duration, state: watch::Sender
     }
 }
 
-/// Returns until when the renewed lease holds. Tries again until that is answered, or the time is over.
-async fn renew_until(core: &Core, id: i64, end: Instant) -> Result<Instant, EtcdError> {
+/// Returns until when the renewed lease holds. Tries again until that is answered and confirmed, or the time is over.
+async fn renew_until(
+    core: &Core,
+    id: i64,
+    attached: &Attached,
+    end: Instant,
+) -> Result<Instant, EtcdError> {
     loop {
         let began = Mutex::new(Instant::now());
         let answer = core
@@ -131,7 +175,8 @@ async fn renew_until(core: &Core, id: i64, end: Instant) -> Result<Instant, Etcd
                 let mut answers = endpoint.stream(KEEP_ALIVE, request).await?;
                 let answer = answers.message().await;
                 let answer = answer.map_err(|status| endpoint.stream_failed(&status))?;
-                let answer: LeaseKeepAliveResponse = answer.unwrap_or_default();
+                let answer: LeaseKeepAliveResponse =
+                    answer.ok_or_else(|| endpoint.said_nothing())?;
                 core.renewals.check(&endpoint, answer.header.as_ref())?;
                 Ok(answer)
             })
@@ -139,85 +184,16 @@ async fn renew_until(core: &Core, id: i64, end: Instant) -> Result<Instant, Etcd
         let began = *began.lock().unwrap_or_else(PoisonError::into_inner);
         match answer {
             Ok(answer) if answer.ttl > 0 => {
-                return Ok(began + Duration::from_secs(answer.ttl.cast_unsigned()));
+                let term = answer.header.map_or(0, |header| header.raft_term);
+                if attached.confirms(core, id, term, end).await? {
+                    return Ok(began + Duration::from_secs(answer.ttl.cast_unsigned()));
+                }
             }
             Ok(_) => return Err(EtcdError::LeaseGone { lease: id }),
             Err(EtcdError::LeaseGone { .. }) => return Err(EtcdError::LeaseGone { lease: id }),
             // What somebody must fix may be fixed before the lease expires.
-            Err(_) => sleep_until(Instant::now() + core.config.call_timeout / 4).await,
+            Err(_) => {}
         }
-    }
-}
-
-/// The lease of a record. Nobody renews it: its remaining time tells the record's age.
-pub(crate) struct RecordLease {
-    granted: Granted,
-    /// When the grant was sent. The lease is not older than this.
-    pub(crate) began: Instant,
-}
-
-impl RecordLease {
-    /// Grants a lease. If it is dropped unused, it is revoked.
-    pub(crate) async fn grant(core: &Arc<Core>, deadline: Instant) -> Result<Self, EtcdError> {
-        let granted = Granted::new(core);
-        let began = Instant::now();
-        grant(core, granted.id, core.config.kept_for, deadline).await?;
-        Ok(Self { granted, began })
-    }
-
-    /// Returns its id, for a record to be attached to. From then on, dropping this does not revoke it.
-    pub(crate) fn into_id(self) -> i64 {
-        self.granted.keep()
-    }
-}
-
-/// An id that may have been granted. Dropping it revokes the lease.
-struct Granted {
-    core: Arc<Core>,
-    id: i64,
-    is_kept: bool,
-}
-
-impl Granted {
-    fn new(core: &Arc<Core>) -> Self {
-        Self {
-            core: Arc::clone(core),
-            id: new_lease_id(),
-            is_kept: false,
-        }
-    }
-
-    fn keep(mut self) -> i64 {
-        self.is_kept = true;
-        self.id
-    }
-}
-
-impl Drop for Granted {
-    fn drop(&mut self) {
-        if !self.is_kept {
-            self.core.revoke(self.id);
-        }
-    }
-}
-
-/// Grants a lease with this id. Returns for how long.
-async fn grant(
-    core: &Core,
-    id: i64,
-    ttl: Duration,
-    deadline: Instant,
-) -> Result<Duration, EtcdError> {
-    let request = LeaseGrantRequest {
-        ttl: seconds(ttl),
-        id,
-    };
-    match core.calls.call(&request, deadline).await {
-        Ok(answer) => Ok(Duration::from_secs(
-            u64::try_from(answer.ttl).unwrap_or_default(),
-        )),
-        // An earlier try was answered too late.
-        Err(error) if says_lease_exists(&error) => Ok(ttl),
-        Err(error) => Err(error),
+        sleep_until(Instant::now() + core.config.call_timeout / 4).await;
     }
 }

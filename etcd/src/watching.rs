@@ -10,10 +10,11 @@ use tokio_stream::StreamExt;
 
 use crate::core::Core;
 use crate::error::EtcdError;
+use crate::grant::RecordLease;
 use crate::names::Names;
-use crate::renewal::{RecordLease, RenewedLease};
+use crate::renewal::RenewedLease;
 use crate::state::{KeyState, read_all};
-use crate::wire::{WATCH, WatchCreateRequest, WatchRequest, WatchResponse};
+use crate::wire::{KeyValue, WATCH, WatchCreateRequest, WatchRequest, WatchResponse};
 
 /// A watch that nobody has asked for this long ends. A waiting gate asks each second.
 const IDLE: Duration = Duration::from_secs(3);
@@ -175,16 +176,20 @@ async fn watch_again(core: &Core, names: &Names, watched: &Watched) {
             // The stream of requests stays open, or the watch would end.
             let requests = tokio_stream::once(request).chain(tokio_stream::pending());
             let mut answers = endpoint.stream(WATCH, requests).await?;
+            // The first answer tells the revision that the watch begins at; changes before it are told again.
+            let mut began_at = None;
             while let Some(answer) = answers.next().await {
                 let answer: WatchResponse =
                     answer.map_err(|status| endpoint.stream_failed(&status))?;
+                let revision = answer.header.map_or(i64::MAX, |header| header.revision);
+                let began_at = *began_at.get_or_insert(revision);
                 if answer.compact_revision > 0 {
                     return Err(EtcdError::Compacted);
                 }
                 if answer.canceled {
                     break;
                 }
-                note(core, names, watched, answer);
+                note(core, names, watched, answer, began_at);
             }
             Ok::<(), EtcdError>(())
         };
@@ -213,13 +218,14 @@ async fn read_anew(core: &Core, names: &Names, watched: &Watched) {
     }
 }
 
-fn note(core: &Core, names: &Names, watched: &Watched, answer: WatchResponse) {
+fn note(core: &Core, names: &Names, watched: &Watched, answer: WatchResponse, began_at: i64) {
     // Not by the header: changes before its revision may be yet to come.
     let kvs = answer.events.iter().filter_map(|event| event.kv.as_ref());
     let revision = kvs.map(|kv| kv.mod_revision).max().unwrap_or_default();
     for event in &answer.events {
-        // It was written before this moment, so its age counts from now at least.
-        if let Some(kv) = event.kv.as_ref().filter(|kv| kv.key == names.record()) {
+        // It was written a moment ago. The age of one that was written before the watch began is told by its lease.
+        let is_new = |kv: &&KeyValue| kv.key == names.record() && kv.mod_revision > began_at;
+        if let Some(kv) = event.kv.as_ref().filter(is_new) {
             core.ages
                 .saw(names.shown(), kv.mod_revision, Duration::ZERO);
         }

@@ -14,6 +14,9 @@ pub(crate) struct Header {
     pub(crate) member_id: u64,
     #[prost(int64, tag = "3")]
     pub(crate) revision: i64,
+    /// Grows with each election of a leader.
+    #[prost(uint64, tag = "4")]
+    pub(crate) raft_term: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -100,7 +103,7 @@ pub(crate) struct ResponseOp {
 /// The condition that a key has this create or mod revision; zero if it does not exist.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(crate) struct Compare {
-    /// 0: equal.
+    /// 0: equal, 2: less.
     #[prost(int32, tag = "1")]
     pub(crate) result: i32,
     /// 1: the create revision, 2: the mod revision.
@@ -123,6 +126,14 @@ impl Compare {
             key,
             create_revision: Some(revision),
             mod_revision: None,
+        }
+    }
+
+    /// Holds also if the key does not exist.
+    pub(crate) fn created_before(key: Vec<u8>, revision: i64) -> Self {
+        Self {
+            result: 2,
+            ..Self::created_at(key, revision)
         }
     }
 

@@ -110,14 +110,17 @@ async fn without_quorum_at_the_end_the_flight_ends_as_lock_lost_and_stays_charge
     let Some(mut etcd) = Etcd::start(3, &[]) else {
         return;
     };
-    let lock = lock_at(&etcd, 0).await;
+    // A leader would keep the write in its log and commit it once there is a majority again.
+    let leader = etcd.leader();
+    let (survivor, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let lock = lock_at(&etcd, survivor).await;
     let permit = led(&gate(&lock)).await;
-    etcd.kill(1);
-    etcd.kill(2);
+    etcd.kill(leader);
+    etcd.kill(other);
     let settled = timeout(PATIENCE, permit.succeed(1)).await.unwrap();
     assert_eq!(settled.unwrap_err().error_type(), "lock_lost");
-    etcd.start_member(1);
-    etcd.start_member(2);
+    etcd.start_member(leader);
+    etcd.start_member(other);
     lock.check(PATIENCE).await.unwrap();
     let permit = timeout(PATIENCE, led(&gate(&lock))).await.unwrap();
     assert_eq!(permit.attempt_number(), 2);

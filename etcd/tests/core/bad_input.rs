@@ -48,7 +48,6 @@ fn endpoints_that_are_no_urls_are_refused_when_the_lock_is_built() {
         "ftp://localhost:21",
         "http://a b:2379",
         "http://localhost:2379/v3",
-        "http://root:pw@localhost:2379",
         "http://localhost:99999",
     ] {
         let error = EtcdSpawnLock::builder(["http://localhost:2379", endpoint])
@@ -59,6 +58,18 @@ fn endpoints_that_are_no_urls_are_refused_when_the_lock_is_built() {
             "{error}"
         );
         assert!(!error.retry_helps());
+    }
+    for endpoint in [
+        "http://root:secret@localhost:2379",
+        "root:sec//ret@localhost",
+        "a:secret@://h",
+    ] {
+        let builder = EtcdSpawnLock::builder([endpoint]);
+        let told = format!(
+            "{builder:?} {0} {0:?}",
+            builder.clone().build().unwrap_err()
+        );
+        assert!(told.contains("…@") && !told.contains("sec"), "{told}");
     }
     let none = EtcdSpawnLock::builder([""; 0]).build().unwrap_err();
     assert!(matches!(none, EtcdError::NoEndpoint));
@@ -93,6 +104,12 @@ fn settings_that_cannot_be_used_are_refused_when_the_lock_is_built() {
             "{error}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_limit_without_end_is_one() {
+    let Some(etcd) = Etcd::one() else { return };
+    etcd.lock().await.check(Duration::MAX).await.unwrap();
 }
 
 #[tokio::test]

@@ -57,17 +57,18 @@ async fn acquires_that_are_cancelled_at_any_moment_leave_no_key() {
         }
     }
 
-    // The others have left a record. No lock is left, once all is taken back.
+    // The others have left a record with its lease. No lock and no other lease is left, once all is taken back.
     let until = Instant::now() + PATIENCE;
     loop {
         let keys = etcd.keys();
         let locks = keys.iter().filter(|key| key.ends_with("/lock")).count();
-        if (locks, keys.len()) == (0, records) {
+        let leases = etcd.leases();
+        if (locks, keys.len(), leases) == (0, records, records) {
             break;
         }
         assert!(
             Instant::now() < until,
-            "{cancelled} cancelled, left: {keys:?}"
+            "{cancelled} cancelled, left: {leases} leases, {keys:?}"
         );
         sleep(Duration::from_millis(50)).await;
     }
@@ -99,6 +100,10 @@ async fn a_cancelled_acquire_leaves_the_record_before_it() {
                 }
             }
         }
+    }
+    let until = Instant::now() + PATIENCE;
+    while etcd.leases() > 1 {
+        assert!(Instant::now() < until, "left: {} leases", etcd.leases());
     }
 }
 

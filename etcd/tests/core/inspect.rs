@@ -1,9 +1,12 @@
 //! What operators read.
 
+use std::time::Instant;
+
 use spawn_gate::SpawnGate;
 use spawn_gate::admin::{BackendEnd, LedgerReading};
+use spawn_gate::lock::SpawnLock;
 
-use crate::support::etcd::Etcd;
+use crate::support::etcd::{Etcd, PATIENCE};
 use crate::support::{Gate, KEY, led, ledger};
 
 #[tokio::test]
@@ -63,4 +66,24 @@ async fn the_orderly_end_of_a_backend_that_another_host_launched_takes_its_charg
         ledger(&lock).await.backend_end(),
         Some(&BackendEnd::orderly(launch))
     );
+}
+
+#[tokio::test]
+async fn an_older_report_of_an_end_replaces_no_newer_one_and_leaves_no_lease() {
+    let Some(etcd) = Etcd::one() else { return };
+    let lock = etcd.lock().await;
+    let key = KEY.to_owned();
+    for end in [2, 3, 1, 3].map(BackendEnd::orderly) {
+        lock.report_backend_end(&key, &end).await.unwrap();
+    }
+    let keys = etcd.keys();
+    let [ended] = &keys[..] else {
+        panic!("{keys:?}")
+    };
+    let text = etcd.ctl(0, &["get", "--print-value-only", ended]);
+    assert!(text.contains("3 orderly"), "{text}");
+    let until = Instant::now() + PATIENCE;
+    while etcd.leases() > 1 {
+        assert!(Instant::now() < until, "left: {} leases", etcd.leases());
+    }
 }

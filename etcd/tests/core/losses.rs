@@ -24,6 +24,40 @@ async fn a_success_whose_lock_was_deleted_meanwhile_is_not_reported() {
     next.succeed(2).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_holder_whose_lock_is_deleted_learns_of_it_with_the_next_renewal() {
+    let Some(etcd) = Etcd::one() else { return };
+    let lock = etcd.lock().await;
+    let gate: Gate = SpawnGate::builder(lock).build();
+    let permit = led(&gate).await;
+    let keys = etcd.keys();
+    let key = keys.iter().find(|key| key.ends_with("/lock")).unwrap();
+    etcd.ctl(0, &["del", key]);
+    let lost = timeout(PATIENCE, permit.lost()).await.unwrap();
+    assert!(lost.is_lost(), "{lost}");
+}
+
+#[tokio::test]
+async fn a_write_for_another_record_than_the_one_that_is_there_changes_nothing() {
+    let Some(etcd) = Etcd::one() else { return };
+    let lock = etcd.lock().await;
+    let gate: Gate = SpawnGate::builder(lock.clone()).build();
+    let permit = led(&gate).await;
+    let keys = etcd.keys();
+    let key = keys.iter().find(|key| key.ends_with("/record")).unwrap();
+    let charged = etcd.ctl(0, &["get", "--print-value-only", key]);
+    // The write that follows is then one that was sent before this one and arrives after it.
+    let newer = format!(
+        "{}count-lost\n",
+        charged.trim_end_matches('\n').to_owned() + "\n"
+    );
+    etcd.ctl(0, &["put", key, &newer]);
+    // The launch has succeeded, since the lock is still held. It is only not in the record.
+    permit.succeed(1).await.unwrap();
+    let left = etcd.ctl(0, &["get", "--print-value-only", key]);
+    assert_eq!(left.trim_end(), newer.trim_end());
+}
+
 /// Current-thread on purpose: while this waits for the other host, nothing of this runtime runs.
 #[tokio::test(flavor = "current_thread")]
 async fn a_holder_whose_runtime_is_blocked_for_longer_than_its_lease_keeps_the_lock() {

@@ -53,6 +53,26 @@ async fn the_backend_of_an_elder_launch_cannot_register_over_a_younger_one() {
     assert_eq!(lock.inspect().await.unwrap().foreign, [""; 0]);
 }
 
+#[tokio::test]
+async fn the_backend_of_an_elder_launch_cannot_register_before_the_younger_one_either() {
+    let Some(etcd) = Etcd::one() else { return };
+    let lock = etcd.lock().await;
+    let key = KEY.to_owned();
+    let gate = || -> Gate { SpawnGate::builder(lock.clone()).build() };
+    let elder = led(&gate()).await;
+    let keys = etcd.keys();
+    let held = keys.iter().find(|key| key.ends_with("/lock")).unwrap();
+    etcd.ctl(0, &["del", held]);
+    let younger = led(&gate()).await;
+    let (elder, token) = (elder.fencing_token(), younger.fencing_token());
+    // The younger one holds the lock; then it has launched and released it, and only its record is left.
+    assert!(!lock.register(&key, elder, "elder:1").await.unwrap());
+    younger.succeed(1).await.unwrap();
+    assert!(!etcd.keys().iter().any(|key| key.ends_with("/lock")));
+    assert!(!lock.register(&key, elder, "elder:1").await.unwrap());
+    assert!(lock.register(&key, token, "younger:1").await.unwrap());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_that_register_at_once_the_youngest_stays() {
     let Some(etcd) = Etcd::one() else { return };

@@ -1,7 +1,9 @@
 //! TLS: certificates of both sides, and what is told if they do not fit.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::Path;
+use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use spawn_gate::SpawnGate;
@@ -66,6 +68,14 @@ async fn refused(lock: &EtcdSpawnLock) {
     assert!(!error.retry_helps());
 }
 
+/// A member that closes connections may also be about to start, so this is told at the deadline, and a retry is allowed. At times TLS
+/// itself says what is wrong.
+async fn closed(lock: &EtcdSpawnLock) {
+    let error = lock.check(Duration::from_secs(2)).await.unwrap_err();
+    let is_told = matches!(error, EtcdError::Closed { .. } | EtcdError::Tls { .. });
+    assert!(is_told && error.to_string().contains("TLS"), "{error}");
+}
+
 #[tokio::test]
 async fn a_client_with_a_certificate_launches_and_one_without_is_refused() {
     let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
@@ -81,9 +91,9 @@ async fn a_client_with_a_certificate_launches_and_one_without_is_refused() {
     let gate: Gate = SpawnGate::builder(lock).build();
     led(&gate).await.succeed(1).await.unwrap();
 
-    refused(&with(&etcd, Tls::new().ca(authority.pem()))).await;
+    closed(&with(&etcd, Tls::new().ca(authority.pem()))).await;
     let (certificate, key) = Authority::new().certificate("stranger");
-    refused(&with(
+    closed(&with(
         &etcd,
         Tls::new().ca(authority.pem()).client(certificate, key),
     ))
@@ -122,9 +132,29 @@ async fn a_side_without_tls_is_told() {
         .await
         .unwrap();
     let https = plain.endpoints()[0].replace("http", "https");
-    refused(&EtcdSpawnLock::builder([https]).build().unwrap()).await;
+    closed(&EtcdSpawnLock::builder([https]).build().unwrap()).await;
     let http = with_tls.endpoints()[0].replace("https", "http");
-    refused(&EtcdSpawnLock::builder([http]).build().unwrap()).await;
+    closed(&EtcdSpawnLock::builder([http]).build().unwrap()).await;
+}
+
+/// Takes connections and closes them at once, on a port that etcd is to get.
+#[tokio::test]
+async fn a_member_that_closes_connections_while_it_starts_is_no_final_error() {
+    let Some(mut etcd) = Etcd::one() else { return };
+    let lock = etcd.builder().build().unwrap();
+    etcd.kill(0);
+    let url = etcd.endpoints().remove(0);
+    let address = url.trim_start_matches("http://").to_owned();
+    let closing = TcpListener::bind(&address).unwrap();
+    let checking = tokio::spawn(async move { lock.check(PATIENCE).await });
+    let connections = tokio::task::spawn_blocking(move || {
+        for _ in 0..5 {
+            drop(closing.accept().unwrap());
+        }
+    });
+    connections.await.unwrap();
+    etcd.start_member(0);
+    checking.await.unwrap().unwrap();
 }
 
 #[test]

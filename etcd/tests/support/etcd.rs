@@ -215,6 +215,12 @@ impl Etcd {
         }
     }
 
+    /// How many leases there are, by etcdctl.
+    pub(crate) fn leases(&self) -> usize {
+        // The first line is a title.
+        self.ctl(0, &["lease", "list"]).lines().skip(1).count()
+    }
+
     /// All keys, by etcdctl.
     pub(crate) fn keys(&self) -> Vec<String> {
         let printed = self.ctl(0, &["get", "", "--prefix", "--keys-only"]);
