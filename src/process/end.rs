@@ -94,7 +94,7 @@ async fn is_gone(
 }
 
 /// Says in the record that the end is wanted, unless that stands there: the backend may have written something else meanwhile.
-async fn ask_in_record(sight: &Sight, launch: Option<u64>) -> Result<(), ProcessError> {
+pub(super) async fn ask_in_record(sight: &Sight, launch: Option<u64>) -> Result<(), ProcessError> {
     let record = sight.record().filter(|record| {
         sight.is_there()
             && record.state != State::Leaving

@@ -90,7 +90,7 @@ impl Activity {
 impl Instance {
     /// Returns this process as a backend; `None` if its environment says nothing of a launch.
     ///
-    /// Takes the lock for the backend's life, unless it was inherited, and sets all descriptors above 2 to close on exec. Makes a few
+    /// Takes the lock for the backend's life, unless it was inherited, and sets all descriptors above 2 to close on exec (Unix). Makes a few
     /// short blocking calls; if the lock was not inherited and another process has it, blocks for up to five seconds.
     ///
     /// # Errors

@@ -38,14 +38,13 @@
 //! # What a platform cannot do
 //!
 //! - Windows: the lock for a backend's life is an open file that nobody else can open, and that the backend inherits as its (empty)
-//!   standard input. What a program starts inherits it, too, and keeps the backend there if it outlives it (a backend with an
-//!   [`Instance`] takes it from its children, which was not seen to work under wine); so does what a C library of this process starts in
-//!   the moment of a launch. There is no signal that every program gets: only a backend with an
-//!   [`Instance`] can be asked to end ([`Why::CannotBeAsked`]), and a launch that is given up is ended by force at once. The notify
-//!   protocol is for backends with an [`Instance`]; Unix sockets are not there. If the launching process is killed right after the
-//!   start, nobody knows the backend's process until it has made its [`Instance`]; an attached one may be left suspended, and a person
-//!   has to end it. The right to use the files is in the directory's
-//!   access control list. All this was run under wine, and not on Windows itself.
+//!   standard input. What a program starts inherits it, too, and keeps the backend there if it outlives it; so does what a C library of
+//!   this process starts in the moment of a launch. (A backend with an [`Instance`] takes it from its children, which was not seen to
+//!   work under wine.) There is no signal that every program gets: only a backend with an [`Instance`] can be asked to end
+//!   ([`Why::CannotBeAsked`]), and a launch that is given up is ended by force at once. The notify protocol is for backends with an
+//!   [`Instance`]; Unix sockets are not there. If the launching process is killed right after the start, nobody knows the backend's
+//!   process until it has made its [`Instance`]; an attached one may be left suspended, and a person has to end it. The right to use
+//!   the files is in the directory's access control list. All this was run under wine, and not on Windows itself.
 //! - macOS and the BSDs: there is no `/proc` to ask. A process is known by its id alone, so a signal may reach another process if a
 //!   backend's id was used again while something else holds the lock for its life. A stopped process is not told from a busy
 //!   one. A program that forked is not found after its first process has ended. Signals that this process ignores stay ignored in
@@ -53,9 +52,10 @@
 //! - A log is cut only when its backend is launched or found.
 //! - A detached backend is in a session of its own; in a container it ends with the container, and under systemd with the unit.
 
-// Each imports only from those before it: connection, endpoint, identity, tie, error, files, log, notify, record, `unix` or `windows`, backend, ready,
-// look, end, instance, leave, prepare, launcher, supervise, start, stop, in_use. (The methods of the launcher are in the last five. The rooms of
-// the systems have the impl blocks of `identity`, and what opens files, which `files`, `log` and `record` use.)
+// Each imports only from those before it: connection, endpoint, identity, tie, error, files, log, notify, record, order, `unix` or
+// `windows`, backend, ready, look, end, instance, leave, prepare, launcher, supervise, start, stop, in_use. (The methods of the launcher
+// are in the last five. The files of the two rooms have the impl blocks of `identity` and `order`, and what `files`, `log`, `record` and
+// `order` use.)
 mod backend;
 mod connection;
 mod end;
@@ -70,6 +70,7 @@ mod leave;
 mod log;
 mod look;
 mod notify;
+mod order;
 mod prepare;
 mod ready;
 mod record;

@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::error::ProcessError;
 use super::files::{Files, LAUNCH, STEM};
 use super::log;
+use super::order::Order;
 use super::record::{ProcessName, Record};
-use super::sys::{LifeLock, Notifications, Order, Started, UseLock};
+use super::sys::{LifeLock, Notifications, Started, UseLock};
 use super::tie::Tie;
 
 /// What is made ready for a start, in one blocking call.

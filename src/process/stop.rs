@@ -4,13 +4,12 @@ use std::fmt;
 
 use tokio::time::Instant;
 
-use super::end::{Manner, end_process};
-use super::error::{ProcessError, Why, off_thread_call};
+use super::end::{Manner, ask_in_record, end_process};
+use super::error::{ProcessError, Why};
 use super::files::Files;
 use super::launcher::ProcessLauncher;
 use super::look::Sight;
 use super::ready::Pause;
-use super::record::{Record, State};
 use super::sys;
 use crate::admin::BackendEnd;
 use crate::key::GateKey;
@@ -97,16 +96,8 @@ impl<K: GateKey> ProcessLauncher<K> {
             force,
         };
         let launch = sight.record().map(|record| record.launch);
-        if let Some(record) = sight.record().cloned() {
-            let leaving = Record {
-                state: State::Leaving,
-                ..record.clone()
-            };
-            let files = files.clone();
-            // It only says that the end is wanted. On a full disk the backend gets its signal all the same; where there is none,
-            // this is written again, and an error is returned.
-            let _ = off_thread_call(move || leaving.replace(&record, &files)).await;
-        }
+        // On a full disk the backend gets its signal all the same; where there is none, this is tried again, and an error is returned.
+        let _ = ask_in_record(&sight, launch).await;
         // If that takes too long, it is still leaving: it may finish its work first, and refuse new.
         let forced = end_process(&files, &process, launch, self.grace, manner).await?;
         if let Some(launch) = launch {

@@ -3,7 +3,7 @@
 use spawn_gate::process::{Presence, ProcessError, Ready, Stop, Stopped, Why};
 
 use crate::children::{IDLE, LOADS, WITH_CHILD, use_it};
-use crate::kit::{Launcher, Scene, crash, process_error, result, start, until_refused};
+use crate::kit::{Scene, crash, process_error, result, start, until_gone, until_refused};
 use crate::system::{kill, lives};
 
 const NONE: (&str, &str) = ("UNUSED", "");
@@ -170,14 +170,4 @@ async fn an_attached_process_can_launch_a_detached_backend() {
     };
     let stopped = launcher.stop("a", Stop::Orderly).await.unwrap();
     assert_eq!(stopped, Stopped::Orderly { pid: backend.pid });
-}
-
-async fn until_gone(launcher: &Launcher) {
-    let gone = async {
-        while launcher.find("a").await.ok() != Some(Presence::Gone) {
-            tokio::task::yield_now().await;
-        }
-    };
-    let waited = tokio::time::timeout(crate::kit::LIMIT, gone).await;
-    assert!(waited.is_ok(), "{:?}", launcher.find("a").await);
 }

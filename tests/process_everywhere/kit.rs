@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use spawn_gate::process::{Backend, ProcessError, ProcessLauncher, Ready};
+use spawn_gate::process::{Backend, Presence, ProcessError, ProcessLauncher, Ready};
 use spawn_gate::{GateError, SpawnGate};
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
@@ -156,6 +156,17 @@ pub(crate) async fn until_refused(address: &str) {
     timeout(LIMIT, wait)
         .await
         .expect("it did not happen in time");
+}
+
+/// Waits until the backend of `a` is gone.
+pub(crate) async fn until_gone(launcher: &Launcher) {
+    let gone = async {
+        while launcher.find("a").await.ok() != Some(Presence::Gone) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = timeout(LIMIT, gone).await;
+    assert!(waited.is_ok(), "{:?}", launcher.find("a").await);
 }
 
 /// Lets a backend in Rust end without a word, as by a crash.

@@ -7,7 +7,7 @@ use spawn_gate::process::{Presence, ProcessError, Ready, Stop, Stopped, Unusable
 use spawn_gate::{BoxError, GateError};
 
 use crate::children::call;
-use crate::kit::{Launcher, Scene, eventually, process_error, result, start};
+use crate::kit::{Launcher, Scene, eventually, process_error, result, start, until_gone};
 
 const NONE: (&str, &str) = ("UNUSED", "");
 
@@ -170,12 +170,7 @@ async fn a_backend_that_crashed_is_gone_and_the_next_call_launches_another() {
         .unwrap()
         .value;
     crate::kit::crash(&first).await;
-    let gone = async {
-        while launcher.find("a").await.ok() != Some(Presence::Gone) {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(crate::kit::LIMIT, gone).await.unwrap();
+    until_gone(&launcher).await;
     let second = scene
         .gate
         .launch("a", launcher.clone())

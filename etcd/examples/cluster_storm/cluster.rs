@@ -97,6 +97,7 @@ impl Cluster {
 impl Member {
     fn end(&mut self) {
         if let Some(mut child) = self.child.take() {
+            // It may have ended before.
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -163,6 +163,7 @@ impl Host {
 /// Keeps a backend and its standard input until this process ends.
 fn keep(input: Option<ChildStdin>, mut child: Child) {
     tokio::spawn(async move {
+        // How it ended is of no concern here.
         let _ = child.wait().await;
         drop(input);
     });

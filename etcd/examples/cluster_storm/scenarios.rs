@@ -54,6 +54,7 @@ fn shown(answers: &BTreeMap<String, usize>) -> String {
         .iter()
         .fold(String::new(), |mut text, (answer, count)| {
             let separator = if text.is_empty() { "" } else { ", " };
+            // Writing to a string cannot fail.
             let _ = write!(text, "{separator}{count} {answer}");
             text
         })

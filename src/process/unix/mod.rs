@@ -25,5 +25,5 @@ pub(super) use self::identity::Group;
 pub(super) use self::life::{LifeLock, identity_of, is_inherited, name_file};
 pub(super) use self::notify::{Notifications, send};
 pub(super) use self::requests::{READS_REQUESTS, Requests};
-pub(super) use self::spawn::{Order, Started, close_inherited, is_orderly};
+pub(super) use self::spawn::{Started, close_inherited, is_orderly};
 pub(super) use self::use_lock::UseLock;

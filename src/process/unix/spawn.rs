@@ -1,6 +1,5 @@
 //! Starting a process that inherits only what it is given, and ending one with its whole group.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,51 +14,28 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
-use super::life::LifeLock;
 use crate::process::error::ProcessError;
 use crate::process::files::Files;
 use crate::process::identity::ProcessIdentity;
+use crate::process::order::Order;
 use crate::process::tie::Tie;
 
 const POLL: Duration = Duration::from_millis(10);
 
-/// What a process is started with.
-pub(in crate::process) struct Order {
-    pub(in crate::process) command: Command,
-    pub(in crate::process) tie: Tie,
-    /// The lock for its life.
-    pub(in crate::process) life: LifeLock,
-    pub(in crate::process) log: File,
-    /// Its working directory, unless the command names one.
-    pub(in crate::process) directory: PathBuf,
-    /// How long it gets to end after SIGTERM.
-    pub(in crate::process) grace: Duration,
-}
-
 impl Order {
     /// Starts the process. Blocks while it forks; to be called within a runtime.
-    pub(in crate::process) fn spawn(self) -> Result<Started, ProcessError> {
+    pub(in crate::process) fn spawn(mut self) -> Result<Started, ProcessError> {
+        let (program, at) = (self.program(), self.place());
+        let failed = |error| spawn_error(&program, &at, error);
+        self.set_up().map_err(failed)?;
         let Self {
             mut command,
             tie,
             life,
-            log,
-            directory,
             grace,
+            ..
         } = self;
-        let program = PathBuf::from(command.get_program());
-        let is_relative = is_relative_path(&program);
-        let at = match command.get_current_dir() {
-            Some(named) => named.to_owned(),
-            None if is_relative => PathBuf::from("."),
-            None => directory,
-        };
-        let failed = |error| spawn_error(&program, &at, error);
-        let errors = log.try_clone().map_err(failed)?;
-        command.stdin(Stdio::null()).stdout(log).stderr(errors);
-        if command.get_current_dir().is_none() && !is_relative {
-            command.current_dir(&at);
-        }
+        command.stdin(Stdio::null());
         close_inherited_descriptors();
         reset_ignored_signals().map_err(failed)?;
         let mut command = tokio::process::Command::from(command);
@@ -94,11 +70,6 @@ impl Order {
             }),
         })
     }
-}
-
-/// Whether the program is looked up from the working directory: a path that is relative, as against a bare name.
-fn is_relative_path(program: &Path) -> bool {
-    program.is_relative() && program.components().count() > 1
 }
 
 /// Lets descriptors that this process inherited, or made inheritable, end at exec. Rust's own do already.

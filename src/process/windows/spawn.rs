@@ -1,9 +1,8 @@
 //! Starting a process, and ending one with those that it started.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use process_wrap::tokio::{ChildWrapper, CommandWrap, CreationFlags, JobObject, KillOnDrop};
@@ -15,10 +14,11 @@ use windows::Win32::System::Threading::{
 
 use super::handles;
 use super::identity::Group;
-use super::life::{LifeLock, is_inherited};
+use super::life::is_inherited;
 use crate::process::error::ProcessError;
 use crate::process::files::Files;
 use crate::process::identity::ProcessIdentity;
+use crate::process::order::Order;
 use crate::process::tie::Tie;
 
 const ERROR_ACCESS_DENIED: i32 = 5;
@@ -28,46 +28,21 @@ const ERROR_DIRECTORY: i32 = 267;
 /// What the system ends a program with that does not handle Ctrl-C.
 const STATUS_CONTROL_C_EXIT: u32 = 0xc000_013a;
 
-/// What a process is started with.
-pub(in crate::process) struct Order {
-    pub(in crate::process) command: Command,
-    pub(in crate::process) tie: Tie,
-    /// The lock for its life.
-    pub(in crate::process) life: LifeLock,
-    pub(in crate::process) log: File,
-    /// Its working directory, unless the command names one.
-    pub(in crate::process) directory: PathBuf,
-    /// How long it gets to end once it is given up.
-    pub(in crate::process) grace: Duration,
-}
-
 impl Order {
     /// Starts the process. Blocks for a moment; to be called within a runtime.
-    pub(in crate::process) fn spawn(self) -> Result<Started, ProcessError> {
+    pub(in crate::process) fn spawn(mut self) -> Result<Started, ProcessError> {
+        let (program, at) = (self.program(), self.place());
+        let failed = |error| spawn_error(&program, &at, error);
+        self.set_up().map_err(failed)?;
         let Self {
             mut command,
             tie,
             life,
-            log,
             directory,
             grace,
+            ..
         } = self;
-        let program = PathBuf::from(command.get_program());
-        let is_relative = program.is_relative() && program.components().count() > 1;
-        let at = match command.get_current_dir() {
-            Some(named) => named.to_owned(),
-            None if is_relative => PathBuf::from("."),
-            None => directory.clone(),
-        };
-        let failed = |error| spawn_error(&program, &at, error);
-        let errors = log.try_clone().map_err(failed)?;
-        command
-            .stdin(Stdio::from(life.hand_over()))
-            .stdout(log)
-            .stderr(errors);
-        if command.get_current_dir().is_none() && !is_relative {
-            command.current_dir(&at);
-        }
+        command.stdin(Stdio::from(life.hand_over()));
         let mut wrapped = CommandWrap::from(tokio::process::Command::from(command));
         let flags = CREATE_NEW_PROCESS_GROUP | CREATE_NO_WINDOW;
         let child = match tie {
