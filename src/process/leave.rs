@@ -170,7 +170,7 @@ impl Drop for Busy {
 
 #[cfg(test)]
 mod tests {
-    use tokio_test::assert_pending;
+    use tokio_test::{assert_pending, assert_ready};
 
     use super::*;
     use crate::lock::FileSpawnLock;
@@ -222,6 +222,7 @@ mod tests {
         leaving.write(&files).unwrap();
         // It stays leaving, whatever the backend says.
         instance.status("late").unwrap();
-        assert_eq!(instance.until_leave(None).await.unwrap(), Leave::Stopped);
+        let mut leaving = tokio_test::task::spawn(instance.until_leave(None));
+        assert_eq!(assert_ready!(leaving.poll()).unwrap(), Leave::Stopped);
     }
 }
