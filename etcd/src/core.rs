@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinHandle};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::age::Ages;
 use crate::cluster::Cluster;
@@ -111,9 +111,14 @@ impl Core {
     pub(crate) fn revoke(self: &Arc<Self>, id: i64) {
         let core = Arc::clone(self);
         self.run_alone(async move {
-            let deadline = Instant::now() + core.config.expires_in;
-            // Nobody is left to tell.
-            let _ = core.calls.call(&LeaseRevokeRequest { id }, deadline).await;
+            let deadline = core.deadline();
+            let revoke = LeaseRevokeRequest { id };
+            if core.calls.call(&revoke, deadline).await.is_err() {
+                // A grant that was given up may have been overtaken by this, and arrive yet.
+                sleep(core.config.call_timeout).await;
+                // Nobody is left to tell.
+                let _ = core.calls.call(&revoke, deadline).await;
+            }
         });
     }
 
