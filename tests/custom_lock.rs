@@ -325,6 +325,38 @@ async fn a_try_is_by_a_waiting_caller_from_when_the_lock_was_first_found_held() 
     assert!(tries.len() > 4);
 }
 
+/// Held, and answers each try by a ledger in which nothing has ended.
+#[derive(Clone, Debug, Default)]
+struct AnswersWithNothing(Arc<Mutex<u32>>);
+
+#[async_trait]
+impl SpawnLock<&'static str> for AnswersWithNothing {
+    async fn try_acquire(
+        &self,
+        _: &&'static str,
+        _: LockRequest,
+    ) -> Result<TryAcquire, SpawnLockError> {
+        *self.0.lock().unwrap() += 1;
+        Ok(TryAcquire::Answered(LedgerReading::Found(Box::default())))
+    }
+
+    fn keeps_ledger(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_without_news_counts_as_a_held_lock_so_the_gate_waits_before_it_tries_again() {
+    let lock = AnswersWithNothing::default();
+    let gate = Gate::builder(lock.clone())
+        .lock_timeout(Duration::from_secs(1))
+        .build();
+    let error = gate.acquire(KEY).await.unwrap_err();
+    assert_eq!(error.error_type(), "lock_timeout");
+    // With the longest pauses there are 40 in that time.
+    assert!((2..200).contains(&*lock.0.lock().unwrap()));
+}
+
 /// Keeps no ledger, and cannot take reports.
 #[derive(Debug)]
 struct TakesNoReports;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spawn_gate::admin::LedgerReading;
-use spawn_gate::lock::LedgerUpdate;
+use spawn_gate::lock::{LedgerUpdate, LockRequest};
 use tokio::time::Instant;
 
 use crate::age;
@@ -25,20 +25,25 @@ use crate::wire::{
 pub(crate) enum Tried {
     Taken(Box<EtcdLease>),
     Held(LedgerReading),
+    Answered(LedgerReading),
 }
 
 /// Tries once. If the future is dropped, nothing is left: each part that was made takes itself back.
 pub(crate) async fn try_once(
     core: Arc<Core>,
     names: Names,
-    update: LedgerUpdate,
+    request: LockRequest,
     deadline: Instant,
-    is_waiting: bool,
 ) -> Result<Tried, EtcdError> {
-    let watched = core.watches.of(&names).filter(|_| is_waiting);
-    let believed = watched.as_ref().and_then(|watched| watched.believed());
-    if let Some(state) = believed.filter(|state| state.lock.is_some()) {
-        return Ok(Tried::Held(read(&core, &names, &state, deadline).await?));
+    let watched = core.watches.of(&names).filter(|_| request.is_waiting);
+    if let Some(state) = watched.as_ref().and_then(|watched| watched.believed()) {
+        let ledger = read(&core, &names, &state, deadline).await?;
+        if request.is_answered_by(&ledger) {
+            return Ok(Tried::Answered(ledger));
+        }
+        if state.lock.is_some() {
+            return Ok(Tried::Held(ledger));
+        }
     }
     let spare = watched.as_ref().map(|watched| watched.take_spare());
     let Spare { lock, record } = spare.unwrap_or_default();
@@ -91,7 +96,7 @@ pub(crate) async fn try_once(
     core.calls.note_token(token, seen_before)?;
     let record_at = state.record.as_ref().map_or(0, |it| it.mod_revision);
     let mut held = EtcdLease::new(&core, names.clone(), token, lease, fresh, record_at);
-    decide(&core, &names, state, update, deadline, &mut held).await?;
+    decide(&core, &names, state, request.update, deadline, &mut held).await?;
     Ok(Tried::Taken(Box::new(held)))
 }
 

@@ -156,7 +156,7 @@ impl<K: GateKey> SpawnLock<K> for EtcdSpawnLock {
         let (core, of_task) = (Arc::clone(&self.core), names.clone());
         let trying = async move {
             let deadline = after(left.saturating_add(OVERTIME));
-            acquire::try_once(core, of_task, request.update, deadline, request.is_waiting).await
+            acquire::try_once(core, of_task, request, deadline).await
         };
         match self.core.run(trying).await {
             Ok(Tried::Taken(mut lease)) => {
@@ -167,6 +167,7 @@ impl<K: GateKey> SpawnLock<K> for EtcdSpawnLock {
                 lock: PathBuf::from(names.shown()),
                 ledger,
             }),
+            Ok(Tried::Answered(ledger)) => Ok(TryAcquire::Answered(ledger)),
             Err(error) => Err(error.into_lock_error(names.shown())),
         }
     }

@@ -1,5 +1,4 @@
-//! Taking the spawn lock: try, wait until it may be free, read the ledger, try again, until a deadline. No thread is blocked
-//! meanwhile.
+//! Taking the spawn lock: try, wait until it may be free, try again, until a deadline. No thread is blocked meanwhile.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +14,9 @@ use super::shared::Shared;
 use super::waiting::{LONG_WAIT, Waiting};
 use crate::error::{GateError, LaunchError, LockError, Stage, TimeoutError};
 use crate::key::{GateKey, key_label};
-use crate::ledger::{LedgerHolder, LedgerReading, LedgerSession, Since, Verdict, this_process};
+use crate::ledger::{
+    Known, LedgerHolder, LedgerReading, LedgerSession, Since, Verdict, this_process,
+};
 use crate::lock::{LedgerUpdate, LockHolder, LockRequest, SpawnLease, SpawnLockError, TryAcquire};
 use crate::trace;
 
@@ -40,8 +41,8 @@ type Opened = Arc<Mutex<Option<(LedgerSession, Verdict)>>>;
 impl<K: GateKey, T: 'static> Leader<K, T> {
     /// Takes the lock, and charges the attempt in the same step if the ledger allows that.
     ///
-    /// If a launch by another process ends meanwhile, this joins it or shares its failure as soon as the ledger shows it. So
-    /// waiters continue without taking the lock one after the other.
+    /// If a launch by another process ends meanwhile, this joins it or shares its failure as soon as the ledger shows it, which a
+    /// try while waiting reads first. So waiters continue without taking the lock one after the other.
     ///
     /// If the future is dropped, a try in progress finishes by itself, takes its charge back and releases the lock.
     pub(crate) async fn take_lock(
@@ -53,25 +54,26 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
         loop {
             self.show_wait(wait);
             let (update, opened) = self.update();
-            let tried = wait.try_once(&self.shared, self.flight.key(), update).await;
+            let at = Instant::now();
+            let key = self.flight.key();
+            let tried = wait.try_once(&self.shared, key, update, self.known).await;
             match tried.map_err(lock_failed)? {
                 Tried::Taken(lease) => return self.took(lease, &opened),
                 Tried::Failed => {}
+                Tried::Answered(ledger) => {
+                    self.join_newest(ledger, at, launcher).await?;
+                    // The lock may be free.
+                    continue;
+                }
                 Tried::Held(ledger) => {
+                    self.join_newest(ledger, at, launcher).await?;
                     // A holder may leave no trace in the ledger.
                     self.known.holder_at_look = None;
-                    self.join_newest(&ledger, launcher).await?;
                 }
             }
             self.show_wait(wait);
             self.tell_wait(wait, began);
             wait.until_released(&self.shared, self.flight.key()).await;
-            if let Some(read) = self.shared.read_ledger(self.flight.key()).await {
-                let ledger = read.ledger.clone();
-                self.read = Some(read);
-                self.join_newest(&LedgerReading::Found(ledger), launcher)
-                    .await?;
-            }
         }
     }
 
@@ -146,18 +148,22 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
         }
     }
 
-    /// Joins what another process launched since this leader first read the ledger, or shares its failure.
+    /// Joins what another process launched since this leader first read the ledger, or shares its failure. `at`: the time right
+    /// before this read.
     async fn join_newest(
         &mut self,
-        ledger: &LedgerReading,
+        reading: LedgerReading,
+        at: Instant,
         launcher: Option<&dyn BackendLauncher<K, T>>,
     ) -> Step<T> {
-        let LedgerReading::Found(ledger) = ledger else {
+        let Some(read) = self.shared.unlocked(reading, at) else {
             return Ok(());
         };
-        let newest = ledger.newest_news();
-        self.known.news_seen.get_or_insert(newest);
-        match ledger.since_seen(self.known.news_seen) {
+        let newest = read.ledger.newest_news();
+        let seen = *self.known.news_seen.get_or_insert(newest);
+        let since = read.ledger.since_seen(Some(seen));
+        self.read = Some(read);
+        match since {
             Since::Nothing => Ok(()),
             Since::Failed { launch, message } => Err(self.failed_elsewhere(launch, &message)),
             Since::Launched => {
@@ -183,6 +189,8 @@ pub(crate) enum Tried {
     Taken(Box<dyn SpawnLease>),
     /// It is held. The ledger is from right before the try.
     Held(LedgerReading),
+    /// This ledger has what the leader waits for.
+    Answered(LedgerReading),
     /// The try failed, and a retry helps.
     Failed,
 }
@@ -212,10 +220,12 @@ impl LockWait {
         shared: &Shared<K, T>,
         key: &K,
         update: LedgerUpdate,
+        known: Known,
     ) -> Result<Tried, GateError> {
         let deadline = self.deadline(shared);
         let mut request = LockRequest::new(update, deadline);
         request.is_waiting = self.is_waiting;
+        request.known = known;
         let tried = timeout_at(
             deadline + LONGEST_TRY,
             shared.lock.try_acquire(key, request),
@@ -225,6 +235,10 @@ impl LockWait {
         let tried = match tried {
             Err(_) => return Err(self.timed_out(shared, key)),
             Ok(Ok(TryAcquire::Acquired(lease))) => return Ok(Tried::Taken(lease)),
+            Ok(Ok(TryAcquire::Answered(ledger))) if known.is_answered_by(&ledger) => {
+                return Ok(Tried::Answered(ledger));
+            }
+            Ok(Ok(TryAcquire::Answered(ledger))) => Tried::Held(ledger),
             Ok(Ok(TryAcquire::Held { lock, ledger })) => {
                 let holder = match &ledger {
                     LedgerReading::Found(ledger) => ledger.holder(),

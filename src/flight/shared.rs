@@ -52,12 +52,17 @@ impl<K: GateKey, T> Shared<K, T> {
             return None;
         }
         let at = Instant::now();
-        match timeout(LONGEST_READ, self.lock.read_ledger(key)).await {
-            Ok(Ok(LedgerReading::Found(mut ledger))) => {
+        let read = timeout(LONGEST_READ, self.lock.read_ledger(key)).await;
+        self.unlocked(read.ok()?.ok()?, at)
+    }
+
+    /// A reading from `at` on, by this process's clock. `None` if only a holder of the lock can decide on it.
+    pub(crate) fn unlocked(&self, reading: LedgerReading, at: Instant) -> Option<UnlockedLedger> {
+        match reading {
+            LedgerReading::Found(mut ledger) => {
                 ledger.by_clock_of_reader(self.clock.now());
                 Some(UnlockedLedger { ledger, at })
             }
-            // Only a holder of the lock can decide on it.
             _ => None,
         }
     }

@@ -13,7 +13,7 @@ use crate::flight::{
     lock_shard,
 };
 use crate::key::{GateKey, key_label};
-use crate::ledger::{BackendEnd, LedgerSession, this_process};
+use crate::ledger::{BackendEnd, Known, LedgerSession, this_process};
 use crate::lock::{LedgerUpdate, SpawnLockError};
 use crate::statistics::{ActiveFlights, Statistics};
 use crate::trace;
@@ -344,9 +344,13 @@ async fn reset_ledger<K: GateKey, T>(
             let session = LedgerSession::take_over(reading, fencing_token, &policy, holder);
             session.map(LedgerSession::into_reset)
         });
-        match wait.try_once(&shared, &key, update).await? {
+        // It wants the lock, whatever the ledger says.
+        let known = Known::default();
+        match wait.try_once(&shared, &key, update, known).await? {
             Tried::Taken(lease) => break lease,
-            Tried::Held(_) | Tried::Failed => wait.until_released(&shared, &key).await,
+            Tried::Held(_) | Tried::Answered(_) | Tried::Failed => {
+                wait.until_released(&shared, &key).await;
+            }
         }
     };
     let mut held = HeldLock::new(lease, None);

@@ -22,6 +22,20 @@ pub(crate) struct Known {
     pub(crate) lost_charge: Option<u64>,
 }
 
+impl Known {
+    /// Whether this ledger tells a waiting leader how to go on without the lock: share a failure, or look for what was launched.
+    pub(crate) fn is_answered_by(&self, reading: &LedgerReading) -> bool {
+        let LedgerReading::Found(ledger) = reading else {
+            return false;
+        };
+        match ledger.since_seen(self.news_seen) {
+            Since::Nothing => false,
+            Since::Launched => self.can_look,
+            Since::Failed { .. } => true,
+        }
+    }
+}
+
 /// What the leader does with the lock that it has just taken.
 #[derive(Debug)]
 pub(crate) enum Verdict {

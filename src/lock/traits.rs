@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::error::SpawnLockError;
-use crate::ledger::{BackendEnd, Ledger, LedgerReading};
+use crate::ledger::{BackendEnd, Known, Ledger, LedgerReading};
 
 /// A family of exclusive locks, one for each key. A [`SpawnGate`](crate::SpawnGate) holds a key's lock while it launches.
 ///
@@ -23,6 +23,9 @@ pub trait SpawnLock<K>: fmt::Debug + Send + Sync + 'static {
     ///
     /// A lock that keeps a [`Ledger`] takes the lock, reads the ledger, calls [`LedgerUpdate::apply`], and writes the ledger that
     /// this returns, all before the future resolves. If the write fails, it releases the lock and returns the error.
+    ///
+    /// If the ledger can be read without the lock, a try while waiting does so first, and ends if that answers the request
+    /// ([`LockRequest::is_answered_by`]).
     ///
     /// # Errors
     ///
@@ -137,6 +140,7 @@ pub struct LockRequest {
     pub deadline: Instant,
     /// Whether the caller has found the lock held before and is waiting. Such a try must not wake other waiters.
     pub is_waiting: bool,
+    pub(crate) known: Known,
 }
 
 impl LockRequest {
@@ -146,7 +150,15 @@ impl LockRequest {
             update,
             deadline,
             is_waiting: false,
+            known: Known::default(),
         }
+    }
+
+    /// Returns whether this ledger, read without the lock, has what the caller waits for: a launch has ended since, or a backend
+    /// was found. The try then ends with [`TryAcquire::Answered`], so that waiters do not take the lock one after the other to
+    /// learn the same thing.
+    pub fn is_answered_by(&self, ledger: &LedgerReading) -> bool {
+        self.is_waiting && self.known.is_answered_by(ledger)
     }
 }
 
@@ -189,6 +201,8 @@ pub enum TryAcquire {
         /// The ledger right before the try, as far as it could be read.
         ledger: LedgerReading,
     },
+    /// This ledger has what the caller waits for ([`LockRequest::is_answered_by`]), so the lock was not taken.
+    Answered(LedgerReading),
 }
 
 /// Resolves when a lease is lost.

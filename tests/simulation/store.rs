@@ -105,6 +105,9 @@ impl SpawnLock<Key> for Store {
             true => self.0.lock(key, |lock| lock.ledger()),
             false => LedgerReading::NotKept,
         };
+        if request.is_answered_by(&ledger) {
+            return Ok(TryAcquire::Answered(ledger));
+        }
         let Some(mut lease) = self.take(key) else {
             let lock = PathBuf::from(key.name);
             return Ok(TryAcquire::Held { lock, ledger });

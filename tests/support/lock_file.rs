@@ -51,6 +51,7 @@ async fn try_with<K: GateKey>(
     match locks.try_acquire(key, request).await? {
         TryAcquire::Acquired(lease) => Ok(lease),
         TryAcquire::Held { lock, .. } => Err(SpawnLockError::AlreadyLocked { path: lock }),
+        TryAcquire::Answered(_) => unreachable!("nobody waits"),
     }
 }
 

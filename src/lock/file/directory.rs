@@ -121,7 +121,7 @@ impl FileSpawnLock {
     fn with_filesystem(directory: PathBuf, filesystem: Filesystem) -> Result<Self, SpawnLockError> {
         let home = Home::make(&directory)?;
         let probe = home.path().join(PROBE_NAME);
-        let try_it = || acquire_with(&probe, filesystem, Try::First, |_| {}).map(drop);
+        let try_it = || acquire_with(&probe, filesystem, Try::First).map(drop);
         // The mode of the directory may have to be mended, then that of the file.
         let mended = |error| home.mend_at_first(&probe, error).and_then(|()| try_it());
         let tried = try_it().or_else(mended).or_else(mended);

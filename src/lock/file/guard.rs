@@ -45,7 +45,7 @@ use crate::lock::identity::SpawnLockFileIdentity;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn acquire_spawn_lock(path: impl AsRef<Path>) -> Result<SpawnLockGuard, SpawnLockError> {
-    acquire_with(path.as_ref(), Filesystem::Local, Try::First, |_| {})
+    acquire_with(path.as_ref(), Filesystem::Local, Try::First)
 }
 
 /// Which file systems are accepted.
@@ -65,50 +65,86 @@ pub(super) enum Try {
     WhileWaiting,
 }
 
-/// Takes the lock once. `before_lock` runs between open and lock: it reads the record, and tests replace the file in it.
+/// Takes the lock once.
 pub(super) fn acquire_with(
     path: &Path,
     filesystem: Filesystem,
     kind: Try,
-    before_lock: impl FnOnce(&File),
 ) -> Result<SpawnLockGuard, SpawnLockError> {
-    // The working directory may change while the lock is held.
-    let absolute = match path.is_absolute() {
-        true => path.to_path_buf(),
-        false => std::path::absolute(path).map_err(|source| sys::open_error(path, source))?,
-    };
-    check_directory(path, filesystem)?;
-    let opened = match kind {
-        // A network file system may need a writable descriptor for an exclusive lock.
-        Try::WhileWaiting if filesystem == Filesystem::Local => match sys::open_for_reading(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                sys::open(path).map(|file| (file, true))
+    Opened::open(path, filesystem, kind)?.lock()
+}
+
+/// A lock file that was opened and checked, and is not yet locked.
+#[derive(Debug)]
+pub(super) struct Opened {
+    path: PathBuf,
+    absolute: PathBuf,
+    file: File,
+    can_write: bool,
+    identity: SpawnLockFileIdentity,
+}
+
+impl Opened {
+    pub(super) fn open(
+        path: &Path,
+        filesystem: Filesystem,
+        kind: Try,
+    ) -> Result<Self, SpawnLockError> {
+        // The working directory may change while the lock is held.
+        let absolute = match path.is_absolute() {
+            true => path.to_path_buf(),
+            false => std::path::absolute(path).map_err(|source| sys::open_error(path, source))?,
+        };
+        check_directory(path, filesystem)?;
+        let opened = match kind {
+            // A network file system may need a writable descriptor for an exclusive lock.
+            Try::WhileWaiting if filesystem == Filesystem::Local => {
+                match sys::open_for_reading(path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        sys::open(path).map(|file| (file, true))
+                    }
+                    opened => opened.map(|file| (file, false)),
+                }
             }
-            opened => opened.map(|file| (file, false)),
-        },
-        _ => sys::open(path).map(|file| (file, true)),
-    };
-    let (file, can_write) = opened.map_err(|source| open_error(path, source))?;
-    let identity = check_file(path, &file, filesystem)?;
-    before_lock(&file);
-    let lock = lock(path, &file)?;
-    // From here on an early return drops the guard, which unlocks.
-    let mut guard = SpawnLockGuard {
-        identity,
-        lock,
-        file,
-        writer: None,
-        path: path.to_path_buf(),
-        absolute,
-        pid: std::process::id(),
-        is_let_go: AtomicBool::new(false),
-        slot: None,
-    };
-    guard.verify()?;
-    if !can_write {
-        guard.open_writer()?;
+            _ => sys::open(path).map(|file| (file, true)),
+        };
+        let (file, can_write) = opened.map_err(|source| open_error(path, source))?;
+        let identity = check_file(path, &file, filesystem)?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            absolute,
+            file,
+            can_write,
+            identity,
+        })
     }
-    Ok(guard)
+
+    /// The file, to read its record.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Locks the file, once, and checks that the path still names it.
+    pub(super) fn lock(self) -> Result<SpawnLockGuard, SpawnLockError> {
+        let lock = lock(&self.path, &self.file)?;
+        // From here on an early return drops the guard, which unlocks.
+        let mut guard = SpawnLockGuard {
+            identity: self.identity,
+            lock,
+            file: self.file,
+            writer: None,
+            path: self.path,
+            absolute: self.absolute,
+            pid: std::process::id(),
+            is_let_go: AtomicBool::new(false),
+            slot: None,
+        };
+        guard.verify()?;
+        if !self.can_write {
+            guard.open_writer()?;
+        }
+        Ok(guard)
+    }
 }
 
 /// The held spawn lock: while it lives, no other handle on this machine can lock the same file.
@@ -417,11 +453,10 @@ mod tests {
     fn a_file_swapped_between_open_and_lock_is_noticed_and_named() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("backend.lock");
-        let error = acquire_with(&path, Filesystem::Local, Try::First, |_| {
-            fs::rename(&path, directory.path().join("moved")).unwrap();
-            fs::write(&path, "").unwrap();
-        })
-        .unwrap_err();
+        let file = Opened::open(&path, Filesystem::Local, Try::First).unwrap();
+        fs::rename(&path, directory.path().join("moved")).unwrap();
+        fs::write(&path, "").unwrap();
+        let error = file.lock().unwrap_err();
         let SpawnLockError::DeletedOrRecreated {
             path: named,
             opened_identity: Some(opened),
@@ -441,11 +476,10 @@ mod tests {
     fn a_file_deleted_between_open_and_lock_is_noticed_and_named() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("backend.lock");
-        let error = acquire_with(&path, Filesystem::Local, Try::First, |_| {
-            fs::remove_file(&path).unwrap();
-        });
+        let file = Opened::open(&path, Filesystem::Local, Try::First).unwrap();
+        fs::remove_file(&path).unwrap();
         assert!(matches!(
-            error,
+            file.lock(),
             Err(SpawnLockError::DeletedOrRecreated {
                 opened_identity: Some(_),
                 current_identity: None,
@@ -518,7 +552,7 @@ mod tests {
     fn a_try_by_one_who_waits_makes_a_file_that_was_deleted_meanwhile() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("backend.lock");
-        let waiting = || acquire_with(&path, Filesystem::Local, Try::WhileWaiting, |_| {});
+        let waiting = || acquire_with(&path, Filesystem::Local, Try::WhileWaiting);
         drop(waiting().unwrap());
         assert!(path.is_file());
     }

@@ -9,13 +9,13 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 
 use super::descriptors::{self, Slot};
-use super::guard::{Filesystem, SpawnLockGuard, Try, acquire_with};
+use super::guard::{Filesystem, Opened, SpawnLockGuard, Try};
 use super::home::Home;
 use super::off_thread::{off_thread, off_thread_again};
 use super::record;
 use crate::ledger::{Ledger, LedgerReading};
 use crate::lock::error::SpawnLockError;
-use crate::lock::traits::{LedgerUpdate, LockRequest, SpawnLease, TryAcquire};
+use crate::lock::traits::{LockRequest, SpawnLease, TryAcquire};
 
 /// Which file to lock, and how.
 #[derive(Debug)]
@@ -34,16 +34,10 @@ pub(super) async fn try_acquire(
     file: LockFile,
     request: LockRequest,
 ) -> Result<TryAcquire, SpawnLockError> {
-    let kind = match request.is_waiting {
-        true => Try::WhileWaiting,
-        false => Try::First,
-    };
     let slot = descriptors::for_lease(&file.path, request.deadline).await?;
     // If this future is dropped, the closure still runs. Its lease is dropped with its task, which takes back what it wrote and
     // unlocks.
-    let tried = off_thread_again(file.path.clone(), move |_| {
-        file.take(kind, request.update, Some(slot))
-    });
+    let tried = off_thread_again(file.path.clone(), move |_| file.take(request, Some(slot)));
     let tried = tried.await?;
     Ok(match tried {
         Tried::Taken(mut lease) => {
@@ -51,6 +45,7 @@ pub(super) async fn try_acquire(
             TryAcquire::Acquired(Box::new(lease))
         }
         Tried::Held { lock, ledger } => TryAcquire::Held { lock, ledger },
+        Tried::Answered(ledger) => TryAcquire::Answered(ledger),
     })
 }
 
@@ -60,46 +55,25 @@ enum Tried {
         lock: PathBuf,
         ledger: LedgerReading,
     },
+    Answered(LedgerReading),
 }
 
 impl LockFile {
     /// Takes the lock, reads its ledger, applies the update, and writes the result.
-    fn take(
-        self,
-        kind: Try,
-        update: LedgerUpdate,
-        slot: Option<Slot>,
-    ) -> Result<Tried, SpawnLockError> {
+    fn take(self, request: LockRequest, slot: Option<Slot>) -> Result<Tried, SpawnLockError> {
         let path = &*self.path;
-        let mut before = None;
         let mut mends = 0;
-        let tried = loop {
-            let tried = acquire_with(path, self.filesystem, kind, |file| {
-                before = self.keeps_ledger.then(|| record::Bytes::read(file));
-            });
-            let mended = match tried {
+        let locked = loop {
+            let mended = match self.lock(&request) {
                 Err(error) if mends < MOST_MENDS => self.home.mend(path, error),
-                tried => break tried,
+                locked => break locked?,
             };
-            if let Err(error) = mended {
-                break Err(error);
-            }
+            mended?;
             mends += 1;
         };
-        let guard = match tried {
+        let guard = match locked {
             Ok(guard) => guard.with(slot),
-            Err(SpawnLockError::AlreadyLocked { path }) => {
-                return Ok(Tried::Held {
-                    lock: path,
-                    ledger: match before {
-                        None => LedgerReading::NotKept,
-                        Some(Ok(bytes)) => bytes.ledger(),
-                        // It is unknown what the holder wrote.
-                        Some(Err(_)) => LedgerReading::Unreadable,
-                    },
-                });
-            }
-            Err(error) => return Err(error),
+            Err(not_taken) => return Ok(not_taken),
         };
         if !self.keeps_ledger {
             let lease = FileLease::new(guard, &self, unrecorded_launch(), 0);
@@ -115,11 +89,42 @@ impl LockFile {
             LedgerReading::Found(ledger) => Some(ledger.clone()),
             _ => None,
         };
-        if let Some(updated) = update.apply(ledger, launch) {
+        if let Some(updated) = request.update.apply(ledger, launch) {
             lease.write_now(&updated)?;
             lease.undo = undo;
         }
         Ok(Tried::Taken(lease))
+    }
+
+    /// Locks the file, unless the record answers the request or the lock is held.
+    fn lock(&self, request: &LockRequest) -> Result<Result<SpawnLockGuard, Tried>, SpawnLockError> {
+        let kind = match request.is_waiting {
+            true => Try::WhileWaiting,
+            false => Try::First,
+        };
+        let opened = Opened::open(&self.path, self.filesystem, kind)?;
+        let bytes = self
+            .keeps_ledger
+            .then(|| record::Bytes::read(opened.file()));
+        let ledger = || match &bytes {
+            None => LedgerReading::NotKept,
+            Some(Ok(bytes)) => bytes.ledger(),
+            // It is unknown what a holder wrote.
+            Some(Err(_)) => LedgerReading::Unreadable,
+        };
+        if request.is_waiting {
+            let ledger = ledger();
+            if request.is_answered_by(&ledger) {
+                return Ok(Err(Tried::Answered(ledger)));
+            }
+        }
+        match opened.lock() {
+            Err(SpawnLockError::AlreadyLocked { path: lock }) => Ok(Err(Tried::Held {
+                lock,
+                ledger: ledger(),
+            })),
+            locked => locked.map(Ok),
+        }
     }
 }
 
@@ -358,8 +363,14 @@ fn token_after(newest: &AtomicU64, now: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::time::Duration;
+
+    use tokio::time::Instant;
 
     use super::*;
+    use crate::budget::ClockReading;
+    use crate::ledger::{Known, LastOutcome};
+    use crate::lock::traits::LedgerUpdate;
 
     fn ledger(launch: u64) -> Ledger {
         Ledger {
@@ -379,9 +390,12 @@ mod tests {
             filesystem: Filesystem::Local,
             keeps_ledger: true,
         };
-        match file.take(Try::First, update, None).unwrap() {
+        match file
+            .take(LockRequest::new(update, Instant::now()), None)
+            .unwrap()
+        {
             Tried::Taken(lease) => lease,
-            Tried::Held { .. } => panic!("it is held"),
+            _ => panic!("it is not free"),
         }
     }
 
@@ -407,10 +421,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("indexer.lock");
         let mut lease = take(&path, LedgerUpdate::none());
+        let written = Arc::clone(&lease.written);
+        // The call waits for a write in progress.
+        let writing = written.lock().unwrap();
         let mut settling = tokio_test::task::spawn(lease.settle(None));
         tokio_test::assert_pending!(settling.poll());
         drop(settling);
-        // The call goes on, on its thread.
+        drop(writing);
+        // It goes on, on its thread.
         while lease.guard.copy().is_some() {
             tokio::task::yield_now().await;
         }
@@ -474,8 +492,54 @@ mod tests {
             filesystem: Filesystem::Local,
             keeps_ledger: true,
         };
-        let taken = file.take(Try::First, LedgerUpdate::none(), None);
+        let taken = file.take(LockRequest::new(LedgerUpdate::none(), Instant::now()), None);
         assert!(matches!(taken, Err(SpawnLockError::Open { .. })));
+    }
+
+    #[test]
+    fn a_try_while_waiting_ends_by_a_record_that_tells_enough_and_takes_the_lock_otherwise() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("indexer.lock");
+        let at = ClockReading {
+            unix: Duration::ZERO,
+            boot: None,
+        };
+        let launched = Ledger {
+            last_outcome: Some(LastOutcome {
+                launch: 7,
+                at,
+                failure: None,
+            }),
+            ..ledger(7)
+        };
+        let mut first = take(&path, LedgerUpdate::new(|_, _| Some(launched)));
+        first.undo = None;
+        drop(first);
+        for (is_waiting, news_seen, can_look, is_answer) in [
+            (true, Some(6), true, true),
+            // Without a look, a success is no answer.
+            (true, Some(6), false, false),
+            (true, Some(7), true, false),
+            (true, None, true, false),
+            (false, Some(6), true, false),
+        ] {
+            let mut request = LockRequest::new(LedgerUpdate::none(), Instant::now());
+            request.is_waiting = is_waiting;
+            request.known = Known {
+                news_seen,
+                can_look,
+                ..Known::default()
+            };
+            let file = LockFile {
+                path: path.clone(),
+                home: home(&path),
+                filesystem: Filesystem::Local,
+                keeps_ledger: true,
+            };
+            let tried = file.take(request, None).unwrap();
+            assert_eq!(matches!(tried, Tried::Answered(_)), is_answer);
+            assert_eq!(matches!(tried, Tried::Taken(_)), !is_answer);
+        }
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]

@@ -272,7 +272,7 @@ mod tests {
         let mut told = Reader::new(told, &mut buffer);
         let try_again = || {
             let kind = guard::Try::WhileWaiting;
-            guard::acquire_with(&path, guard::Filesystem::Local, kind, |_| {})
+            guard::acquire_with(&path, guard::Filesystem::Local, kind)
         };
         drop(try_again().unwrap_err());
         assert_eq!(told.next().unwrap_err(), Errno::AGAIN);
@@ -299,7 +299,7 @@ mod tests {
             (guard::Filesystem::Any, true),
         ] {
             let kind = guard::Try::WhileWaiting;
-            drop(guard::acquire_with(&path, filesystem, kind, |_| {}).unwrap_err());
+            drop(guard::acquire_with(&path, filesystem, kind).unwrap_err());
             assert_eq!(told.next().is_ok(), is_told, "{filesystem:?}");
         }
     }
