@@ -345,8 +345,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_ledger_with_every_line_is_read_as_it_was_written() {
+    /// A ledger that has every line but those of its charges.
+    fn with_every_line() -> Ledger {
         let mut ledger = Ledger {
             launch: 19,
             holder: Some(LedgerHolder {
@@ -373,6 +373,46 @@ mod tests {
             ..Ledger::default()
         };
         ledger.budget.up_since = Some(reading(3));
+        ledger
+    }
+
+    #[test]
+    fn the_text_of_a_ledger_is_always_the_same() {
+        let mut ledger = with_every_line();
+        // Of another boot: by the wall clock alone.
+        ledger.last_outcome.as_mut().unwrap().at.boot = Some(BootReading {
+            id: 0xb006,
+            elapsed: Duration::from_secs(1),
+        });
+        ledger.budget.charges = Charges::Fixed {
+            window_began: reading(1),
+            used: 2,
+        };
+        let text = "\
+            launch 19\n\
+            boot 0000000000000000000000000000b007\n\
+            written 1800000007.007/7.007\n\
+            window 1800000001.001/1.001 2\n\
+            up-since 1800000003.003/3.003\n\
+            holder 4711 1800000005.005/5.005 83787\n\
+            host web-1 4026531836\n\
+            charged 19 1800000006.006/6.006\n\
+            count-lost\n\
+            outcome 18 failed 1800000004.004 no such program\n\
+            elder 17\n\
+            found 16\n\
+            ended 17 failed exit status: 1\n";
+        assert_eq!(ledger.to_string(), text);
+
+        ledger.budget.charges = Charges::Sliding(Box::new([reading(1), reading(2)]));
+        let attempts = "attempts 1800000001.001/1.001 1800000002.002/2.002\n";
+        let text = text.replace("window 1800000001.001/1.001 2\n", attempts);
+        assert_eq!(ledger.to_string(), text);
+    }
+
+    #[test]
+    fn a_ledger_with_every_line_is_read_as_it_was_written() {
+        let mut ledger = with_every_line();
         let charges = [
             Charges::None,
             Charges::Fixed {

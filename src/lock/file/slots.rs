@@ -386,6 +386,32 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_a_record_and_of_a_note_are_always_the_same() {
+        let ledger = Ledger {
+            launch: 1_795_548_335_141,
+            written: Some(ClockReading {
+                unix: Duration::from_millis(1_795_548_340_020),
+                boot: Some(BootReading {
+                    id: 0xb007,
+                    elapsed: Duration::from_millis(8_383_873),
+                }),
+            }),
+            ..Ledger::default()
+        };
+        let record = "record 42 version 1 checksum 674191686a44a4c91c5f635dab37faa7\n\
+            launch 1795548335141\n\
+            boot 0000000000000000000000000000b007\n\
+            written 1795548340.020/8383.873\n\
+            end\n";
+        let encoded = encode_record(&ledger, 42);
+        assert_eq!(String::from_utf8(encoded).unwrap(), record);
+        let note = "ended 1795548335141 orderly\nchecksum 6d92318b2a9935e9\n";
+        let encoded = encode_note(&BackendEnd::orderly(1_795_548_335_141));
+        let encoded = String::from_utf8(encoded).unwrap();
+        assert_eq!(encoded.trim_end_matches('\0'), note);
+    }
+
+    #[test]
     fn a_note_leaves_the_newest_record_whole_in_whichever_slot_it_is() {
         let ledger = Ledger {
             launch: 7,
