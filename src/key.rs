@@ -4,7 +4,7 @@ use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use hmac_sha256::Hash as Sha256;
+use sha2::{Digest, Sha256};
 
 /// Names one backend to a [`SpawnGate`](crate::SpawnGate).
 ///
@@ -217,10 +217,7 @@ impl LockName {
             name.push('_');
         }
         name.push('-');
-        for byte in hash.finalize() {
-            name.push(hex_digit(byte >> 4));
-            name.push(hex_digit(byte & 15));
-        }
+        push_hex(&mut name, &hash.finalize());
         name.push_str(".lock");
         Self(name)
     }
@@ -264,6 +261,11 @@ pub(crate) fn key_label<K: GateKey>(key: &K) -> String {
     label
 }
 
-fn hex_digit(nibble: u8) -> char {
-    char::from(b"0123456789abcdef"[usize::from(nibble)])
+/// Appends the bytes as hexadecimal digits.
+pub(crate) fn push_hex(text: &mut String, bytes: &[u8]) {
+    for byte in bytes {
+        for nibble in [byte >> 4, byte & 15] {
+            text.push(char::from(b"0123456789abcdef"[usize::from(nibble)]));
+        }
+    }
 }

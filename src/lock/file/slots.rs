@@ -21,8 +21,9 @@
 use std::ffi::CStr;
 use std::fmt::Write;
 
-use hmac_sha256::Hash as Sha256;
+use sha2::{Digest, Sha256};
 
+use crate::key::push_hex;
 use crate::ledger::{BackendEnd, Ledger};
 
 /// The version that this crate writes, and the newest that it reads.
@@ -229,11 +230,7 @@ fn checksum(version: u32, sequence: u64, body: &[u8]) -> String {
     hash.update(sequence.to_le_bytes());
     hash.update(body);
     let mut sum = String::with_capacity(SUM_DIGITS);
-    for byte in &hash.finalize()[..SUM_DIGITS / 2] {
-        for nibble in [byte >> 4, byte & 15] {
-            sum.push(char::from(b"0123456789abcdef"[usize::from(nibble)]));
-        }
-    }
+    push_hex(&mut sum, &hash.finalize()[..SUM_DIGITS / 2]);
     sum
 }
 
