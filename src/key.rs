@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::util::hex;
+
 /// Names one backend to a [`SpawnGate`](crate::SpawnGate).
 ///
 /// Implemented for strings, integers and [`BackendKey`]. For a type of your own, implement one method: it visits, in a fixed
@@ -217,7 +219,7 @@ impl LockName {
             name.push('_');
         }
         name.push('-');
-        push_hex(&mut name, &hash.finalize());
+        name.extend(hex::<64>(&hash.finalize()).map(char::from));
         name.push_str(".lock");
         Self(name)
     }
@@ -259,13 +261,4 @@ pub(crate) fn key_label<K: GateKey>(key: &K) -> String {
         }
     });
     label
-}
-
-/// Appends the bytes as hexadecimal digits.
-pub(crate) fn push_hex(text: &mut String, bytes: &[u8]) {
-    for byte in bytes {
-        for nibble in [byte >> 4, byte & 15] {
-            text.push(char::from(b"0123456789abcdef"[usize::from(nibble)]));
-        }
-    }
 }
