@@ -219,7 +219,9 @@ impl LockName {
             name.push('_');
         }
         name.push('-');
-        name.extend(hex::<64>(&hash.finalize()).map(char::from));
+        for digit in hex::<64>(&hash.finalize()) {
+            name.push(char::from(digit));
+        }
         name.push_str(".lock");
         Self(name)
     }
