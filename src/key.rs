@@ -4,7 +4,9 @@ use std::fmt;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use hmac_sha256::Hash as Sha256;
+use sha2::{Digest, Sha256};
+
+use crate::util::hex;
 
 /// Names one backend to a [`SpawnGate`](crate::SpawnGate).
 ///
@@ -217,9 +219,8 @@ impl LockName {
             name.push('_');
         }
         name.push('-');
-        for byte in hash.finalize() {
-            name.push(hex_digit(byte >> 4));
-            name.push(hex_digit(byte & 15));
+        for digit in hex::<64>(&hash.finalize()) {
+            name.push(char::from(digit));
         }
         name.push_str(".lock");
         Self(name)
@@ -262,8 +263,4 @@ pub(crate) fn key_label<K: GateKey>(key: &K) -> String {
         }
     });
     label
-}
-
-fn hex_digit(nibble: u8) -> char {
-    char::from(b"0123456789abcdef"[usize::from(nibble)])
 }

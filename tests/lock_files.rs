@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use hmac_sha256::Hash as Sha256;
+use sha2::{Digest, Sha256};
 use spawn_gate::admin::{Ledger, LedgerReading, inspect_spawn_lock};
 use spawn_gate::lock::FileKind;
 use spawn_gate::{FileSpawnLock, SpawnLockError, acquire_spawn_lock};

@@ -4,7 +4,7 @@
 //! - `process`: the identity of this process in a ledger.
 //! - `session`: a leader's turn at the ledger, from taking the lock to settling. Pure: `now` is passed in.
 //!
-//! Of the crate's other rooms only `budget` may be imported here.
+//! Of the crate's other rooms only `budget` and `util` may be imported here.
 
 mod process;
 mod session;

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use super::{BackendEnd, LastOutcome, Ledger, LedgerHolder, ProcessHost};
 use crate::budget::{BootReading, Charges, ClockReading};
+use crate::util::{hex, last_digit, push_decimal};
 
 /// A sliding window in a ledger holds at most this many attempts; a larger maximum counts as this one. This many fit into a
 /// lock file's record, whatever the clocks read.
@@ -45,78 +46,70 @@ const MAX_HOST_LEN: usize = 40;
 
 impl fmt::Display for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let boot = self.newest_boot();
-        let time = |reading: &ClockReading| TimeText(*reading, boot);
-        writeln!(f, "launch {}", self.launch)?;
-        if let Some(boot) = boot {
-            writeln!(f, "boot {boot:032x}")?;
-        }
-        if let Some(written) = &self.written {
-            writeln!(f, "written {}", time(written))?;
-        }
-        match &self.budget.charges {
-            Charges::None => {}
-            Charges::Fixed { window_began, used } => {
-                writeln!(f, "window {} {used}", time(window_began))?;
-            }
-            Charges::Sliding(times) => {
-                f.write_str("attempts")?;
-                // If there is no room for all, drop the oldest, which age out first.
-                let surplus = times.len().saturating_sub(MAX_SLIDING_ATTEMPTS as usize);
-                for at in times.iter().skip(surplus) {
-                    write!(f, " {}", time(at))?;
-                }
-                f.write_str("\n")?;
-            }
-        }
-        if let Some(since) = &self.budget.up_since {
-            writeln!(f, "up-since {}", time(since))?;
-        }
-        if let Some(holder) = &self.holder {
-            write!(f, "holder {} {}", holder.pid, time(&holder.since))?;
-            if let Some(started) = holder.process_started {
-                write!(f, " {started}")?;
-            }
-            f.write_str("\n")?;
-            if let Some(host) = &holder.host {
-                write!(f, "host {}", one_word(&host.name))?;
-                if let Some(namespace) = host.pid_namespace {
-                    write!(f, " {namespace}")?;
-                }
-                f.write_str("\n")?;
-            }
-        }
-        if self.charged > 0 {
-            write!(f, "charged {}", self.charged)?;
-            if let Some(at) = &self.charged_at {
-                write!(f, " {}", time(at))?;
-            }
-            f.write_str("\n")?;
-        }
-        if self.is_count_lost {
-            writeln!(f, "count-lost")?;
-        }
-        if let Some(last) = &self.last_outcome {
-            let (launch, at) = (last.launch, time(&last.at));
-            match &last.failure {
-                None => writeln!(f, "outcome {launch} launched {at}")?,
-                Some(why) => writeln!(f, "outcome {launch} failed {at} {}", escaped(why))?,
-            }
-        }
-        if self.elder > 0 {
-            writeln!(f, "elder {}", self.elder)?;
-        }
-        if self.found > 0 {
-            writeln!(f, "found {}", self.found)?;
-        }
-        if let Some(end) = &self.backend_end {
-            writeln!(f, "ended {end}")?;
-        }
-        Ok(())
+        let mut text = Vec::new();
+        self.push_text(&mut text);
+        f.write_str(&String::from_utf8_lossy(&text))
     }
 }
 
 impl Ledger {
+    /// Appends its text.
+    pub(crate) fn push_text(&self, text: &mut Vec<u8>) {
+        let boot = self.newest_boot();
+        let mut lines = Lines { text, boot };
+        lines.begin("launch").number(self.launch).end();
+        if let Some(boot) = boot {
+            lines.begin("boot").hex(boot).end();
+        }
+        if let Some(written) = &self.written {
+            lines.begin("written").time(written).end();
+        }
+        match &self.budget.charges {
+            Charges::None => {}
+            Charges::Fixed { window_began, used } => {
+                let line = lines.begin("window").time(window_began);
+                line.number((*used).into()).end();
+            }
+            Charges::Sliding(times) => {
+                let line = lines.begin("attempts");
+                // If there is no room for all, drop the oldest, which age out first.
+                let surplus = times.len().saturating_sub(MAX_SLIDING_ATTEMPTS as usize);
+                for at in times.iter().skip(surplus) {
+                    line.time(at);
+                }
+                line.end();
+            }
+        }
+        if let Some(since) = &self.budget.up_since {
+            lines.begin("up-since").time(since).end();
+        }
+        if let Some(holder) = &self.holder {
+            lines.push_holder(holder);
+        }
+        if self.charged > 0 {
+            let line = lines.begin("charged").number(self.charged);
+            if let Some(at) = &self.charged_at {
+                line.time(at);
+            }
+            line.end();
+        }
+        if self.is_count_lost {
+            lines.begin("count-lost").end();
+        }
+        if let Some(last) = &self.last_outcome {
+            lines.push_outcome(last);
+        }
+        if self.elder > 0 {
+            lines.begin("elder").number(self.elder).end();
+        }
+        if self.found > 0 {
+            lines.begin("found").number(self.found).end();
+        }
+        if let Some(end) = &self.backend_end {
+            lines.begin("ended").word(&end.to_string()).end();
+        }
+    }
+
     /// The boot of the record's times. Times of another boot are kept by the wall clock alone, since time since that boot can no
     /// longer be measured.
     fn newest_boot(&self) -> Option<u128> {
@@ -245,26 +238,87 @@ fn read_line(ledger: &mut Ledger, boot: &mut Option<u128>, word: &str, rest: &st
     Some(())
 }
 
-/// A time as text: seconds by the wall clock and, if it is of the record's boot, seconds since boot.
-struct TimeText(ClockReading, Option<u128>);
+/// Lines of words, appended to a text.
+struct Lines<'a> {
+    text: &'a mut Vec<u8>,
+    /// The boot of the record's times.
+    boot: Option<u128>,
+}
 
-impl fmt::Display for TimeText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(reading, record_boot) = self;
-        write_seconds(f, reading.unix)?;
-        match reading.boot {
-            Some(boot) if Some(boot.id) == *record_boot => {
-                f.write_str("/")?;
-                write_seconds(f, boot.elapsed)
-            }
-            _ => Ok(()),
+impl Lines<'_> {
+    fn push_holder(&mut self, holder: &LedgerHolder) {
+        let line = self.begin("holder").number(holder.pid.into());
+        line.time(&holder.since);
+        if let Some(started) = holder.process_started {
+            line.number(started);
         }
+        line.end();
+        if let Some(host) = &holder.host {
+            let line = self.begin("host").word(&one_word(&host.name));
+            if let Some(namespace) = host.pid_namespace {
+                line.number(namespace);
+            }
+            line.end();
+        }
+    }
+
+    fn push_outcome(&mut self, last: &LastOutcome) {
+        let line = self.begin("outcome").number(last.launch);
+        match &last.failure {
+            None => line.word("launched").time(&last.at),
+            Some(why) => line.word("failed").time(&last.at).word(&escaped(why)),
+        };
+        line.end();
+    }
+
+    fn begin(&mut self, name: &str) -> &mut Self {
+        self.text.extend_from_slice(name.as_bytes());
+        self
+    }
+
+    fn end(&mut self) {
+        self.text.push(b'\n');
+    }
+
+    fn word(&mut self, word: &str) -> &mut Self {
+        self.text.push(b' ');
+        self.text.extend_from_slice(word.as_bytes());
+        self
+    }
+
+    fn number(&mut self, number: u64) -> &mut Self {
+        self.text.push(b' ');
+        push_decimal(self.text, number);
+        self
+    }
+
+    fn hex(&mut self, number: u128) -> &mut Self {
+        self.text.push(b' ');
+        self.text.extend(hex::<32>(&number.to_be_bytes()));
+        self
+    }
+
+    /// Seconds by the wall clock and, if it is of the record's boot, seconds since boot.
+    fn time(&mut self, reading: &ClockReading) -> &mut Self {
+        self.text.push(b' ');
+        push_seconds(self.text, reading.unix);
+        match reading.boot {
+            Some(boot) if Some(boot.id) == self.boot => {
+                self.text.push(b'/');
+                push_seconds(self.text, boot.elapsed);
+            }
+            _ => {}
+        }
+        self
     }
 }
 
-/// Writes seconds with milliseconds. That is precise enough, and keeps a record short.
-fn write_seconds(f: &mut fmt::Formatter<'_>, time: Duration) -> fmt::Result {
-    write!(f, "{}.{:03}", time.as_secs(), time.subsec_millis())
+/// Appends seconds with milliseconds. That is precise enough, and keeps a record short.
+fn push_seconds(text: &mut Vec<u8>, time: Duration) {
+    push_decimal(text, time.as_secs());
+    text.push(b'.');
+    let millis = u64::from(time.subsec_millis());
+    text.extend([100, 10, 1].map(|unit| last_digit(millis / unit)));
 }
 
 fn read_time(word: &str, boot: Option<u128>) -> Option<ClockReading> {
@@ -345,8 +399,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_ledger_with_every_line_is_read_as_it_was_written() {
+    /// A ledger that has every line but those of its charges.
+    fn with_every_line() -> Ledger {
         let mut ledger = Ledger {
             launch: 19,
             holder: Some(LedgerHolder {
@@ -373,6 +427,46 @@ mod tests {
             ..Ledger::default()
         };
         ledger.budget.up_since = Some(reading(3));
+        ledger
+    }
+
+    #[test]
+    fn the_text_of_a_ledger_is_always_the_same() {
+        let mut ledger = with_every_line();
+        // Of another boot: by the wall clock alone.
+        ledger.last_outcome.as_mut().unwrap().at.boot = Some(BootReading {
+            id: 0xb006,
+            elapsed: Duration::from_secs(1),
+        });
+        ledger.budget.charges = Charges::Fixed {
+            window_began: reading(1),
+            used: 2,
+        };
+        let text = "\
+            launch 19\n\
+            boot 0000000000000000000000000000b007\n\
+            written 1800000007.007/7.007\n\
+            window 1800000001.001/1.001 2\n\
+            up-since 1800000003.003/3.003\n\
+            holder 4711 1800000005.005/5.005 83787\n\
+            host web-1 4026531836\n\
+            charged 19 1800000006.006/6.006\n\
+            count-lost\n\
+            outcome 18 failed 1800000004.004 no such program\n\
+            elder 17\n\
+            found 16\n\
+            ended 17 failed exit status: 1\n";
+        assert_eq!(ledger.to_string(), text);
+
+        ledger.budget.charges = Charges::Sliding(Box::new([reading(1), reading(2)]));
+        let attempts = "attempts 1800000001.001/1.001 1800000002.002/2.002\n";
+        let text = text.replace("window 1800000001.001/1.001 2\n", attempts);
+        assert_eq!(ledger.to_string(), text);
+    }
+
+    #[test]
+    fn a_ledger_with_every_line_is_read_as_it_was_written() {
+        let mut ledger = with_every_line();
         let charges = [
             Charges::None,
             Charges::Fixed {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use spawn_gate::admin::{BackendEnd, Ledger, LedgerReading, inspect_spawn_lock};
 use spawn_gate::budget::{SharedClock, WindowKind};
 use spawn_gate::error::LockError;
@@ -121,7 +122,7 @@ async fn a_ledger_of_a_newer_version_is_an_error_and_is_left_alone() {
     let path = lock_path(directory.path());
     drop(acquire_spawn_lock(&path).unwrap());
     // SHA-256 of the version (4 bytes), the number (8 bytes), both little endian, and the lines after the first.
-    let mut hash = hmac_sha256::Hash::new();
+    let mut hash = Sha256::new();
     hash.update(2_u32.to_le_bytes());
     hash.update(5_u64.to_le_bytes());
     hash.update(b"as they write it then\nend\n");

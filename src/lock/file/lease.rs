@@ -314,12 +314,13 @@ impl SpawnLease for FileLease {
             };
             guard.verify()?;
             if let Some(ledger) = &ledger {
-                let mut ledger = ledger.clone();
                 // A report that came during the launch: the next one would take its place.
-                if let Some(end) = record::read_note(guard.file()) {
+                let noted = record::read_note(guard.file()).map(|end| {
+                    let mut ledger = ledger.clone();
                     ledger.note_backend_end(&end);
-                }
-                Written::write(&written, number, &guard, &ledger)?;
+                    ledger
+                });
+                Written::write(&written, number, &guard, noted.as_ref().unwrap_or(ledger))?;
             }
             Written::end(&written);
             guard.unlock();

@@ -41,23 +41,25 @@ pub(super) struct Bytes(Vec<u8>);
 
 impl Bytes {
     pub(super) fn read(file: &File) -> io::Result<Self> {
-        Self::read_by(|buffer, offset| sys::read_at(file, buffer, offset))
+        Self::read_by(|bytes, offset| sys::read_at(file, bytes, offset))
     }
 
-    /// Reads by a call that may return less than there is.
-    fn read_by(mut read_at: impl FnMut(&mut [u8], u64) -> io::Result<usize>) -> io::Result<Self> {
-        let mut bytes = vec![0; RECORD_LEN];
-        let mut len = 0;
-        while len < RECORD_LEN {
-            let offset = FIRST_SLOT + len as u64;
-            match read_at(&mut bytes[len..], offset) {
+    /// Reads by a call that may append less than there is.
+    fn read_by(
+        mut read_at: impl FnMut(&mut Vec<u8>, u64) -> io::Result<usize>,
+    ) -> io::Result<Self> {
+        let mut bytes = Vec::with_capacity(RECORD_LEN);
+        while bytes.len() < RECORD_LEN {
+            let offset = FIRST_SLOT + bytes.len() as u64;
+            match read_at(&mut bytes, offset) {
                 Ok(0) => break,
-                Ok(count) => len += count,
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        bytes.truncate(len);
+        // There may have been room for more.
+        bytes.truncate(RECORD_LEN);
         Ok(Self(bytes))
     }
 
@@ -100,9 +102,9 @@ fn is_new(path: &Path, file: &File) -> Result<bool, SpawnLockError> {
 
 /// Reads the note beside the records, if there is a good one.
 pub(super) fn read_note(file: &File) -> Option<BackendEnd> {
-    let mut note = [0; NOTE_LEN];
-    let len = sys::read_at(file, &mut note, NOTE).ok()?;
-    decode_note(&note[..len])
+    let mut note = Vec::with_capacity(NOTE_LEN);
+    sys::read_at(file, &mut note, NOTE).ok()?;
+    decode_note(&note)
 }
 
 /// Writes the note beside the records, which needs no lock. Does nothing unless it is about the newest launch, so that it does
@@ -155,20 +157,20 @@ mod tests {
     #[test]
     fn a_read_goes_on_after_a_part_and_an_interruption_and_ends_with_the_file_or_an_error() {
         let file = [b'x'; RECORD_LEN];
-        let part_of = |len: usize, buffer: &mut [u8], offset: u64| {
-            assert!(!buffer.is_empty(), "all is read");
+        let part_of = |len: usize, bytes: &mut Vec<u8>, offset: u64| {
+            assert!(bytes.len() < RECORD_LEN, "all is read");
             let rest = &file[(offset - FIRST_SLOT) as usize..len];
-            let count = rest.len().min(buffer.len()).min(1000);
-            buffer[..count].copy_from_slice(&rest[..count]);
+            let count = rest.len().min(1000);
+            bytes.extend_from_slice(&rest[..count]);
             Ok(count)
         };
         for len in [0, 1500, RECORD_LEN] {
             let mut calls = 0;
-            let bytes = Bytes::read_by(|buffer, offset| {
+            let bytes = Bytes::read_by(|bytes, offset| {
                 calls += 1;
                 match calls {
                     2 => Err(io::ErrorKind::Interrupted.into()),
-                    _ => part_of(len, buffer, offset),
+                    _ => part_of(len, bytes, offset),
                 }
             });
             let bytes = bytes.unwrap();

@@ -19,11 +19,11 @@
 //! ```
 
 use std::ffi::CStr;
-use std::fmt::Write;
 
-use hmac_sha256::Hash as Sha256;
+use sha2::{Digest, Sha256};
 
 use crate::ledger::{BackendEnd, Ledger};
+use crate::util::{hex, push_decimal};
 
 /// The version that this crate writes, and the newest that it reads.
 pub(super) const VERSION: u32 = 1;
@@ -108,9 +108,11 @@ impl Reading {
 
 /// The bytes of a note.
 pub(super) fn encode_note(end: &BackendEnd) -> Vec<u8> {
-    let line = format!("ended {end}");
-    let sum = checksum(VERSION, 0, line.as_bytes());
-    let mut note = format!("{line}\nchecksum {}\n", &sum[..NOTE_SUM_DIGITS]).into_bytes();
+    let mut note = format!("ended {end}").into_bytes();
+    let sum = checksum(VERSION, 0, &note);
+    note.extend_from_slice(b"\nchecksum ");
+    note.extend_from_slice(&sum[..NOTE_SUM_DIGITS]);
+    note.push(b'\n');
     // It always fits, since a reason is cut.
     note.resize(NOTE_LEN, PADDING);
     note
@@ -125,7 +127,7 @@ pub(super) fn decode_note(note: &[u8]) -> Option<BackendEnd> {
     let text = std::str::from_utf8(note).ok()?;
     let (line, rest) = text.split_once("\nchecksum ")?;
     let (sum, _) = rest.split_once('\n')?;
-    let is_whole = sum == &checksum(VERSION, 0, line.as_bytes())[..NOTE_SUM_DIGITS];
+    let is_whole = sum.as_bytes() == &checksum(VERSION, 0, line.as_bytes())[..NOTE_SUM_DIGITS];
     BackendEnd::parse(line.strip_prefix("ended ")?).filter(|_| is_whole)
 }
 
@@ -178,14 +180,22 @@ fn encode_slot(ledger: &Ledger, sequence: u64) -> Vec<u8> {
 }
 
 fn encode_record(ledger: &Ledger, sequence: u64) -> Vec<u8> {
-    let mut body = String::with_capacity(SLOT_LEN);
-    // Writing to a string cannot fail, here and below.
-    let _ = write!(body, "{ledger}{LAST_LINE}");
-    let sum = checksum(VERSION, sequence, body.as_bytes());
-    let mut record = String::with_capacity(SLOT_LEN);
-    let _ = writeln!(record, "record {sequence} version {VERSION} checksum {sum}");
-    record.push_str(&body);
-    record.into_bytes()
+    let mut record = Vec::with_capacity(SLOT_LEN);
+    record.extend_from_slice(b"record ");
+    push_decimal(&mut record, sequence);
+    record.extend_from_slice(b" version ");
+    push_decimal(&mut record, VERSION.into());
+    record.extend_from_slice(b" checksum ");
+    // Its place is kept until the body is there.
+    let sum_at = record.len();
+    record.resize(sum_at + SUM_DIGITS, b'0');
+    record.push(b'\n');
+    let body_at = record.len();
+    ledger.push_text(&mut record);
+    record.extend_from_slice(LAST_LINE.as_bytes());
+    let sum = checksum(VERSION, sequence, &record[body_at..]);
+    record[sum_at..sum_at + SUM_DIGITS].copy_from_slice(&sum);
+    record
 }
 
 /// What the first line of a slot claims; the checksum is not compared yet.
@@ -217,24 +227,18 @@ impl<'a> Claim<'a> {
     fn checked(self) -> Option<(Self, &'a str)> {
         let body = CStr::from_bytes_until_nul(self.rest).map_or(self.rest, CStr::to_bytes);
         let ledger = body.strip_suffix(LAST_LINE.as_bytes())?;
-        let is_whole = self.sum == checksum(self.version, self.sequence, body);
+        let is_whole = self.sum.as_bytes() == checksum(self.version, self.sequence, body);
         let ledger = std::str::from_utf8(ledger).ok().filter(|_| is_whole)?;
         Some((self, ledger))
     }
 }
 
-fn checksum(version: u32, sequence: u64, body: &[u8]) -> String {
+fn checksum(version: u32, sequence: u64, body: &[u8]) -> [u8; SUM_DIGITS] {
     let mut hash = Sha256::new();
     hash.update(version.to_le_bytes());
     hash.update(sequence.to_le_bytes());
     hash.update(body);
-    let mut sum = String::with_capacity(SUM_DIGITS);
-    for byte in &hash.finalize()[..SUM_DIGITS / 2] {
-        for nibble in [byte >> 4, byte & 15] {
-            sum.push(char::from(b"0123456789abcdef"[usize::from(nibble)]));
-        }
-    }
-    sum
+    hex(&hash.finalize())
 }
 
 #[cfg(test)]
@@ -383,6 +387,32 @@ mod tests {
         let header = String::from_utf8(header()).unwrap();
         assert_eq!(header.len(), FIRST_SLOT as usize);
         assert_eq!(header.find('\n'), Some(header.len() - 1));
+    }
+
+    #[test]
+    fn the_bytes_of_a_record_and_of_a_note_are_always_the_same() {
+        let ledger = Ledger {
+            launch: 1_795_548_335_141,
+            written: Some(ClockReading {
+                unix: Duration::from_millis(1_795_548_340_020),
+                boot: Some(BootReading {
+                    id: 0xb007,
+                    elapsed: Duration::from_millis(8_383_873),
+                }),
+            }),
+            ..Ledger::default()
+        };
+        let record = "record 42 version 1 checksum 674191686a44a4c91c5f635dab37faa7\n\
+            launch 1795548335141\n\
+            boot 0000000000000000000000000000b007\n\
+            written 1795548340.020/8383.873\n\
+            end\n";
+        let encoded = encode_record(&ledger, 42);
+        assert_eq!(String::from_utf8(encoded).unwrap(), record);
+        let note = "ended 1795548335141 orderly\nchecksum 6d92318b2a9935e9\n";
+        let encoded = encode_note(&BackendEnd::orderly(1_795_548_335_141));
+        let encoded = String::from_utf8(encoded).unwrap();
+        assert_eq!(encoded.trim_end_matches('\0'), note);
     }
 
     #[test]

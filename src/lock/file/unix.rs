@@ -7,6 +7,7 @@ use std::os::unix::fs::{
 };
 use std::path::Path;
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 
@@ -340,8 +341,10 @@ pub(super) fn descriptor_limit() -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
-pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    file.read_at(buffer, offset)
+/// Appends what is read to `bytes`, as far as those have room, and returns its length.
+pub(super) fn read_at(file: &File, bytes: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
+    // The standard library would need the room filled with zeros first.
+    Ok(rustix::io::pread(file, spare_capacity(bytes), offset)?)
 }
 
 pub(super) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {

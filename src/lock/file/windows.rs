@@ -247,8 +247,13 @@ pub(super) fn descriptor_limit() -> usize {
     usize::MAX
 }
 
-pub(super) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    file.seek_read(buffer, offset)
+/// Appends what is read to `bytes`, as far as those have room, and returns its length.
+pub(super) fn read_at(file: &File, bytes: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
+    let len = bytes.len();
+    bytes.resize(bytes.capacity(), 0);
+    let read = file.seek_read(&mut bytes[len..], offset);
+    bytes.truncate(len + *read.as_ref().unwrap_or(&0));
+    read
 }
 
 pub(super) fn write_all_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
