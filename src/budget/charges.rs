@@ -83,6 +83,9 @@ impl<I: TimePoint> Charges<I> {
     }
 
     pub(crate) fn forget_aged(&mut self, policy: &BudgetPolicy, now: I) {
+        if matches!(self, Self::None) {
+            return;
+        }
         if self.used_at(policy, now) == 0 {
             *self = Self::None;
         } else if let Self::Sliding(times) = self {

@@ -35,8 +35,8 @@ pub(super) struct State<T> {
 /// A request's part in a flight.
 #[derive(Debug)]
 pub(crate) enum Role<K, T, L = Begun<K, T>> {
-    /// Wait for this flight's outcome.
-    Follow(Flight<K, T>, OutcomeReceiver<T>),
+    /// Wait for this flight's outcome. With the time of the request.
+    Follow(Flight<K, T>, OutcomeReceiver<T>, Instant),
     /// Lead this new flight.
     Lead(L),
 }
@@ -52,14 +52,21 @@ pub(crate) struct Begun<K, T> {
 
 /// A request without a role: no attempt is free.
 #[derive(Debug)]
-pub(crate) struct Refused<K, T> {
-    entry: Arc<Entry<K, T>>,
-    refusal: Refusal,
+pub(crate) enum Refused<K, T> {
+    /// The key has a label.
+    Labelled(BudgetExhausted),
+    /// The key has no label yet. Making it is user code, so it is made once everything is unlocked.
+    Unlabelled(Arc<Entry<K, T>>, Refusal),
 }
 
 impl<K: GateKey, T> From<Refused<K, T>> for GateError {
-    fn from(Refused { entry, refusal }: Refused<K, T>) -> Self {
-        BudgetExhausted::new(entry.label(), refusal).into()
+    fn from(refused: Refused<K, T>) -> Self {
+        match refused {
+            Refused::Labelled(error) => error.into(),
+            Refused::Unlabelled(entry, refusal) => {
+                BudgetExhausted::new(entry.label(), refusal).into()
+            }
+        }
     }
 }
 
@@ -138,14 +145,16 @@ impl<K: GateKey, T> Entry<K, T> {
                 let flight = state
                     .flight
                     .get_or_insert_with(|| InProgress::new(false, now));
-                return Ok(Role::Follow(self.flight(number), flight.follow()));
+                return Ok(Role::Follow(self.flight(number), flight.follow(), now));
             }
             Admission::Lead => None,
             Admission::Look(refusal) => Some(refusal),
             Admission::Refuse(refusal) => {
-                return Err(Refused {
-                    entry: Arc::clone(self),
-                    refusal,
+                return Err(match self.label.get() {
+                    Some(label) => {
+                        Refused::Labelled(BudgetExhausted::new(Arc::clone(label), refusal))
+                    }
+                    None => Refused::Unlabelled(Arc::clone(self), refusal),
                 });
             }
         };

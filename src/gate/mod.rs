@@ -151,8 +151,8 @@ where
             loop {
                 let shard = self.shared.registry.shard(hash).await;
                 let role = self.enter(shard, key, hash, false)?;
-                let (flight, mut outcome) = match role {
-                    Role::Follow(flight, outcome) => (flight, outcome),
+                let (flight, mut outcome, at) = match role {
+                    Role::Follow(flight, outcome, at) => (flight, outcome, at),
                     Role::Lead(mut leader) => {
                         if prepare_now(&mut leader) {
                             self.count(hash, Request::Led);
@@ -167,8 +167,8 @@ where
                         continue;
                     }
                 };
-                let joined = self.follow(&flight, &mut outcome, &mut follow_until);
-                match joined.await? {
+                let deadline = self.follow_until(&mut follow_until, at);
+                match self.follow(&flight, &mut outcome, deadline).await? {
                     Some(value) => return Ok(Acquired::Joined(value)),
                     // The leader is gone.
                     None => key = flight.key().clone(),
@@ -226,18 +226,19 @@ where
             loop {
                 let shard = self.shared.registry.shard(hash).await;
                 let role = self.enter(shard, key, hash, true)?;
-                let (flight, mut outcome) = match role {
-                    Role::Follow(flight, outcome) => (flight, outcome),
+                let (flight, mut outcome, at) = match role {
+                    Role::Follow(flight, outcome, at) => (flight, outcome, at),
                     Role::Lead(leader) => {
+                        let deadline = self.follow_until(&mut follow_until, leader.began);
                         let flight = leader.flight.clone();
                         let span = leader.span.clone();
                         // Boxed, since a task is moved a few times before it runs.
                         let leading = span.instrument(Box::pin(lead(leader, launcher)));
-                        return self.led(&flight, tokio::spawn(leading), follow_until).await;
+                        return self.led(&flight, tokio::spawn(leading), deadline).await;
                     }
                 };
-                let joined = self.follow(&flight, &mut outcome, &mut follow_until);
-                if let Some(value) = joined.await? {
+                let deadline = self.follow_until(&mut follow_until, at);
+                if let Some(value) = self.follow(&flight, &mut outcome, deadline).await? {
                     let how = How::Joined;
                     return Ok(Launched { value, how });
                 }
@@ -299,7 +300,7 @@ where
         let role = registry.enter(shard, key, hash, policy, can_look, &mut leftovers);
         let role = role.map_err(|error| self.returned(hash, error))?;
         let role = match role {
-            Role::Follow(flight, outcome) => Role::Follow(flight, outcome),
+            Role::Follow(flight, outcome, at) => Role::Follow(flight, outcome, at),
             Role::Lead(begun) => Role::Lead(Leader::new(Arc::clone(&self.shared), begun)),
         };
         // Drop them while the leader is still a variable: a return value is not dropped if a destructor panics.
@@ -307,9 +308,9 @@ where
         Ok(role)
     }
 
-    /// Returns the deadline of this request's waits as a follower. The first wait sets it for all.
-    fn follow_until(&self, until: &mut Option<Instant>) -> Instant {
-        *until.get_or_insert_with(|| Instant::now() + self.shared.timeouts.follow)
+    /// Returns the deadline of this request's waits for a flight. The first, whose request came `at` that time, sets it for all.
+    fn follow_until(&self, until: &mut Option<Instant>, at: Instant) -> Instant {
+        *until.get_or_insert_with(|| at + self.shared.timeouts.follow)
     }
 
     /// Waits for a flight's outcome. Returns the value to join; `None` means retry.
@@ -317,9 +318,8 @@ where
         &self,
         flight: &Flight<K, T>,
         outcome: &mut OutcomeReceiver<T>,
-        until: &mut Option<Instant>,
+        deadline: Instant,
     ) -> Result<Option<T>, GateError> {
-        let deadline = self.follow_until(until);
         let outcome = outcome.outcome(deadline).await;
         let outcome = outcome.ok_or_else(|| self.timed_out(flight))?;
         match self.joined(flight, outcome) {
@@ -350,10 +350,9 @@ where
         &self,
         flight: &Flight<K, T>,
         leading: JoinHandle<Outcome<T>>,
-        mut until: Option<Instant>,
+        deadline: Instant,
     ) -> Result<Launched<T>, GateError> {
         let asker = flight.asker();
-        let deadline = self.follow_until(&mut until);
         let led = Box::pin(timeout_at(deadline, leading)).await;
         let led = led.map_err(|_| self.timed_out(flight))?;
         asker.answered();
