@@ -22,8 +22,8 @@ pub use self::builder::SpawnGateBuilder;
 use self::detached::{Collected, collect_permit};
 use crate::error::{GateError, LaunchError, Stage, TimeoutError};
 use crate::flight::{
-    BackendLauncher, Flight, How, LaunchPermit, Launched, Leader, Leftovers, Outcome,
-    OutcomeReceiver, Role, Shard, Shared, lead, prepare_now,
+    BackendLauncher, Flight, How, LaunchPermit, Launched, Leader, Leftovers, Outcome, Role, Shard,
+    Shared, lead, prepare_now,
 };
 use crate::key::GateKey;
 use crate::lock::{FileSpawnLock, SpawnLockError};
@@ -149,28 +149,29 @@ where
             let hash = self.shared.registry.hash(&key);
             let mut follow_until = None;
             loop {
-                let shard = self.shared.registry.shard(hash).await;
-                let role = self.enter(shard, key, hash, false)?;
-                let (flight, mut outcome, at) = match role {
-                    Role::Follow(flight, outcome, at) => (flight, outcome, at),
-                    Role::Lead(mut leader) => {
-                        if prepare_now(&mut leader) {
-                            self.count(hash, Request::Led);
-                            return Ok(Acquired::Led(LaunchPermit::new(leader)));
-                        }
-                        let flight = leader.flight.clone();
-                        match Box::pin(self.collect(leader)).await? {
-                            Some(acquired) => return Ok(acquired),
-                            // This caller did not collect its permit in time.
-                            None => key = flight.key().clone(),
-                        }
-                        continue;
+                // Nothing is awaited while a role is matched: the future would have room for it.
+                let mut leader = loop {
+                    let shard = self.shared.registry.shard(hash).await;
+                    let (flight, mut outcome, at) = match self.enter(shard, key, hash, false)? {
+                        Role::Lead(leader) => break leader,
+                        Role::Follow(flight, outcome, at) => (flight, outcome, at),
+                    };
+                    let deadline = self.follow_until(&mut follow_until, at);
+                    let outcome = outcome.outcome(deadline).await;
+                    match self.followed(&flight, outcome, deadline)? {
+                        Some(value) => return Ok(Acquired::Joined(value)),
+                        // The leader is gone.
+                        None => key = flight.key().clone(),
                     }
                 };
-                let deadline = self.follow_until(&mut follow_until, at);
-                match self.follow(&flight, &mut outcome, deadline).await? {
-                    Some(value) => return Ok(Acquired::Joined(value)),
-                    // The leader is gone.
+                if prepare_now(&mut leader) {
+                    self.count(hash, Request::Led);
+                    return Ok(Acquired::Led(LaunchPermit::new(leader)));
+                }
+                let flight = leader.flight.clone();
+                match Box::pin(self.collect(leader)).await? {
+                    Some(acquired) => return Ok(acquired),
+                    // This caller did not collect its permit in time.
                     None => key = flight.key().clone(),
                 }
             }
@@ -223,27 +224,29 @@ where
         async move {
             let hash = self.shared.registry.hash(&key);
             let mut follow_until = None;
-            loop {
+            // As in `acquire`, nothing is awaited while a role is matched.
+            let leader = loop {
                 let shard = self.shared.registry.shard(hash).await;
-                let role = self.enter(shard, key, hash, true)?;
-                let (flight, mut outcome, at) = match role {
+                let (flight, mut outcome, at) = match self.enter(shard, key, hash, true)? {
+                    Role::Lead(leader) => break leader,
                     Role::Follow(flight, outcome, at) => (flight, outcome, at),
-                    Role::Lead(leader) => {
-                        let deadline = self.follow_until(&mut follow_until, leader.began);
-                        let flight = leader.flight.clone();
-                        let span = leader.span.clone();
-                        // Boxed, since a task is moved a few times before it runs.
-                        let leading = span.instrument(Box::pin(lead(leader, launcher)));
-                        return self.led(&flight, tokio::spawn(leading), deadline).await;
-                    }
                 };
                 let deadline = self.follow_until(&mut follow_until, at);
-                if let Some(value) = self.follow(&flight, &mut outcome, deadline).await? {
-                    let how = How::Joined;
-                    return Ok(Launched { value, how });
+                let outcome = outcome.outcome(deadline).await;
+                match self.followed(&flight, outcome, deadline)? {
+                    Some(value) => {
+                        let how = How::Joined;
+                        return Ok(Launched { value, how });
+                    }
+                    None => key = flight.key().clone(),
                 }
-                key = flight.key().clone();
-            }
+            };
+            let deadline = self.follow_until(&mut follow_until, leader.began);
+            let flight = leader.flight.clone();
+            let span = leader.span.clone();
+            // Boxed, since a task is moved a few times before it runs.
+            let leading = span.instrument(Box::pin(lead(leader, launcher)));
+            self.led(&flight, tokio::spawn(leading), deadline).await
         }
     }
 
@@ -313,14 +316,13 @@ where
         *until.get_or_insert_with(|| at + self.shared.timeouts.follow)
     }
 
-    /// Waits for a flight's outcome. Returns the value to join; `None` means retry.
-    async fn follow(
+    /// Converts what a follower has waited for into its result: the value to join; `None` means retry.
+    fn followed(
         &self,
         flight: &Flight<K, T>,
-        outcome: &mut OutcomeReceiver<T>,
+        outcome: Option<Outcome<T>>,
         deadline: Instant,
     ) -> Result<Option<T>, GateError> {
-        let outcome = outcome.outcome(deadline).await;
         let outcome = outcome.ok_or_else(|| self.timed_out(flight))?;
         match self.joined(flight, outcome) {
             Ok(Some(value)) => {
@@ -438,7 +440,7 @@ mod tests {
     use crate::lock::InMemorySpawnLock;
 
     /// So large is the future of a follower, without its key. It is moved into a task, and followers are many.
-    const MOST_OF_A_REQUEST: usize = 512;
+    const MOST_OF_A_REQUEST: usize = 384;
 
     /// The C library's allocator takes a slower way for what is larger than 1,032 bytes.
     const MOST_OF_A_FLIGHT: usize = 1024;
