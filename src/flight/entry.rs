@@ -23,20 +23,20 @@ pub(crate) struct Entry<K, T> {
     pub(crate) hash: u64,
     /// The key as text, for refusals, of which there can be many. Set by the first.
     label: OnceLock<Arc<str>>,
-    state: Mutex<State<T>>,
+    state: Mutex<State<K, T>>,
 }
 
 #[derive(Debug)]
-pub(super) struct State<T> {
+pub(super) struct State<K, T> {
     pub(super) key_state: KeyState,
-    pub(super) flight: Option<Box<InProgress<T>>>,
+    pub(super) flight: Option<Box<InProgress<Flight<K, T>, T>>>,
 }
 
 /// A request's part in a flight.
 #[derive(Debug)]
 pub(crate) enum Role<K, T, L = Begun<K, T>> {
     /// Wait for this flight's outcome. With the time of the request.
-    Follow(Flight<K, T>, OutcomeReceiver<T>, Instant),
+    Follow(OutcomeReceiver<Flight<K, T>, T>, Instant),
     /// Lead this new flight.
     Lead(L),
 }
@@ -120,7 +120,7 @@ impl<K, T> Entry<K, T> {
         !self.state().key_state.is_idle(policy, now.into_std())
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State<T>> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State<K, T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -145,7 +145,8 @@ impl<K: GateKey, T> Entry<K, T> {
                 let flight = state
                     .flight
                     .get_or_insert_with(|| InProgress::new(false, now));
-                return Ok(Role::Follow(self.flight(number), flight.follow(), now));
+                let followed = flight.follow(|| self.flight(number));
+                return Ok(Role::Follow(followed, now));
             }
             Admission::Lead => None,
             Admission::Look(refusal) => Some(refusal),

@@ -29,8 +29,8 @@ impl<K, T> Flight<K, T> {
     }
 
     /// Follows it, unless it has ended.
-    pub(crate) fn follow(&self) -> Option<OutcomeReceiver<T>> {
-        self.step(InProgress::follow)
+    pub(crate) fn follow(&self) -> Option<OutcomeReceiver<Self, T>> {
+        self.step(|flight| flight.follow(|| self.clone()))
     }
 
     /// Advances it to a stage, in which the leader waits for that holder.
@@ -207,7 +207,7 @@ impl<K, T> Flight<K, T> {
     }
 
     /// Runs a step if the flight is in progress.
-    fn step<V>(&self, step: impl FnOnce(&mut InProgress<T>) -> V) -> Option<V> {
+    fn step<V>(&self, step: impl FnOnce(&mut InProgress<Self, T>) -> V) -> Option<V> {
         let mut state = self.entry.state();
         if !state.key_state.is_in_flight(self.number) {
             return None;

@@ -14,8 +14,10 @@ use crate::lock::LockHolder;
 /// ```text
 /// Discover ⇄ Lock ──→ Launch        each may end: launched, discovered, failed, leader gone
 /// ```
+///
+/// `F` is the flight as others refer to it.
 #[derive(Debug)]
-pub(super) struct InProgress<T> {
+pub(super) struct InProgress<F, T> {
     pub(super) stage: Stage,
     pub(super) began: Instant,
     /// The attempt's number for snapshots. In a ledger it differs from that in this process's count.
@@ -29,10 +31,10 @@ pub(super) struct InProgress<T> {
     pub(super) interrupt: Option<GateError>,
     pub(super) leader: Option<Waker>,
     /// Created for the first follower.
-    pub(super) followers: Option<OutcomeSender<T>>,
+    pub(super) followers: Option<OutcomeSender<F, T>>,
 }
 
-impl<T> InProgress<T> {
+impl<F, T> InProgress<F, T> {
     /// `has_asker`: a task leads, and the caller waits for that.
     pub(super) fn new(has_asker: bool, now: Instant) -> Box<Self> {
         Box::new(Self {
@@ -48,9 +50,9 @@ impl<T> InProgress<T> {
         })
     }
 
-    pub(super) fn follow(&mut self) -> OutcomeReceiver<T> {
+    pub(super) fn follow(&mut self, flight: impl FnOnce() -> F) -> OutcomeReceiver<F, T> {
         self.followers
-            .get_or_insert_with(OutcomeSender::new)
+            .get_or_insert_with(|| OutcomeSender::new(flight()))
             .subscribe()
     }
 

@@ -36,7 +36,7 @@ pub(crate) use self::held_lock::{HeldLock, LONGEST_CALL, answered};
 pub use self::launcher::{BackendLauncher, How, Launch, Launched, LauncherFn, launcher_fn};
 pub(crate) use self::leader::Leader;
 pub(crate) use self::lock_wait::{LockWait, Tried};
-pub(crate) use self::outcome::Outcome;
+pub(crate) use self::outcome::{Outcome, OutcomeReceiver};
 pub use self::permit::LaunchPermit;
 pub(crate) use self::registry::{Leftovers, Registry, lock_shard};
 pub(crate) use self::script::{lead, or_interrupted, prepare, prepare_now};

@@ -1,5 +1,6 @@
 //! The outcome of a flight, and the watch channel that takes it to the followers.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -72,16 +73,22 @@ impl<T, F: Future<Output = Outcome<T>>> Future for Ending<T, F> {
     }
 }
 
-/// The leader's end of the channel.
-#[derive(Debug)]
-pub(crate) struct OutcomeSender<T>(Sender<Option<Outcome<T>>>);
+/// What the channel holds: the flight `F`, so that a follower needs no reference of its own, and the outcome once it has ended.
+struct Told<F, T> {
+    flight: F,
+    outcome: Option<Outcome<T>>,
+}
 
-impl<T> OutcomeSender<T> {
-    pub(crate) fn new() -> Self {
-        Self(Sender::new(None))
+/// The leader's end of the channel.
+pub(crate) struct OutcomeSender<F, T>(Sender<Told<F, T>>);
+
+impl<F, T> OutcomeSender<F, T> {
+    pub(crate) fn new(flight: F) -> Self {
+        let outcome = None;
+        Self(Sender::new(Told { flight, outcome }))
     }
 
-    pub(crate) fn subscribe(&self) -> OutcomeReceiver<T> {
+    pub(crate) fn subscribe(&self) -> OutcomeReceiver<F, T> {
         OutcomeReceiver(self.0.subscribe())
     }
 
@@ -91,19 +98,39 @@ impl<T> OutcomeSender<T> {
 
     pub(crate) fn publish(&self, outcome: Outcome<T>) {
         // Unlike `send`, this keeps the value if there is no receiver at this moment.
-        self.0.send_replace(Some(outcome));
+        self.0.send_modify(|told| told.outcome = Some(outcome));
     }
 }
 
 /// A follower's end of the channel.
-#[derive(Debug)]
-pub(crate) struct OutcomeReceiver<T>(Receiver<Option<Outcome<T>>>);
+pub(crate) struct OutcomeReceiver<F, T>(Receiver<Told<F, T>>);
 
-impl<T: Clone> OutcomeReceiver<T> {
+impl<F: Clone, T> OutcomeReceiver<F, T> {
+    /// The flight whose outcome this is.
+    pub(crate) fn flight(&self) -> F {
+        self.0.borrow().flight.clone()
+    }
+}
+
+impl<F, T: Clone> OutcomeReceiver<F, T> {
     /// Waits for the outcome. Returns `None` if there is none by `deadline`.
     pub(crate) async fn outcome(&mut self, deadline: Instant) -> Option<Outcome<T>> {
-        let ended = timeout_at(deadline, self.0.wait_for(Option::is_some)).await;
+        let has_ended = |told: &Told<F, T>| told.outcome.is_some();
+        let ended = timeout_at(deadline, self.0.wait_for(has_ended)).await;
         // The inner error means that the sender is gone without an outcome.
-        ended.ok()?.ok()?.clone()
+        ended.ok()?.ok()?.outcome.clone()
+    }
+}
+
+// Without the flight, which leads back to here.
+impl<F, T> fmt::Debug for OutcomeSender<F, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutcomeSender").finish_non_exhaustive()
+    }
+}
+
+impl<F, T> fmt::Debug for OutcomeReceiver<F, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutcomeReceiver").finish_non_exhaustive()
     }
 }

@@ -22,8 +22,8 @@ pub use self::builder::SpawnGateBuilder;
 use self::detached::{Collected, collect_permit};
 use crate::error::{GateError, LaunchError, Stage, TimeoutError};
 use crate::flight::{
-    BackendLauncher, Flight, How, LaunchPermit, Launched, Leader, Leftovers, Outcome, Role, Shard,
-    Shared, lead, prepare_now,
+    BackendLauncher, Flight, How, LaunchPermit, Launched, Leader, Leftovers, Outcome,
+    OutcomeReceiver, Role, Shard, Shared, lead, prepare_now,
 };
 use crate::key::GateKey;
 use crate::lock::{FileSpawnLock, SpawnLockError};
@@ -152,16 +152,16 @@ where
                 // Nothing is awaited while a role is matched: the future would have room for it.
                 let mut leader = loop {
                     let shard = self.shared.registry.shard(hash).await;
-                    let (flight, mut outcome, at) = match self.enter(shard, key, hash, false)? {
+                    let (mut following, at) = match self.enter(shard, key, hash, false)? {
                         Role::Lead(leader) => break leader,
-                        Role::Follow(flight, outcome, at) => (flight, outcome, at),
+                        Role::Follow(following, at) => (following, at),
                     };
                     let deadline = self.follow_until(&mut follow_until, at);
-                    let outcome = outcome.outcome(deadline).await;
-                    match self.followed(&flight, outcome, deadline)? {
+                    let outcome = following.outcome(deadline).await;
+                    match self.followed(hash, &following, outcome, deadline)? {
                         Some(value) => return Ok(Acquired::Joined(value)),
                         // The leader is gone.
-                        None => key = flight.key().clone(),
+                        None => key = following.flight().key().clone(),
                     }
                 };
                 if prepare_now(&mut leader) {
@@ -227,18 +227,18 @@ where
             // As in `acquire`, nothing is awaited while a role is matched.
             let leader = loop {
                 let shard = self.shared.registry.shard(hash).await;
-                let (flight, mut outcome, at) = match self.enter(shard, key, hash, true)? {
+                let (mut following, at) = match self.enter(shard, key, hash, true)? {
                     Role::Lead(leader) => break leader,
-                    Role::Follow(flight, outcome, at) => (flight, outcome, at),
+                    Role::Follow(following, at) => (following, at),
                 };
                 let deadline = self.follow_until(&mut follow_until, at);
-                let outcome = outcome.outcome(deadline).await;
-                match self.followed(&flight, outcome, deadline)? {
+                let outcome = following.outcome(deadline).await;
+                match self.followed(hash, &following, outcome, deadline)? {
                     Some(value) => {
                         let how = How::Joined;
                         return Ok(Launched { value, how });
                     }
-                    None => key = flight.key().clone(),
+                    None => key = following.flight().key().clone(),
                 }
             };
             let deadline = self.follow_until(&mut follow_until, leader.began);
@@ -266,7 +266,7 @@ where
                 Err(self.returned(flight.hash(), error))
             }
             Collected::Ended(outcome) => {
-                let joined = self.joined(&flight, outcome)?;
+                let joined = self.joined(flight.hash(), outcome, || flight.clone())?;
                 Ok(joined.map(Acquired::Joined))
             }
             Collected::TaskLost(why) => Err(self.returned(flight.hash(), task_lost(&flight, &why))),
@@ -303,7 +303,7 @@ where
         let role = registry.enter(shard, key, hash, policy, can_look, &mut leftovers);
         let role = role.map_err(|error| self.returned(hash, error))?;
         let role = match role {
-            Role::Follow(flight, outcome, at) => Role::Follow(flight, outcome, at),
+            Role::Follow(following, at) => Role::Follow(following, at),
             Role::Lead(begun) => Role::Lead(Leader::new(Arc::clone(&self.shared), begun)),
         };
         // Drop them while the leader is still a variable: a return value is not dropped if a destructor panics.
@@ -319,31 +319,38 @@ where
     /// Converts what a follower has waited for into its result: the value to join; `None` means retry.
     fn followed(
         &self,
-        flight: &Flight<K, T>,
+        hash: u64,
+        following: &OutcomeReceiver<Flight<K, T>, T>,
         outcome: Option<Outcome<T>>,
         deadline: Instant,
     ) -> Result<Option<T>, GateError> {
-        let outcome = outcome.ok_or_else(|| self.timed_out(flight))?;
-        match self.joined(flight, outcome) {
-            Ok(Some(value)) => {
+        let timed_out = || self.timed_out(&following.flight());
+        let outcome = outcome.ok_or_else(timed_out)?;
+        match self.joined(hash, outcome, || following.flight())? {
+            Some(value) => {
                 let began = || deadline - self.shared.timeouts.follow;
-                trace::joined(|| flight.label(), || began().elapsed());
+                trace::joined(|| following.flight().label(), || began().elapsed());
                 Ok(Some(value))
             }
-            Ok(None) if Instant::now() >= deadline => Err(self.timed_out(flight)),
-            joined => joined,
+            None if Instant::now() >= deadline => Err(timed_out()),
+            None => Ok(None),
         }
     }
 
     /// Converts a flight's outcome into the result for one caller, and counts it.
-    fn joined(&self, flight: &Flight<K, T>, outcome: Outcome<T>) -> Result<Option<T>, GateError> {
+    fn joined(
+        &self,
+        hash: u64,
+        outcome: Outcome<T>,
+        flight: impl FnOnce() -> Flight<K, T>,
+    ) -> Result<Option<T>, GateError> {
         match outcome.joined() {
             Ok(Some(value)) => {
-                self.count(flight.hash(), Request::Joined);
+                self.count(hash, Request::Joined);
                 Ok(Some(value))
             }
             Ok(None) => Ok(None),
-            Err(error) => Err(self.returned(flight.hash(), heard_by_caller(error, flight))),
+            Err(error) => Err(self.returned(hash, heard_by_caller(error, &flight()))),
         }
     }
 
