@@ -5,6 +5,8 @@
 //!
 //! Only that thread closes the inotify instance. Closing one waits for a grace period of the kernel, up to most of a second,
 //! which would stall a runtime. So a waiter holds no handle of it, and a thread is there before an instance is made.
+//!
+//! Most waits end with an event, and then the lock is taken. Not to be in the way, the thread tidies up a little later.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,7 +17,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use tokio::sync::watch::{Receiver, Sender};
@@ -29,6 +33,10 @@ pub(super) const EVENTS: WatchFlags = WatchFlags::CLOSE_WRITE
     .union(WatchFlags::MOVE_SELF)
     .union(WatchFlags::DONT_FOLLOW);
 
+/// How long after an event the thread tidies up: takes away the watches of files that nobody waits for any more, and closes what
+/// the waiters had open.
+const TIDY_AFTER: Duration = Duration::from_millis(10);
+
 const THREAD_NAME: &str = "spawn-gate-wait";
 
 static WATCHER: Mutex<Option<Watcher>> = Mutex::new(None);
@@ -41,6 +49,8 @@ struct Watcher {
     files: HashMap<i32, Sender<()>>,
     /// For the thread to close.
     done_with: Vec<Arc<Probe>>,
+    /// When the thread tidies up, if that is soon: then a wait that ends need not wake it.
+    tidy_at: Option<Instant>,
 }
 
 /// The file that a waiter probes, and its place among those that may be open.
@@ -101,6 +111,10 @@ impl Drop for FileWatch {
         let Some(watcher) = of_generation(&mut watcher, self.generation) else {
             return;
         };
+        if watcher.tidy_at.is_some() {
+            watcher.done_with.extend(self.probe.take());
+            return;
+        }
         // The kernel answers with `IGNORED`, so the thread checks whether this was the last watch.
         if let Entry::Occupied(file) = watcher.files.entry(self.number) {
             if file.get().receiver_count() == 1 {
@@ -142,6 +156,7 @@ impl WatcherThread {
             generation,
             files: HashMap::new(),
             done_with: Vec::new(),
+            tidy_at: None,
         }
     }
 
@@ -171,6 +186,18 @@ impl Watcher {
             self.files.get(&number).cloned().into_iter().collect()
         }
     }
+
+    /// Takes away the watches of files that nobody waits for any more.
+    fn tidy(&mut self) {
+        self.tidy_at = None;
+        self.files.retain(|&number, file| {
+            let is_awaited = file.receiver_count() > 0;
+            if !is_awaited {
+                let _ = inotify::remove_watch(&self.inotify.0, number);
+            }
+            is_awaited
+        });
+    }
 }
 
 /// The watcher, unless another one has replaced it.
@@ -180,31 +207,70 @@ fn of_generation(watcher: &mut Option<Watcher>, generation: u64) -> Option<&mut 
         .filter(|watcher| watcher.generation == generation)
 }
 
+/// What the thread does next.
+enum Next {
+    Tell(i32, ReadFlags),
+    Tidy,
+    /// No more events will come: the waiters probe by themselves.
+    End,
+}
+
+/// Waits for the next event, or until it is time to tidy up.
+fn next(reader: &mut Reader<'_, &OwnedFd>, inotify: &OwnedFd, tidy_at: Option<Instant>) -> Next {
+    loop {
+        if let Some(tidy_at) = tidy_at {
+            // Events that come again and again must not put it off.
+            let left = tidy_at.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Next::Tidy;
+            }
+            if reader.is_buffer_empty() {
+                let readable = &mut [PollFd::new(inotify, PollFlags::IN)];
+                match poll(readable, Timespec::try_from(left).ok().as_ref()) {
+                    Ok(0) | Err(Errno::INTR) => continue,
+                    Ok(_) => {}
+                    Err(_) => return Next::End,
+                }
+            }
+        }
+        match reader.next() {
+            Ok(event) => return Next::Tell(event.wd(), event.events()),
+            Err(Errno::INTR) => {}
+            Err(_) => return Next::End,
+        }
+    }
+}
+
 /// Passes on the kernel's events until nobody waits any more.
 fn serve(inotify: &Arc<Instance>, generation: u64) {
     let mut buffer = [MaybeUninit::uninit(); 4096];
     let mut reader = Reader::new(&inotify.0, &mut buffer);
+    let mut tidy_at = None;
     loop {
-        let told = match reader.next() {
-            Ok(event) => Some((event.wd(), event.events())),
-            Err(Errno::INTR) => continue,
-            // No more events will come: the waiters probe by themselves.
-            Err(_) => None,
-        };
+        let next = next(&mut reader, &inotify.0, tidy_at);
         let mut watcher = watcher();
         let Some(current) = of_generation(&mut watcher, generation) else {
             return;
         };
-        let to_tell = told.map(|(number, events)| current.hear(number, events));
+        let mut to_tell = Vec::new();
+        match next {
+            Next::Tell(number, events) => {
+                to_tell = current.hear(number, events);
+                if to_tell.iter().any(|file| file.receiver_count() > 0) {
+                    let tidy_at = || Instant::now() + TIDY_AFTER;
+                    current.tidy_at.get_or_insert_with(tidy_at);
+                }
+            }
+            Next::Tidy => current.tidy(),
+            Next::End => current.files.clear(),
+        }
+        tidy_at = current.tidy_at;
         let done_with = std::mem::take(&mut current.done_with);
-        let is_over = to_tell.is_none() || current.files.is_empty();
+        let is_over = current.files.is_empty();
         let ended = is_over.then(|| watcher.take());
         // Notifying runs the waiters' wakers, which may be user code: not under the mutex.
         drop(watcher);
-        to_tell
-            .iter()
-            .flatten()
-            .for_each(|file| file.send_replace(()));
+        to_tell.iter().for_each(|file| _ = file.send_replace(()));
         drop((to_tell, ended, done_with));
         if is_over {
             return;
@@ -298,6 +364,29 @@ mod tests {
         }
         for name in closed() {
             assert_eq!(name.as_deref(), Some(THREAD_NAME));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_thread_ends_with_the_last_wait_also_while_events_come_again_and_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("backend.lock");
+        std::fs::write(&path, "").unwrap();
+        let mut watch = FileWatch::new(&path).unwrap();
+        std::fs::write(&path, "changed").unwrap();
+        watch.changed().await;
+        let (generation, number) = (watch.generation, watch.number);
+        drop(watch);
+        let is_watched = || {
+            let mut watcher = watcher();
+            let watcher = of_generation(&mut watcher, generation);
+            watcher.is_some_and(|watcher| watcher.files.contains_key(&number))
+        };
+        let began = Instant::now();
+        while is_watched() {
+            std::fs::write(&path, "changed").unwrap();
+            // Only so that the test fails rather than hangs.
+            assert!(began.elapsed() < Duration::from_secs(60), "it goes on");
         }
     }
 
