@@ -154,6 +154,23 @@ mod tests {
         assert!(peek(&file.join("indexer.lock")).is_err());
     }
 
+    /// On a file system that notes times of reads.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    #[test]
+    fn a_read_is_not_noted_in_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("indexer.lock");
+        let file = sys::open(&path).unwrap();
+        let read_at = || path.metadata().unwrap().accessed().unwrap();
+        let long_ago = std::time::SystemTime::UNIX_EPOCH;
+        file.set_times(std::fs::FileTimes::new().set_accessed(long_ago))
+            .unwrap();
+        write(&path, &file, 0, &Ledger::default()).unwrap();
+        read(&path, &file).unwrap();
+        peek(&path).unwrap();
+        assert_eq!(read_at(), long_ago);
+    }
+
     #[test]
     fn a_read_goes_on_after_a_part_and_an_interruption_and_ends_with_the_file_or_an_error() {
         let file = [b'x'; RECORD_LEN];

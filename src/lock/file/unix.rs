@@ -19,33 +19,35 @@ const SAFE_OPEN: OFlags = OFlags::NOFOLLOW
     .union(OFlags::NONBLOCK)
     .union(OFlags::NOCTTY);
 
-/// Opens the lock file, and creates it if it does not exist. The standard library adds close-on-exec.
+/// Opens the lock file, and creates it if it does not exist.
 pub(super) fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(SAFE_OPEN.bits() as i32)
-        .open(path)
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    open_safely(options.mode(0o600), path)
 }
 
 /// Opens an existing lock file for writing.
 pub(super) fn open_existing(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(SAFE_OPEN.bits() as i32)
-        .open(path)
+    open_safely(OpenOptions::new().read(true).write(true), path)
 }
 
 /// Opens an existing lock file read-only.
 pub(super) fn open_for_reading(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(SAFE_OPEN.bits() as i32)
+    open_safely(OpenOptions::new().read(true), path)
+}
+
+/// The standard library adds close-on-exec.
+fn open_safely(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    // Otherwise the disk is written to for each record that is read. Only the owner may ask for this.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    match options
+        .custom_flags((SAFE_OPEN | OFlags::NOATIME).bits() as i32)
         .open(path)
+    {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+        opened => return opened,
+    }
+    options.custom_flags(SAFE_OPEN.bits() as i32).open(path)
 }
 
 /// A held lock. It belongs to the open file, so there is nothing to keep.
