@@ -11,17 +11,21 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
 use spawn_gate::admin::{BackendEnd, LedgerReading, inspect_spawn_lock};
 use spawn_gate::budget::{ExhaustionReason, SpawnBudgetConfig};
+use spawn_gate::error::BoxError;
 use spawn_gate::lock::{LedgerUpdate, LockRequest, SpawnLock, TryAcquire};
 use spawn_gate::{
     BackendLauncher, FileSpawnLock, GateError, How, SpawnGate, SpawnLockError, launcher_fn,
 };
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
+use tokio::task::yield_now;
 
 use crate::support::{lead, refusal};
 
@@ -328,6 +332,57 @@ fn a_lock_file_is_opened_once_another_one_is_closed() {
                 drop(held.pop());
                 assert!(one_more.is_woken());
                 drop(one_more.await);
+            });
+        },
+    );
+}
+
+#[test]
+fn a_caller_that_waits_for_a_launch_hears_its_outcome_also_while_no_lease_is_free() {
+    in_a_child(
+        "a_caller_that_waits_for_a_launch_hears_its_outcome_also_while_no_lease_is_free",
+        |directory| {
+            limit_to(Resource::Nofile, 64);
+            let lock = FileSpawnLock::new(directory).unwrap();
+            let gate = || Gate::builder(lock.clone()).build();
+            let (holder, waiter) = (gate(), gate());
+            one_thread().block_on(async {
+                let permit = lead(&holder, "0".to_owned()).await;
+                let is_up = Arc::<AtomicBool>::default();
+                let launcher = launcher_fn(
+                    {
+                        let is_up = Arc::clone(&is_up);
+                        move |_| {
+                            let found = is_up.load(Ordering::SeqCst).then_some(9);
+                            async move { Ok::<_, BoxError>(found) }
+                        }
+                    },
+                    |_| async { Ok(7) },
+                );
+                let waiting = {
+                    let waiter = waiter.clone();
+                    tokio::spawn(async move { waiter.launch("0".to_owned(), launcher).await })
+                };
+                let waits_for = async || {
+                    let flight = waiter.snapshot("0").await.flight;
+                    flight.and_then(|flight| flight.waiting_for)
+                };
+                while waits_for().await.is_none() {
+                    yield_now().await;
+                }
+                let mut others = Vec::new();
+                for key in 1..16 {
+                    others.push(lead(&holder, key.to_string()).await);
+                }
+                // This one gets the lease that the permit has, and keeps it.
+                let later = tokio::time::Instant::now() + Duration::from_secs(60);
+                let request = LockRequest::new(LedgerUpdate::none(), later);
+                let mut next = tokio_test::task::spawn(lock.try_acquire(&16_u32, request));
+                tokio_test::assert_pending!(next.poll());
+                is_up.store(true, Ordering::SeqCst);
+                permit.succeed(7).await.unwrap();
+                let joined = waiting.await.unwrap().unwrap();
+                assert_eq!(joined.how, How::Discovered);
             });
         },
     );

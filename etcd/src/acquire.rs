@@ -36,12 +36,20 @@ pub(crate) async fn try_once(
     deadline: Instant,
 ) -> Result<Tried, EtcdError> {
     let watched = core.watches.of(&names).filter(|_| request.is_waiting);
-    if let Some(state) = watched.as_ref().and_then(|watched| watched.believed()) {
+    if request.is_waiting {
+        let believed = watched.as_ref().and_then(|watched| watched.believed());
+        let is_held = believed.as_ref().is_some_and(|state| state.lock.is_some());
+        let state = match believed {
+            Some(state) => state,
+            // So that hosts do not take the lock one after the other to learn the same thing.
+            None => read_state(&core, &names, deadline).await?,
+        };
         let ledger = read(&core, &names, &state, deadline).await?;
         if request.is_answered_by(&ledger) {
             return Ok(Tried::Answered(ledger));
         }
-        if state.lock.is_some() {
+        // Where the watch is not believed, the create below makes a new one if it is held.
+        if is_held {
             return Ok(Tried::Held(ledger));
         }
     }
@@ -162,10 +170,14 @@ pub(crate) async fn read(
 /// Reads the ledger without the lock.
 pub(crate) async fn read_ledger(core: Arc<Core>, names: Names) -> Result<LedgerReading, EtcdError> {
     let deadline = core.deadline();
-    let answer = core.calls.call(&read_all(&names), deadline).await?;
-    let revision = answer.header.map_or(0, |header| header.revision);
-    let state = KeyState::new(&names, answer.kvs, revision);
+    let state = read_state(&core, &names, deadline).await?;
     read(&core, &names, &state, deadline).await
+}
+
+async fn read_state(core: &Core, names: &Names, deadline: Instant) -> Result<KeyState, EtcdError> {
+    let answer = core.calls.call(&read_all(names), deadline).await?;
+    let revision = answer.header.map_or(0, |header| header.revision);
+    Ok(KeyState::new(names, answer.kvs, revision))
 }
 
 /// The ledger as a watch tells it. `None` if etcd has to be asked.

@@ -51,25 +51,37 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
         launcher: Option<&dyn BackendLauncher<K, T>>,
     ) -> Step<T> {
         let began = *self.lock_wait_began.get_or_insert_with(Instant::now);
+        let mut has_joined_none = false;
         loop {
             self.show_wait(wait);
             let (update, opened) = self.update();
             let at = Instant::now();
+            // What was launched is gone already. However often others launch, the next try wants the lock.
+            let known = match std::mem::take(&mut has_joined_none) {
+                true => Known::default(),
+                false => self.known,
+            };
             let key = self.flight.key();
-            let tried = wait.try_once(&self.shared, key, update, self.known).await;
+            let tried = wait.try_once(&self.shared, key, update, known).await;
             match tried.map_err(lock_failed)? {
                 Tried::Taken(lease) => return self.took(lease, &opened),
                 Tried::Failed => {}
                 Tried::Answered(ledger) => {
                     self.join_newest(ledger, at, launcher).await?;
-                    // The lock may be free.
-                    continue;
+                    has_joined_none = true;
                 }
                 Tried::Held(ledger) => {
                     self.join_newest(ledger, at, launcher).await?;
                     // A holder may leave no trace in the ledger.
                     self.known.holder_at_look = None;
                 }
+            }
+            let key = self.flight.key();
+            wait.check_deadline(&self.shared, key)
+                .map_err(lock_failed)?;
+            if has_joined_none {
+                // The lock may be free.
+                continue;
             }
             self.show_wait(wait);
             self.tell_wait(wait, began);
@@ -255,10 +267,19 @@ impl LockWait {
             }
         };
         self.is_waiting |= matches!(tried, Tried::Held(_));
-        if Instant::now() >= deadline {
-            return Err(self.timed_out(shared, key));
-        }
         Ok(tried)
+    }
+
+    /// Ends the wait at its deadline, after a try that did not take the lock.
+    pub(crate) fn check_deadline<K: GateKey, T>(
+        &mut self,
+        shared: &Shared<K, T>,
+        key: &K,
+    ) -> Result<(), GateError> {
+        match Instant::now() >= self.deadline(shared) {
+            true => Err(self.timed_out(shared, key)),
+            false => Ok(()),
+        }
     }
 
     /// Records an error of the lock. `Err` if it ends the wait.

@@ -74,6 +74,7 @@ impl<T, F: Future<Output = Outcome<T>>> Future for Ending<T, F> {
 }
 
 /// What the channel holds: the flight `F`, so that a follower needs no reference of its own, and the outcome once it has ended.
+/// While the flight is in progress, its entry leads back here; its end breaks that circle.
 struct Told<F, T> {
     flight: F,
     outcome: Option<Outcome<T>>,

@@ -349,6 +349,7 @@ async fn reset_ledger<K: GateKey, T>(
         match wait.try_once(&shared, &key, update, known).await? {
             Tried::Taken(lease) => break lease,
             Tried::Held(_) | Tried::Answered(_) | Tried::Failed => {
+                wait.check_deadline(&shared, &key)?;
                 wait.until_released(&shared, &key).await;
             }
         }

@@ -156,20 +156,28 @@ impl Ledger {
     /// What has changed since a leader first read this ledger, when `seen` was the newest ended launch; nothing if it has not
     /// read it. Compares fencing tokens, never the clocks of two processes.
     pub(crate) fn since_seen(&self, seen: Option<u64>) -> Since {
-        if seen.is_none_or(|seen| self.newest_news() <= seen) {
+        if !self.has_news_since(seen) {
             return Since::Nothing;
         }
-        match &self.last_outcome {
-            // A backend that was found after a failure counts.
-            Some(last) if last.launch >= self.found => match &last.failure {
-                None => Since::Launched,
-                Some(message) => Since::Failed {
-                    launch: last.launch,
-                    message: message.clone(),
-                },
+        match self.newest_failure() {
+            Some((launch, message)) => Since::Failed {
+                launch,
+                message: message.to_owned(),
             },
-            _ => Since::Launched,
+            None => Since::Launched,
         }
+    }
+
+    /// Like [`since_seen`](Self::since_seen), whether it is anything.
+    pub(crate) fn has_news_since(&self, seen: Option<u64>) -> bool {
+        seen.is_some_and(|seen| self.newest_news() > seen)
+    }
+
+    /// The newest launch that has ended and its error, if that is the newest news: a backend that was found after it counts.
+    pub(crate) fn newest_failure(&self) -> Option<(u64, &str)> {
+        let last = self.last_outcome.as_ref();
+        let last = last.filter(|last| last.launch >= self.found)?;
+        Some((last.launch, last.failure.as_deref()?))
     }
 
     /// The newest ended launch or successful look, which waiters want to know of.

@@ -23,15 +23,13 @@ pub(crate) struct Known {
 }
 
 impl Known {
-    /// Whether this ledger tells a waiting leader how to go on without the lock: share a failure, or look for what was launched.
+    /// Whether this ledger lets a waiting leader continue without the lock: it can share a failure, or look for what was launched.
     pub(crate) fn is_answered_by(&self, reading: &LedgerReading) -> bool {
-        let LedgerReading::Found(ledger) = reading else {
-            return false;
-        };
-        match ledger.since_seen(self.news_seen) {
-            Since::Nothing => false,
-            Since::Launched => self.can_look,
-            Since::Failed { .. } => true,
+        match reading {
+            LedgerReading::Found(ledger) if ledger.has_news_since(self.news_seen) => {
+                self.can_look || ledger.newest_failure().is_some()
+            }
+            _ => false,
         }
     }
 }

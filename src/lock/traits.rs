@@ -154,9 +154,11 @@ impl LockRequest {
         }
     }
 
-    /// Returns whether this ledger, read without the lock, has what the caller waits for: a launch has ended since, or a backend
-    /// was found. The try then ends with [`TryAcquire::Answered`], so that waiters do not take the lock one after the other to
-    /// learn the same thing.
+    /// Returns whether this ledger, read without the lock, lets a waiting caller continue without the lock: since the gate first
+    /// read it, a launch has failed, or a backend was launched or found and the caller can look for it. The try then ends with
+    /// [`TryAcquire::Answered`], so that waiters do not take the lock one after the other to learn the same thing.
+    ///
+    /// A lock around another one passes on the request that it got, since a new one answers false.
     pub fn is_answered_by(&self, ledger: &LedgerReading) -> bool {
         self.is_waiting && self.known.is_answered_by(ledger)
     }
@@ -201,7 +203,8 @@ pub enum TryAcquire {
         /// The ledger right before the try, as far as it could be read.
         ledger: LedgerReading,
     },
-    /// This ledger has what the caller waits for ([`LockRequest::is_answered_by`]), so the lock was not taken.
+    /// This ledger answers the request ([`LockRequest::is_answered_by`]), so the lock was not taken. If it does not, the gate takes
+    /// this as [`Held`](Self::Held).
     Answered(LedgerReading),
 }
 

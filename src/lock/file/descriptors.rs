@@ -53,13 +53,14 @@ fn caps() -> &'static Caps {
     CAPS.get_or_init(|| Caps::of(held_at_once()))
 }
 
+/// The right to open one more lock file for a lease; `None` if that has to be waited for.
+pub(super) fn for_lease_now() -> Option<Slot> {
+    caps().held.try_acquire().ok()
+}
+
 /// Waits until this process may open one more lock file for a lease.
 pub(super) async fn for_lease(path: &Path, deadline: Instant) -> Result<Slot, SpawnLockError> {
-    let held = &caps().held;
-    if let Ok(slot) = held.try_acquire() {
-        return Ok(slot);
-    }
-    match timeout_at(deadline, held.acquire()).await {
+    match timeout_at(deadline, caps().held.acquire()).await {
         Ok(Ok(slot)) => Ok(slot),
         _ => Err(SpawnLockError::TooManyLocks {
             path: path.to_path_buf(),

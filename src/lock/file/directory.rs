@@ -12,7 +12,7 @@ use super::descriptors;
 use super::guard::{Filesystem, Try, acquire_with};
 use super::home::{Home, PROBE_NAME};
 use super::lease::{self, LockFile};
-use super::off_thread::{off_thread, off_thread_again};
+use super::off_thread::off_thread;
 use super::record;
 use super::release::released;
 use super::report::inspect_spawn_lock;
@@ -194,12 +194,7 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
         if !self.keeps_ledger {
             return Ok(LedgerReading::NotKept);
         }
-        let slot = descriptors::for_look().await;
-        let peek = move |path: &Path| {
-            let _slot = slot;
-            record::peek(path)
-        };
-        off_thread_again(self.path_of(key), peek).await
+        lease::look(self.path_of(key)).await
     }
 
     async fn report_backend_end(&self, key: &K, end: &BackendEnd) -> Result<(), SpawnLockError> {

@@ -270,7 +270,7 @@ fn serve(inotify: &Arc<Instance>, generation: u64) {
         let ended = is_over.then(|| watcher.take());
         // Notifying runs the waiters' wakers, which may be user code: not under the mutex.
         drop(watcher);
-        to_tell.iter().for_each(|file| _ = file.send_replace(()));
+        to_tell.iter().for_each(|file| file.send_replace(()));
         drop((to_tell, ended, done_with));
         if is_over {
             return;

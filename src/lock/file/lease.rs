@@ -1,7 +1,7 @@
 //! A held lock file with its ledger. Taking, writing and settling are one step each, off the runtime's threads.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -34,7 +34,21 @@ pub(super) async fn try_acquire(
     file: LockFile,
     request: LockRequest,
 ) -> Result<TryAcquire, SpawnLockError> {
-    let slot = descriptors::for_lease(&file.path, request.deadline).await?;
+    let slot = match descriptors::for_lease_now() {
+        Some(slot) => slot,
+        None => {
+            // To learn the outcome of another's launch takes no lease.
+            if request.is_waiting && file.keeps_ledger {
+                match look(file.path.clone()).await {
+                    Ok(ledger) if request.is_answered_by(&ledger) => {
+                        return Ok(TryAcquire::Answered(ledger));
+                    }
+                    _ => {}
+                }
+            }
+            descriptors::for_lease(&file.path, request.deadline).await?
+        }
+    };
     // If this future is dropped, the closure still runs. Its lease is dropped with its task, which takes back what it wrote and
     // unlocks.
     let tried = off_thread_again(file.path.clone(), move |_| file.take(request, Some(slot)));
@@ -49,8 +63,19 @@ pub(super) async fn try_acquire(
     })
 }
 
-enum Tried {
-    Taken(FileLease),
+/// Reads the ledger of the lock file at `path` without touching the lock.
+pub(super) async fn look(path: PathBuf) -> Result<LedgerReading, SpawnLockError> {
+    let slot = descriptors::for_look().await;
+    let peek = move |path: &Path| {
+        let _slot = slot;
+        record::peek(path)
+    };
+    off_thread_again(path, peek).await
+}
+
+/// The result of a try: the lock `L`, or why it was not taken.
+enum Tried<L> {
+    Taken(L),
     Held {
         lock: PathBuf,
         ledger: LedgerReading,
@@ -60,7 +85,11 @@ enum Tried {
 
 impl LockFile {
     /// Takes the lock, reads its ledger, applies the update, and writes the result.
-    fn take(self, request: LockRequest, slot: Option<Slot>) -> Result<Tried, SpawnLockError> {
+    fn take(
+        self,
+        request: LockRequest,
+        slot: Option<Slot>,
+    ) -> Result<Tried<FileLease>, SpawnLockError> {
         let path = &*self.path;
         let mut mends = 0;
         let locked = loop {
@@ -72,8 +101,9 @@ impl LockFile {
             mends += 1;
         };
         let guard = match locked {
-            Ok(guard) => guard.with(slot),
-            Err(not_taken) => return Ok(not_taken),
+            Tried::Taken(guard) => guard.with(slot),
+            Tried::Held { lock, ledger } => return Ok(Tried::Held { lock, ledger }),
+            Tried::Answered(ledger) => return Ok(Tried::Answered(ledger)),
         };
         if !self.keeps_ledger {
             let lease = FileLease::new(guard, &self, unrecorded_launch(), 0);
@@ -97,33 +127,39 @@ impl LockFile {
     }
 
     /// Locks the file, unless the record answers the request or the lock is held.
-    fn lock(&self, request: &LockRequest) -> Result<Result<SpawnLockGuard, Tried>, SpawnLockError> {
+    fn lock(&self, request: &LockRequest) -> Result<Tried<SpawnLockGuard>, SpawnLockError> {
         let kind = match request.is_waiting {
             true => Try::WhileWaiting,
             false => Try::First,
         };
         let opened = Opened::open(&self.path, self.filesystem, kind)?;
+        // Before the lock is tried: what a holder writes from now on is news to the caller.
         let bytes = self
             .keeps_ledger
             .then(|| record::Bytes::read(opened.file()));
-        let ledger = || match &bytes {
+        let parse = || match &bytes {
             None => LedgerReading::NotKept,
             Some(Ok(bytes)) => bytes.ledger(),
             // It is unknown what a holder wrote.
             Some(Err(_)) => LedgerReading::Unreadable,
         };
-        if request.is_waiting {
-            let ledger = ledger();
-            if request.is_answered_by(&ledger) {
-                return Ok(Err(Tried::Answered(ledger)));
+        let read = match request.is_waiting {
+            true => {
+                let ledger = parse();
+                if request.is_answered_by(&ledger) {
+                    return Ok(Tried::Answered(ledger));
+                }
+                Some(ledger)
             }
-        }
+            // Most locks are free at the first try, and then it is not needed.
+            false => None,
+        };
         match opened.lock() {
-            Err(SpawnLockError::AlreadyLocked { path: lock }) => Ok(Err(Tried::Held {
-                lock,
-                ledger: ledger(),
-            })),
-            locked => locked.map(Ok),
+            Err(SpawnLockError::AlreadyLocked { path: lock }) => {
+                let ledger = read.unwrap_or_else(parse);
+                Ok(Tried::Held { lock, ledger })
+            }
+            locked => locked.map(Tried::Taken),
         }
     }
 }
@@ -363,7 +399,6 @@ fn token_after(newest: &AtomicU64, now: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
     use std::time::Duration;
 
     use tokio::time::Instant;
