@@ -199,7 +199,7 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
 /// The result of one try.
 pub(crate) enum Tried {
     Taken(Box<dyn SpawnLease>),
-    /// It is held. The ledger is from right before the try.
+    /// It is held. The ledger is from right before or after the try.
     Held(LedgerReading),
     /// This ledger has what the leader waits for.
     Answered(LedgerReading),

@@ -200,7 +200,7 @@ pub enum TryAcquire {
     Held {
         /// The lock's path, or its name if it has no path.
         lock: PathBuf,
-        /// The ledger right before the try, as far as it could be read.
+        /// The ledger right before or after the try, as far as it could be read.
         ledger: LedgerReading,
     },
     /// This ledger answers the request ([`LockRequest::is_answered_by`]), so the lock was not taken. If it does not, the gate takes

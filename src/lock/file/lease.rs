@@ -133,32 +133,25 @@ impl LockFile {
             false => Try::First,
         };
         let opened = Opened::open(&self.path, self.filesystem, kind)?;
-        // Before the lock is tried: what a holder writes from now on is news to the caller.
-        let bytes = self
-            .keeps_ledger
-            .then(|| record::Bytes::read(opened.file()));
-        let parse = || match &bytes {
-            None => LedgerReading::NotKept,
-            Some(Ok(bytes)) => bytes.ledger(),
-            // It is unknown what a holder wrote.
-            Some(Err(_)) => LedgerReading::Unreadable,
-        };
-        let read = match request.is_waiting {
-            true => {
-                let ledger = parse();
-                if request.is_answered_by(&ledger) {
-                    return Ok(Tried::Answered(ledger));
-                }
-                Some(ledger)
+        if request.is_waiting && self.keeps_ledger {
+            let ledger = match record::Bytes::read(opened.file()) {
+                Ok(bytes) => bytes.ledger(),
+                Err(_) => LedgerReading::Unreadable,
+            };
+            if request.is_answered_by(&ledger) {
+                return Ok(Tried::Answered(ledger));
             }
-            // Most locks are free at the first try, and then it is not needed.
-            false => None,
-        };
+        }
         match opened.lock() {
-            Err(SpawnLockError::AlreadyLocked { path: lock }) => {
-                let ledger = read.unwrap_or_else(parse);
-                Ok(Tried::Held { lock, ledger })
-            }
+            // Most locks are free, so only now.
+            Err(SpawnLockError::AlreadyLocked { path: lock }) => Ok(Tried::Held {
+                lock,
+                ledger: match self.keeps_ledger {
+                    // It may be unknown what the holder wrote.
+                    true => record::peek(&self.path).unwrap_or(LedgerReading::Unreadable),
+                    false => LedgerReading::NotKept,
+                },
+            }),
             locked => locked.map(Tried::Taken),
         }
     }
