@@ -346,7 +346,9 @@ fn a_caller_that_waits_for_a_launch_hears_its_outcome_also_while_no_lease_is_fre
             let lock = FileSpawnLock::new(directory).unwrap();
             let gate = || Gate::builder(lock.clone()).build();
             let (holder, waiter) = (gate(), gate());
-            one_thread().block_on(async {
+            let mut runtime = Builder::new_current_thread();
+            let runtime = runtime.enable_all().start_paused(true).build();
+            runtime.unwrap().block_on(async {
                 let permit = lead(&holder, "0".to_owned()).await;
                 let is_up = Arc::<AtomicBool>::default();
                 let launcher = launcher_fn(
@@ -379,6 +381,8 @@ fn a_caller_that_waits_for_a_launch_hears_its_outcome_also_while_no_lease_is_fre
                 let request = LockRequest::new(LedgerUpdate::none(), later);
                 let mut next = tokio_test::task::spawn(lock.try_acquire(&16_u32, request));
                 tokio_test::assert_pending!(next.poll());
+                // A waiter tries again after a second, and is in the queue, too, from then on.
+                tokio::time::sleep(Duration::from_millis(1500)).await;
                 is_up.store(true, Ordering::SeqCst);
                 permit.succeed(7).await.unwrap();
                 let joined = waiting.await.unwrap().unwrap();

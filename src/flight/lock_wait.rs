@@ -51,27 +51,30 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
         launcher: Option<&dyn BackendLauncher<K, T>>,
     ) -> Step<T> {
         let began = *self.lock_wait_began.get_or_insert_with(Instant::now);
-        let mut has_joined_none = false;
+        let mut wants_lock = false;
         loop {
             self.show_wait(wait);
             let (update, opened) = self.update();
             let at = Instant::now();
-            // What was launched is gone already. However often others launch, the next try wants the lock.
-            let known = match std::mem::take(&mut has_joined_none) {
+            let known = match wants_lock {
                 true => Known::default(),
                 false => self.known,
             };
             let key = self.flight.key();
             let tried = wait.try_once(&self.shared, key, update, known).await;
-            match tried.map_err(lock_failed)? {
+            let tried = tried.map_err(lock_failed)?;
+            let is_answered = matches!(tried, Tried::Answered(_));
+            match tried {
                 Tried::Taken(lease) => return self.took(lease, &opened),
                 Tried::Failed => {}
                 Tried::Answered(ledger) => {
                     self.join_newest(ledger, at, launcher).await?;
-                    has_joined_none = true;
+                    // What was launched is gone already. However often others launch, the next try wants the lock.
+                    wants_lock = true;
                 }
                 Tried::Held(ledger) => {
                     self.join_newest(ledger, at, launcher).await?;
+                    wants_lock = false;
                     // A holder may leave no trace in the ledger.
                     self.known.holder_at_look = None;
                 }
@@ -79,7 +82,7 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
             let key = self.flight.key();
             wait.check_deadline(&self.shared, key)
                 .map_err(lock_failed)?;
-            if has_joined_none {
+            if is_answered {
                 // The lock may be free.
                 continue;
             }

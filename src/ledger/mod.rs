@@ -168,7 +168,7 @@ impl Ledger {
         }
     }
 
-    /// Like [`since_seen`](Self::since_seen), whether it is anything.
+    /// Whether [`since_seen`](Self::since_seen) is anything but [`Since::Nothing`].
     pub(crate) fn has_news_since(&self, seen: Option<u64>) -> bool {
         seen.is_some_and(|seen| self.newest_news() > seen)
     }

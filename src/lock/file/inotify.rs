@@ -1,7 +1,7 @@
 //! Notification by the kernel that a lock file was closed, deleted or replaced. Linux only.
 //!
-//! One thread serves all files that this process waits for. It exists only while somebody waits, and sleeps until the kernel
-//! reports an event. The set of files is behind a mutex that is held for single steps.
+//! One thread serves all files that this process waits for. It exists while somebody waits, and a moment longer, and sleeps until
+//! the kernel reports an event. The set of files is behind a mutex that is held for single steps.
 //!
 //! Only that thread closes the inotify instance. Closing one waits for a grace period of the kernel, up to most of a second,
 //! which would stall a runtime. So a waiter holds no handle of it, and a thread is there before an instance is made.
@@ -63,7 +63,8 @@ struct Instance(OwnedFd);
 pub(super) struct FileWatch {
     generation: u64,
     number: i32,
-    changed: Receiver<()>,
+    /// Taken when the watch is dropped, under the mutex, so that the last one to go knows.
+    changed: Option<Receiver<()>>,
     probe: Option<Arc<Probe>>,
 }
 
@@ -91,23 +92,27 @@ impl FileWatch {
         Some(started.subscribe(number))
     }
 
-    /// Keeps a file open as long as the watch, and lets the thread close it if this is the last watch of the file.
+    /// Keeps a file open as long as the watch. The thread closes it if this is the last watch of the file, or ends soon after an event.
     pub(super) fn keep(&mut self, probe: Arc<Probe>) {
         self.probe = Some(probe);
     }
 
     /// Returns when an event of the file has come since the last call. Dropping the future loses none.
     pub(super) async fn changed(&mut self) {
-        if self.changed.changed().await.is_err() {
-            // The file is gone, which was reported before, or the thread is.
-            std::future::pending().await
+        if let Some(changed) = &mut self.changed {
+            if changed.changed().await.is_ok() {
+                return;
+            }
         }
+        // The file is gone, which was reported before, or the thread is.
+        std::future::pending().await
     }
 }
 
 impl Drop for FileWatch {
     fn drop(&mut self) {
         let mut watcher = watcher();
+        drop(self.changed.take());
         let Some(watcher) = of_generation(&mut watcher, self.generation) else {
             return;
         };
@@ -117,7 +122,7 @@ impl Drop for FileWatch {
         }
         // The kernel answers with `IGNORED`, so the thread checks whether this was the last watch.
         if let Entry::Occupied(file) = watcher.files.entry(self.number) {
-            if file.get().receiver_count() == 1 {
+            if file.get().receiver_count() == 0 {
                 file.remove();
                 watcher.done_with.extend(self.probe.take());
                 let _ = inotify::remove_watch(&watcher.inotify.0, self.number);
@@ -171,7 +176,7 @@ impl Watcher {
         FileWatch {
             generation: self.generation,
             number,
-            changed: file.subscribe(),
+            changed: Some(file.subscribe()),
             probe: None,
         }
     }
@@ -256,13 +261,13 @@ fn serve(inotify: &Arc<Instance>, generation: u64) {
         match next {
             Next::Tell(number, events) => {
                 to_tell = current.hear(number, events);
-                if to_tell.iter().any(|file| file.receiver_count() > 0) {
+                if !to_tell.is_empty() {
                     let tidy_at = || Instant::now() + TIDY_AFTER;
                     current.tidy_at.get_or_insert_with(tidy_at);
                 }
             }
             Next::Tidy => current.tidy(),
-            Next::End => current.files.clear(),
+            Next::End => to_tell = current.files.drain().map(|(_, file)| file).collect(),
         }
         tidy_at = current.tidy_at;
         let done_with = std::mem::take(&mut current.done_with);

@@ -1,12 +1,15 @@
 //! A held lock file with its ledger. Taking, writing and settling are one step each, off the runtime's threads.
 
+use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use tokio::time::timeout;
 
 use super::descriptors::{self, Slot};
 use super::guard::{Filesystem, Opened, SpawnLockGuard, Try};
@@ -36,18 +39,10 @@ pub(super) async fn try_acquire(
 ) -> Result<TryAcquire, SpawnLockError> {
     let slot = match descriptors::for_lease_now() {
         Some(slot) => slot,
-        None => {
-            // To learn the outcome of another's launch takes no lease.
-            if request.is_waiting && file.keeps_ledger {
-                match look(file.path.clone()).await {
-                    Ok(ledger) if request.is_answered_by(&ledger) => {
-                        return Ok(TryAcquire::Answered(ledger));
-                    }
-                    _ => {}
-                }
-            }
-            descriptors::for_lease(&file.path, request.deadline).await?
-        }
+        None => match lease_or_answer(&file, &request).await? {
+            Ok(slot) => slot,
+            Err(ledger) => return Ok(TryAcquire::Answered(ledger)),
+        },
     };
     // If this future is dropped, the closure still runs. Its lease is dropped with its task, which takes back what it wrote and
     // unlocks.
@@ -61,6 +56,34 @@ pub(super) async fn try_acquire(
         Tried::Held { lock, ledger } => TryAcquire::Held { lock, ledger },
         Tried::Answered(ledger) => TryAcquire::Answered(ledger),
     })
+}
+
+/// How often a caller in the queue for a lease looks.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Waits for a lease. Meanwhile, a caller that waits for another's launch looks for its outcome, which takes no lease.
+fn lease_or_answer<'a>(
+    file: &'a LockFile,
+    request: &LockRequest,
+) -> impl Future<Output = Result<Result<Slot, LedgerReading>, SpawnLockError>> + use<'a> {
+    let (known, deadline) = (request.known, request.deadline);
+    let looks = request.is_waiting && file.keeps_ledger;
+    async move {
+        // One future, which keeps its place in the queue.
+        let mut slot = pin!(descriptors::for_lease(&file.path, deadline));
+        if !looks {
+            return slot.await.map(Ok);
+        }
+        loop {
+            match look(file.path.clone()).await {
+                Ok(ledger) if known.is_answered_by(&ledger) => return Ok(Err(ledger)),
+                _ => {}
+            }
+            if let Ok(slot) = timeout(LOOK_EVERY, slot.as_mut()).await {
+                return slot.map(Ok);
+            }
+        }
+    }
 }
 
 /// Reads the ledger of the lock file at `path` without touching the lock.
@@ -133,24 +156,31 @@ impl LockFile {
             false => Try::First,
         };
         let opened = Opened::open(&self.path, self.filesystem, kind)?;
-        if request.is_waiting && self.keeps_ledger {
-            let ledger = match record::Bytes::read(opened.file()) {
-                Ok(bytes) => bytes.ledger(),
-                Err(_) => LedgerReading::Unreadable,
-            };
+        // A caller that has not read the ledger yet is told what it had before the try: what a holder writes from then on is news.
+        let reads_first = request.is_waiting || request.known.news_seen.is_none();
+        let bytes = (self.keeps_ledger && reads_first).then(|| record::Bytes::read(opened.file()));
+        let parse = || match &bytes {
+            // It may be unknown what a holder wrote.
+            Some(bytes) => bytes
+                .as_ref()
+                .map_or(LedgerReading::Unreadable, record::Bytes::ledger),
+            None if self.keeps_ledger => {
+                record::peek(&self.path).unwrap_or(LedgerReading::Unreadable)
+            }
+            None => LedgerReading::NotKept,
+        };
+        let mut read = None;
+        if request.is_waiting {
+            let ledger = parse();
             if request.is_answered_by(&ledger) {
                 return Ok(Tried::Answered(ledger));
             }
+            read = Some(ledger);
         }
         match opened.lock() {
-            // Most locks are free, so only now.
             Err(SpawnLockError::AlreadyLocked { path: lock }) => Ok(Tried::Held {
                 lock,
-                ledger: match self.keeps_ledger {
-                    // It may be unknown what the holder wrote.
-                    true => record::peek(&self.path).unwrap_or(LedgerReading::Unreadable),
-                    false => LedgerReading::NotKept,
-                },
+                ledger: read.unwrap_or_else(parse),
             }),
             locked => locked.map(Tried::Taken),
         }
@@ -392,8 +422,6 @@ fn token_after(newest: &AtomicU64, now: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::time::Instant;
 
     use super::*;

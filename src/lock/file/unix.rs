@@ -36,7 +36,8 @@ pub(super) fn open_for_reading(path: &Path) -> io::Result<File> {
     open_safely(OpenOptions::new().read(true), path)
 }
 
-/// The standard library adds close-on-exec.
+/// Opens a file without following a link, without blocking, and without noting the time of reads. The standard library adds
+/// close-on-exec.
 fn open_safely(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     // Otherwise the disk is written to for each record that is read. Only the owner may ask for this.
     #[cfg(any(target_os = "linux", target_os = "android"))]

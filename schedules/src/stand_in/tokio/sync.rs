@@ -199,16 +199,20 @@ pub mod watch {
             step(&self.0.state).receivers
         }
 
-        pub fn send_replace(&self, value: V) -> V {
+        pub fn send_modify(&self, modify: impl FnOnce(&mut V)) {
             let mut place = self.0.value.write().unwrap_or_else(PoisonError::into_inner);
-            let replaced = std::mem::replace(&mut *place, value);
+            modify(&mut place);
             drop(place);
             self.0.change(|state| state.changes += 1);
-            replaced
         }
     }
 
     impl<V> Receiver<V> {
+        pub fn borrow(&self) -> Ref<'_, V> {
+            let value = self.0.value.read();
+            Ref(value.unwrap_or_else(PoisonError::into_inner))
+        }
+
         /// Waits for a value. A last one that was sent before the sender was dropped counts.
         pub async fn wait_for(
             &mut self,
