@@ -198,6 +198,7 @@ impl Watcher {
         self.files.retain(|&number, file| {
             let is_awaited = file.receiver_count() > 0;
             if !is_awaited {
+                // It may be gone with its file.
                 let _ = inotify::remove_watch(&self.inotify.0, number);
             }
             is_awaited
