@@ -196,34 +196,32 @@ const READABLE_CHARS: usize = 40;
 impl LockName {
     /// Returns the name for `key`; the same key always gives the same name, in every process and version.
     pub fn new<K: GateKey>(key: &K) -> Self {
-        let mut name = String::with_capacity(READABLE_CHARS + 70);
+        // As bytes, all of them ASCII.
+        let mut name = Vec::with_capacity(READABLE_CHARS + 70);
         let mut hash = Sha256::new();
         key.fields(&mut |field| {
             // The length goes first: ("ab", "c") and ("a", "bc") are different keys.
             hash.update((field.len() as u64).to_le_bytes());
             hash.update(field);
             if !name.is_empty() {
-                name.push('-');
+                name.push(b'-');
             }
-            // Only ASCII is pushed, so every byte is a character boundary.
-            for &byte in field.iter().take(READABLE_CHARS) {
+            for byte in field.iter().take(READABLE_CHARS) {
                 name.push(match byte.to_ascii_lowercase() {
-                    plain @ (b'a'..=b'z' | b'0'..=b'9') => char::from(plain),
-                    b'-' if !name.is_empty() => '-',
-                    _ => '_',
+                    plain @ (b'a'..=b'z' | b'0'..=b'9') => plain,
+                    b'-' if !name.is_empty() => b'-',
+                    _ => b'_',
                 });
             }
             name.truncate(READABLE_CHARS);
         });
         if name.is_empty() {
-            name.push('_');
+            name.push(b'_');
         }
-        name.push('-');
-        for digit in hex::<64>(&hash.finalize()) {
-            name.push(char::from(digit));
-        }
-        name.push_str(".lock");
-        Self(name)
+        name.push(b'-');
+        name.extend_from_slice(&hex::<64>(&hash.finalize()));
+        name.extend_from_slice(b".lock");
+        Self(String::from_utf8_lossy(&name).into_owned())
     }
 
     /// Returns the file name.

@@ -36,7 +36,7 @@ const MAX_LOSSES: u32 = 5;
 const LONGEST_TRY: Duration = Duration::from_secs(1);
 
 /// Carries the session and the verdict back from where the lock is taken.
-type Opened = Arc<Mutex<Option<(LedgerSession, Verdict)>>>;
+type Opened = Arc<Mutex<Option<(Box<LedgerSession>, Verdict)>>>;
 
 impl<K: GateKey, T: 'static> Leader<K, T> {
     /// Takes the lock, and charges the attempt in the same step if the ledger allows that.
@@ -50,12 +50,14 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
         wait: &mut LockWait,
         launcher: Option<&dyn BackendLauncher<K, T>>,
     ) -> Step<T> {
-        let began = *self.lock_wait_began.get_or_insert_with(Instant::now);
+        // The time of the newest try.
+        let mut at = Instant::now();
+        let began = *self.lock_wait_began.get_or_insert(at);
+        wait.began_at(at, &self.shared);
         let mut wants_lock = false;
         loop {
             self.show_wait(wait);
             let (update, opened) = self.update();
-            let at = Instant::now();
             let known = match wants_lock {
                 true => Known::default(),
                 false => self.known,
@@ -65,7 +67,7 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
             let tried = tried.map_err(lock_failed)?;
             let is_answered = matches!(tried, Tried::Answered(_));
             match tried {
-                Tried::Taken(lease) => return self.took(lease, &opened),
+                Tried::Taken(lease) => return self.took(lease, opened),
                 Tried::Failed => {}
                 Tried::Answered(ledger) => {
                     self.join_newest(ledger, at, launcher).await?;
@@ -82,22 +84,22 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
             let key = self.flight.key();
             wait.check_deadline(&self.shared, key)
                 .map_err(lock_failed)?;
-            if is_answered {
-                // The lock may be free.
-                continue;
+            // An answer says nothing about the lock, which may be free.
+            if !is_answered {
+                self.show_wait(wait);
+                self.tell_wait(wait, began);
+                wait.until_released(&self.shared, self.flight.key()).await;
             }
-            self.show_wait(wait);
-            self.tell_wait(wait, began);
-            wait.until_released(&self.shared, self.flight.key()).await;
+            at = Instant::now();
         }
     }
 
-    /// The decision on the ledger, as an update for the lock to apply.
-    fn update(&self) -> (LedgerUpdate, Opened) {
-        let opened = Opened::default();
+    /// The decision on the ledger, as an update for the lock to apply; without a ledger, there is none.
+    fn update(&self) -> (LedgerUpdate, Option<Opened>) {
         if !self.shared.policy.is_in_ledger {
-            return (LedgerUpdate::none(), opened);
+            return (LedgerUpdate::none(), None);
         }
+        let opened = Opened::default();
         let slot = Arc::clone(&opened);
         let (known, policy) = (self.known, self.shared.policy);
         let clock = Arc::clone(&self.shared.clock);
@@ -106,10 +108,11 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
             let (session, verdict) =
                 LedgerSession::open(reading, fencing_token, known, &policy, holder)?;
             let record = session.record_for(&verdict);
-            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some((session, verdict));
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some((Box::new(session), verdict));
             record
         });
-        (update, opened)
+        (update, Some(opened))
     }
 
     /// Shows that the flight waits for the lock, and for whom.
@@ -143,11 +146,14 @@ impl<K: GateKey, T: 'static> Leader<K, T> {
         }
     }
 
-    fn took(&mut self, lease: Box<dyn SpawnLease>, opened: &Opened) -> Step<T> {
-        let opened = opened.lock().unwrap_or_else(PoisonError::into_inner).take();
+    fn took(&mut self, lease: Box<dyn SpawnLease>, opened: Option<Opened>) -> Step<T> {
+        let opened = opened.and_then(|opened| {
+            let mut opened = opened.lock().unwrap_or_else(PoisonError::into_inner);
+            opened.take()
+        });
         let (session, verdict) = opened.unzip();
         let this = &mut **self;
-        this.held = Some(HeldLock::new(lease, session.map(Box::new)));
+        this.held = Some(HeldLock::new(lease, session));
         this.end_lock_wait();
         match verdict {
             None | Some(Verdict::Look) => Ok(()),

@@ -9,6 +9,7 @@
 )]
 
 use std::cell::Cell;
+use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 /// How long a runtime surely keeps the thread that made a call. Its threads stay idle for ten seconds by default.
 const KEPT_FOR: Duration = Duration::from_secs(1);
@@ -38,23 +40,31 @@ pub(crate) enum NotMade {
 }
 
 /// Runs a blocking call off the runtime's threads. A panic of the call is resumed.
-pub(crate) async fn off_thread<V: Send + 'static>(
+///
+/// The call begins at once and does not end with the future, which so need not hold it.
+pub(crate) fn off_thread<V: Send + 'static>(
     call: impl FnOnce() -> V + Send + 'static,
-) -> Result<V, NotMade> {
-    off_kept_thread(KEPT_FOR, call).await
+) -> impl Future<Output = Result<V, NotMade>> {
+    returned(begin(KEPT_FOR, call))
 }
 
 /// Like [`off_thread`], for a call that is made again and again.
-pub(crate) async fn off_thread_again<V: Send + 'static>(
+pub(crate) fn off_thread_again<V: Send + 'static>(
     call: impl FnOnce() -> V + Send + 'static,
-) -> Result<V, NotMade> {
-    off_kept_thread(KEPT_FOR_THE_NEXT, call).await
+) -> impl Future<Output = Result<V, NotMade>> {
+    returned(begin(KEPT_FOR_THE_NEXT, call))
 }
 
-async fn off_kept_thread<V: Send + 'static>(
+/// A call that has begun.
+enum Begun<V> {
+    OnRuntime(JoinHandle<V>),
+    OnOwnThread(oneshot::Receiver<V>),
+}
+
+fn begin<V: Send + 'static>(
     kept_for: Duration,
     call: impl FnOnce() -> V + Send + 'static,
-) -> Result<V, NotMade> {
+) -> Result<Begun<V>, NotMade> {
     let runtime = Handle::current();
     if cfg!(panic = "abort") {
         // A runtime without a thread to spare panics, which cannot be caught here.
@@ -63,7 +73,7 @@ async fn off_kept_thread<V: Send + 'static>(
             call()
         };
         let answer = on_own_thread(call).map_err(NotMade::NoThread)?;
-        return answer.await.map_err(|_| NotMade::RuntimeShutDown);
+        return Ok(Begun::OnOwnThread(answer));
     }
     if !has_thread(kept_for) {
         try_thread().map_err(NotMade::NoThread)?;
@@ -71,12 +81,22 @@ async fn off_kept_thread<V: Send + 'static>(
     // Threads may have run short since: `spawn_blocking` then panics, for nothing else.
     let spawned = catch_unwind(AssertUnwindSafe(|| runtime.spawn_blocking(call)));
     let spawned = spawned.map_err(|_| NotMade::NoThread(out_of_threads()))?;
-    let returned = spawned.await;
-    LAST_RETURN.set(Some(Instant::now()));
-    returned.map_err(|error| match error.try_into_panic() {
-        Ok(panic) => resume_unwind(panic),
-        Err(_) => NotMade::RuntimeShutDown,
-    })
+    Ok(Begun::OnRuntime(spawned))
+}
+
+/// What the call returns.
+async fn returned<V>(begun: Result<Begun<V>, NotMade>) -> Result<V, NotMade> {
+    match begun? {
+        Begun::OnOwnThread(answer) => answer.await.map_err(|_| NotMade::RuntimeShutDown),
+        Begun::OnRuntime(spawned) => {
+            let returned = spawned.await;
+            LAST_RETURN.set(Some(Instant::now()));
+            returned.map_err(|error| match error.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                Err(_) => NotMade::RuntimeShutDown,
+            })
+        }
+    }
 }
 
 /// Whether the runtime of this thread has a thread for the call, as far as is known.

@@ -149,7 +149,12 @@ impl FileSpawnLock {
 
     /// Returns the path of a key's lock file, whether or not it exists.
     pub fn path_of<K: GateKey>(&self, key: &K) -> PathBuf {
-        self.directory().join(LockName::new(key).as_str())
+        let (directory, name) = (self.directory(), LockName::new(key));
+        let length = directory.as_os_str().len() + 1 + name.as_str().len();
+        let mut path = PathBuf::with_capacity(length);
+        path.push(directory);
+        path.push(name.as_str());
+        path
     }
 }
 
@@ -170,7 +175,7 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
         request: LockRequest,
     ) -> Result<TryAcquire, SpawnLockError> {
         let file = LockFile {
-            path: self.path_of(key),
+            path: self.path_of(key).into(),
             home: Arc::clone(&self.home),
             filesystem: self.filesystem,
             keeps_ledger: self.keeps_ledger,
@@ -194,7 +199,7 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
         if !self.keeps_ledger {
             return Ok(LedgerReading::NotKept);
         }
-        lease::look(self.path_of(key)).await
+        lease::look(self.path_of(key).into()).await
     }
 
     async fn report_backend_end(&self, key: &K, end: &BackendEnd) -> Result<(), SpawnLockError> {
@@ -203,7 +208,7 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
         }
         let end = end.clone();
         let slot = descriptors::for_look().await;
-        off_thread(self.path_of(key), move |path| {
+        off_thread(self.path_of(key).into(), move |path| {
             let _slot = slot;
             record::write_note(path, &end)
         })

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::descriptors::Slot;
@@ -71,31 +72,36 @@ pub(super) fn acquire_with(
     filesystem: Filesystem,
     kind: Try,
 ) -> Result<SpawnLockGuard, SpawnLockError> {
-    Opened::open(path, filesystem, kind)?.lock()
+    Opened::open(path.into(), parent(path), filesystem, kind)?.lock()
 }
 
 /// A lock file that was opened and checked, and is not yet locked.
 #[derive(Debug)]
 pub(super) struct Opened {
-    path: PathBuf,
-    absolute: PathBuf,
+    path: Arc<Path>,
+    absolute: Arc<Path>,
     file: File,
     can_write: bool,
     identity: SpawnLockFileIdentity,
 }
 
 impl Opened {
+    /// `directory`: that of the path.
     pub(super) fn open(
-        path: &Path,
+        named: Arc<Path>,
+        directory: &Path,
         filesystem: Filesystem,
         kind: Try,
     ) -> Result<Self, SpawnLockError> {
+        let path = &*named;
         // The working directory may change while the lock is held.
         let absolute = match path.is_absolute() {
-            true => path.to_path_buf(),
-            false => std::path::absolute(path).map_err(|source| sys::open_error(path, source))?,
+            true => Arc::clone(&named),
+            false => std::path::absolute(path)
+                .map_err(|source| sys::open_error(path, source))?
+                .into(),
         };
-        check_directory(path, filesystem)?;
+        check_directory(directory, filesystem)?;
         let opened = match kind {
             // A network file system may need a writable descriptor for an exclusive lock.
             Try::WhileWaiting if filesystem == Filesystem::Local => {
@@ -111,7 +117,7 @@ impl Opened {
         let (file, can_write) = opened.map_err(|source| open_error(path, source))?;
         let identity = check_file(path, &file, filesystem)?;
         Ok(Self {
-            path: path.to_path_buf(),
+            path: named,
             absolute,
             file,
             can_write,
@@ -156,8 +162,8 @@ pub struct SpawnLockGuard {
     file: File,
     /// The handle that writes, if it is not `file`.
     writer: Option<File>,
-    path: PathBuf,
-    absolute: PathBuf,
+    path: Arc<Path>,
+    absolute: Arc<Path>,
     identity: SpawnLockFileIdentity,
     /// The process that took the lock.
     pid: u32,
@@ -192,7 +198,7 @@ impl SpawnLockGuard {
             Err(error) if is_gone(&error) => None,
             Err(source) => {
                 return Err(SpawnLockError::Identity {
-                    path: self.path.clone(),
+                    path: self.path.to_path_buf(),
                     source,
                 });
             }
@@ -220,7 +226,7 @@ impl SpawnLockGuard {
 
     fn replaced_by(&self, current_identity: Option<SpawnLockFileIdentity>) -> SpawnLockError {
         SpawnLockError::DeletedOrRecreated {
-            path: self.path.clone(),
+            path: self.path.to_path_buf(),
             opened_identity: Some(self.identity),
             current_identity,
         }
@@ -317,11 +323,15 @@ fn tried<L>(
     }
 }
 
-fn check_directory(path: &Path, filesystem: Filesystem) -> Result<(), SpawnLockError> {
-    let directory = match path.parent() {
+/// The directory of the path.
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
-    };
+    }
+}
+
+fn check_directory(directory: &Path, filesystem: Filesystem) -> Result<(), SpawnLockError> {
     let metadata = directory
         .metadata()
         .map_err(|source| sys::open_error(directory, source))?;
@@ -453,7 +463,13 @@ mod tests {
     fn a_file_swapped_between_open_and_lock_is_noticed_and_named() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("backend.lock");
-        let file = Opened::open(&path, Filesystem::Local, Try::First).unwrap();
+        let file = Opened::open(
+            path.as_path().into(),
+            parent(&path),
+            Filesystem::Local,
+            Try::First,
+        )
+        .unwrap();
         fs::rename(&path, directory.path().join("moved")).unwrap();
         fs::write(&path, "").unwrap();
         let error = file.lock().unwrap_err();
@@ -476,7 +492,13 @@ mod tests {
     fn a_file_deleted_between_open_and_lock_is_noticed_and_named() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("backend.lock");
-        let file = Opened::open(&path, Filesystem::Local, Try::First).unwrap();
+        let file = Opened::open(
+            path.as_path().into(),
+            parent(&path),
+            Filesystem::Local,
+            Try::First,
+        )
+        .unwrap();
         fs::remove_file(&path).unwrap();
         assert!(matches!(
             file.lock(),

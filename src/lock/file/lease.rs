@@ -23,7 +23,7 @@ use crate::lock::traits::{LockRequest, SpawnLease, TryAcquire};
 /// Which file to lock, and how.
 #[derive(Debug)]
 pub(super) struct LockFile {
-    pub(super) path: PathBuf,
+    pub(super) path: Arc<Path>,
     pub(super) home: Arc<Home>,
     pub(super) filesystem: Filesystem,
     pub(super) keeps_ledger: bool,
@@ -39,15 +39,16 @@ pub(super) async fn try_acquire(
 ) -> Result<TryAcquire, SpawnLockError> {
     let slot = match descriptors::for_lease_now() {
         Some(slot) => slot,
-        None => match lease_or_answer(&file, &request).await? {
+        // Boxed, to keep this future small.
+        None => match Box::pin(lease_or_answer(&file, &request)).await? {
             Ok(slot) => slot,
             Err(ledger) => return Ok(TryAcquire::Answered(ledger)),
         },
     };
     // If this future is dropped, the closure still runs. Its lease is dropped with its task, which takes back what it wrote and
     // unlocks.
-    let tried = off_thread_again(file.path.clone(), move |_| file.take(request, Some(slot)));
-    let tried = tried.await?;
+    let path = Arc::clone(&file.path);
+    let tried = off_thread_again(path, move |_| file.take(request, Some(slot))).await?;
     Ok(match tried {
         Tried::Taken(mut lease) => {
             lease.undo = None;
@@ -75,7 +76,7 @@ fn lease_or_answer<'a>(
             return slot.await.map(Ok);
         }
         loop {
-            match look(file.path.clone()).await {
+            match look(Arc::clone(&file.path)).await {
                 Ok(ledger) if known.is_answered_by(&ledger) => return Ok(Err(ledger)),
                 _ => {}
             }
@@ -87,7 +88,7 @@ fn lease_or_answer<'a>(
 }
 
 /// Reads the ledger of the lock file at `path` without touching the lock.
-pub(super) async fn look(path: PathBuf) -> Result<LedgerReading, SpawnLockError> {
+pub(super) async fn look(path: Arc<Path>) -> Result<LedgerReading, SpawnLockError> {
     let slot = descriptors::for_look().await;
     let peek = move |path: &Path| {
         let _slot = slot;
@@ -155,7 +156,12 @@ impl LockFile {
             true => Try::WhileWaiting,
             false => Try::First,
         };
-        let opened = Opened::open(&self.path, self.filesystem, kind)?;
+        let opened = Opened::open(
+            Arc::clone(&self.path),
+            self.home.path(),
+            self.filesystem,
+            kind,
+        )?;
         // A caller that has not read the ledger yet is told what it had before the try: what a holder writes from then on is news.
         let reads_first = request.is_waiting || request.known.news_seen.is_none();
         let bytes = (self.keeps_ledger && reads_first).then(|| record::Bytes::read(opened.file()));
@@ -192,11 +198,8 @@ impl LockFile {
 struct FileLease {
     /// The ledger before the update, until the caller has this lease.
     undo: Option<Box<Ledger>>,
-    guard: Arc<SharedGuard>,
-    path: PathBuf,
-    /// What reached the file. Locked during a write, so that two do not mix: a write that timed out may still be in progress when
-    /// the next one begins.
-    written: Arc<Mutex<Written>>,
+    shared: Arc<Shared>,
+    path: Arc<Path>,
     /// The number of writes begun.
     writes: u64,
     launch: u64,
@@ -204,43 +207,43 @@ struct FileLease {
     keeps_ledger: bool,
 }
 
-/// The guard, until the lock is settled. A call in progress has a copy, so that the files are closed when it is done; that of the
-/// settlement takes this one, so that they are closed there.
+/// What a lease shares with its calls, which may outlast it.
 #[derive(Debug)]
-struct SharedGuard(Mutex<Option<Arc<SpawnLockGuard>>>);
+struct Shared {
+    /// The guard, until the lock is settled. A call in progress has a copy, so that the files are closed when it is done; that of
+    /// the settlement takes this one, so that they are closed there.
+    guard: Mutex<Option<Arc<SpawnLockGuard>>>,
+    /// What reached the file. Locked during a write, so that two do not mix: a write that timed out may still be in progress when
+    /// the next one begins.
+    written: Mutex<Written>,
+}
 
-impl SharedGuard {
-    fn copy(&self) -> Option<Arc<SpawnLockGuard>> {
-        self.lock().as_ref().map(Arc::clone)
+impl Shared {
+    fn copy_guard(&self) -> Option<Arc<SpawnLockGuard>> {
+        self.guard().as_ref().map(Arc::clone)
     }
 
-    fn take(&self) -> Option<Arc<SpawnLockGuard>> {
-        self.lock().take()
+    fn take_guard(&self) -> Option<Arc<SpawnLockGuard>> {
+        self.guard().take()
     }
 
     /// Held only to copy or to take, never during a system call.
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<SpawnLockGuard>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn guard(&self) -> MutexGuard<'_, Option<Arc<SpawnLockGuard>>> {
+        self.guard.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-#[derive(Debug)]
-struct Written {
-    /// The number of the newest record in the file.
-    sequence: u64,
-    /// The number of the write that wrote it.
-    newest: u64,
-}
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-impl Written {
     /// Makes the write with the number `this`, unless a newer one was made.
     fn write(
-        this: &Mutex<Self>,
+        &self,
         number: u64,
         guard: &SpawnLockGuard,
         ledger: &Ledger,
     ) -> Result<(), SpawnLockError> {
-        let mut written = this.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = self.written();
         if written.newest >= number {
             // This one is late, or made already: it must not overwrite a newer write or another holder's record.
             return Ok(());
@@ -253,22 +256,31 @@ impl Written {
     }
 
     /// Prevents further writes, before the lock is released.
-    fn end(this: &Mutex<Self>) {
-        let mut written = this.lock().unwrap_or_else(PoisonError::into_inner);
-        written.newest = u64::MAX;
+    fn end_writes(&self) {
+        self.written().newest = u64::MAX;
     }
+}
+
+#[derive(Debug)]
+struct Written {
+    /// The number of the newest record in the file.
+    sequence: u64,
+    /// The number of the write that wrote it.
+    newest: u64,
 }
 
 impl FileLease {
     fn new(guard: SpawnLockGuard, file: &LockFile, launch: u64, sequence: u64) -> Self {
         Self {
             undo: None,
-            path: guard.path().to_path_buf(),
-            guard: Arc::new(SharedGuard(Mutex::new(Some(Arc::new(guard))))),
-            written: Arc::new(Mutex::new(Written {
-                sequence,
-                newest: 0,
-            })),
+            path: Arc::clone(&file.path),
+            shared: Arc::new(Shared {
+                guard: Mutex::new(Some(Arc::new(guard))),
+                written: Mutex::new(Written {
+                    sequence,
+                    newest: 0,
+                }),
+            }),
             writes: 0,
             launch,
             filesystem: file.filesystem,
@@ -282,30 +294,40 @@ impl FileLease {
     }
 
     fn guard(&self) -> Result<Arc<SpawnLockGuard>, SpawnLockError> {
-        self.guard.copy().ok_or_else(|| SpawnLockError::Identity {
-            path: self.path.clone(),
-            source: io::Error::other("it was let go of"),
-        })
+        self.shared
+            .copy_guard()
+            .ok_or_else(|| SpawnLockError::Identity {
+                path: self.path.to_path_buf(),
+                source: io::Error::other("it was let go of"),
+            })
     }
 
     /// Makes a call off the runtime's threads. If no thread can be started, it makes the call here: a record takes microseconds
     /// on a local file system, and without it, a launch that succeeded counts as failed. The call may be made twice.
-    async fn off_thread_or_here(
-        &self,
-        call: impl Fn() -> Result<(), SpawnLockError> + Send + Sync + 'static,
-    ) -> Result<(), SpawnLockError> {
+    fn off_thread_or_here<'a, C>(
+        &'a self,
+        call: C,
+    ) -> impl Future<Output = Result<(), SpawnLockError>> + use<'a, C>
+    where
+        C: Fn() -> Result<(), SpawnLockError> + Send + Sync + 'static,
+    {
         let call = Arc::new(call);
         let there = Arc::clone(&call);
-        match off_thread(self.path.clone(), move |_| there()).await {
-            Err(SpawnLockError::NoThread { .. }) if self.filesystem == Filesystem::Local => call(),
-            called => called,
+        let called = off_thread(Arc::clone(&self.path), move |_| there());
+        async move {
+            match called.await {
+                Err(SpawnLockError::NoThread { .. }) if self.filesystem == Filesystem::Local => {
+                    call()
+                }
+                called => called,
+            }
         }
     }
 
     /// Writes on this thread, which must be one that may block.
     fn write_now(&mut self, ledger: &Ledger) -> Result<(), SpawnLockError> {
         let number = self.next_write();
-        Written::write(&self.written, number, &*self.guard()?, ledger)
+        self.shared.write(number, &*self.guard()?, ledger)
     }
 }
 
@@ -315,12 +337,12 @@ impl Drop for FileLease {
             // The caller never got this lease, so nothing was launched. If the undo fails, the charge stays, which is safe.
             let _ = self.write_now(&before);
         }
-        let Some(guard) = self.guard.take() else {
+        let Some(guard) = self.shared.take_guard() else {
             return;
         };
         // A write that timed out may still wait for a thread and share the guard: it must neither happen after this nor keep the
         // lock. A write in progress releases the lock when it is done.
-        if let Ok(mut written) = self.written.try_lock() {
+        if let Ok(mut written) = self.shared.written.try_lock() {
             written.newest = u64::MAX;
             guard.unlock();
         }
@@ -337,37 +359,40 @@ impl SpawnLease for FileLease {
         if let Some(verified) = self.verify_now() {
             return verified;
         }
-        let Some(guard) = self.guard.copy() else {
+        let Some(guard) = self.shared.copy_guard() else {
             return Ok(());
         };
-        off_thread(self.path.clone(), move |_| guard.verify()).await
+        off_thread(Arc::clone(&self.path), move |_| guard.verify()).await
     }
 
     fn verify_now(&self) -> Option<Result<(), SpawnLockError>> {
         match self.filesystem {
             // One `lstat`: too short to move to another thread. Only a settlement that has verified the lock takes the guard: it
             // may not have returned yet.
-            Filesystem::Local => Some(self.guard.copy().map_or(Ok(()), |guard| guard.verify())),
+            Filesystem::Local => Some(
+                self.shared
+                    .copy_guard()
+                    .map_or(Ok(()), |guard| guard.verify()),
+            ),
             Filesystem::Any => None,
         }
     }
 
     async fn write_ledger(&mut self, ledger: &Ledger) -> Result<(), SpawnLockError> {
         let number = self.next_write();
-        let written = Arc::clone(&self.written);
+        let shared = Arc::clone(&self.shared);
         let guard = self.guard()?;
         let ledger = ledger.clone();
-        self.off_thread_or_here(move || Written::write(&written, number, &guard, &ledger))
+        self.off_thread_or_here(move || shared.write(number, &guard, &ledger))
             .await
     }
 
     async fn settle(&mut self, ledger: Option<&Ledger>) -> Result<(), SpawnLockError> {
         let number = self.next_write();
-        let written = Arc::clone(&self.written);
-        let shared = Arc::clone(&self.guard);
+        let shared = Arc::clone(&self.shared);
         let ledger = ledger.cloned();
         self.off_thread_or_here(move || {
-            let Some(guard) = shared.copy() else {
+            let Some(guard) = shared.copy_guard() else {
                 // This call was made already.
                 return Ok(());
             };
@@ -379,11 +404,11 @@ impl SpawnLease for FileLease {
                     ledger.note_backend_end(&end);
                     ledger
                 });
-                Written::write(&written, number, &guard, noted.as_ref().unwrap_or(ledger))?;
+                shared.write(number, &guard, noted.as_ref().unwrap_or(ledger))?;
             }
-            Written::end(&written);
+            shared.end_writes();
             guard.unlock();
-            shared.take();
+            shared.take_guard();
             Ok(())
         })
         .await
@@ -442,7 +467,7 @@ mod tests {
 
     fn take(path: &Path, update: LedgerUpdate) -> FileLease {
         let file = LockFile {
-            path: path.to_path_buf(),
+            path: path.into(),
             home: home(path),
             filesystem: Filesystem::Local,
             keeps_ledger: true,
@@ -478,15 +503,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("indexer.lock");
         let mut lease = take(&path, LedgerUpdate::none());
-        let written = Arc::clone(&lease.written);
+        let shared = Arc::clone(&lease.shared);
         // The call waits for a write in progress.
-        let writing = written.lock().unwrap();
+        let writing = shared.written();
         let mut settling = tokio_test::task::spawn(lease.settle(None));
         tokio_test::assert_pending!(settling.poll());
         drop(settling);
         drop(writing);
         // It goes on, on its thread.
-        while lease.guard.copy().is_some() {
+        while shared.copy_guard().is_some() {
             tokio::task::yield_now().await;
         }
         assert!(matches!(lease.verify_now(), Some(Ok(()))));
@@ -532,10 +557,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("indexer.lock");
         let mut lease = take(&path, LedgerUpdate::new(|_, _| Some(ledger(1))));
-        let (written, guard) = (Arc::clone(&lease.written), lease.guard().unwrap());
+        let (shared, guard) = (Arc::clone(&lease.shared), lease.guard().unwrap());
         let late = lease.next_write();
         lease.settle(None).await.unwrap();
-        Written::write(&written, late, &guard, &ledger(2)).unwrap();
+        shared.write(late, &guard, &ledger(2)).unwrap();
         assert_eq!(found(&path), LedgerReading::Found(Box::new(ledger(1))));
     }
 
@@ -544,7 +569,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = LockFile {
             // The directory of this file is not the one that is made again.
-            path: directory.path().join("gone").join("indexer.lock"),
+            path: directory.path().join("gone").join("indexer.lock").into(),
             home: Arc::new(Home::make(directory.path()).unwrap()),
             filesystem: Filesystem::Local,
             keeps_ledger: true,
@@ -588,7 +613,7 @@ mod tests {
                 ..Known::default()
             };
             let file = LockFile {
-                path: path.clone(),
+                path: path.as_path().into(),
                 home: home(&path),
                 filesystem: Filesystem::Local,
                 keeps_ledger: true,
@@ -617,7 +642,7 @@ mod tests {
         let mut told = Reader::new(told, &mut buffer);
         for is_waiting in [true, false] {
             let file = LockFile {
-                path: path.clone(),
+                path: path.as_path().into(),
                 home: home(&path),
                 filesystem: Filesystem::Local,
                 keeps_ledger: true,
