@@ -50,7 +50,7 @@ MUTATIONS = [
         2,
     )]),
     ("leader whose drop publishes nothing", [(
-        "flight/leader.rs",
+        "flight/ending.rs",
         "if !self.flight.end(policy, ended(), false, update, record) {",
         "let _ = (policy, update, record);\n            if false {",
     )]),
@@ -76,7 +76,7 @@ MUTATIONS = [
         "        drop(ended);\n",
     )]),
     ("lock released after the followers were woken", [(
-        "flight/leader.rs",
+        "flight/ending.rs",
         "drop(self.held.take());\n        self.has_ended = true;\n",
         "let _held = self.held.take();\n        self.has_ended = true;\n",
     )]),

@@ -1,16 +1,18 @@
 //! The errors of the gate, one type for each stage.
 
+mod attempts_left;
 mod error_type;
+mod launchers;
 mod with_sources;
 
 use std::error::Error;
 use std::fmt;
-use std::num::NonZeroU32;
-use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::attempts_left::AttemptsLeft;
 pub(crate) use self::error_type::ErrorType;
+pub use self::launchers::{BoxError, NotStarted, SharedError};
 pub use self::with_sources::{WithSources, with_sources};
 use crate::budget::{ExhaustionReason, Refusal, whole_millis};
 use crate::ledger::escaped;
@@ -190,65 +192,6 @@ impl BudgetExhausted {
     }
 }
 
-/// What is left of the budget after a failed launch.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct AttemptsLeft(NonZeroU32);
-
-impl fmt::Debug for AttemptsLeft {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AttemptsLeft")
-            .field("remaining", &self.remaining())
-            .field("retry_after", &self.retry_after())
-            .finish()
-    }
-}
-
-/// Set if no attempt is left; the lower bits are then a time.
-const NONE_LEFT: u32 = 1 << 31;
-
-/// Set if that time is in seconds (more than 12 days) and not in milliseconds.
-const IN_SECONDS: u32 = 1 << 30;
-
-impl AttemptsLeft {
-    pub(crate) fn new(remaining: u32, retry_after: Option<Duration>) -> Self {
-        // Packed: larger errors make a follower's return measurably slower.
-        let packed = match retry_after.map(whole_millis) {
-            Some(time) if remaining == 0 => NONE_LEFT | packed_time(time),
-            _ => remaining.min(NONE_LEFT - 2) + 1,
-        };
-        Self(NonZeroU32::new(packed).unwrap_or(NonZeroU32::MIN))
-    }
-
-    /// Returns how many attempts are left.
-    pub fn remaining(self) -> u32 {
-        match self.0.get() {
-            packed if packed & NONE_LEFT != 0 => 0,
-            packed => packed - 1,
-        }
-    }
-
-    /// Returns the time until an attempt is free again, rounded up, if none is left.
-    pub fn retry_after(self) -> Option<Duration> {
-        let packed = self.0.get();
-        let time = u64::from(packed & !(NONE_LEFT | IN_SECONDS));
-        (packed & NONE_LEFT != 0).then(|| match packed & IN_SECONDS {
-            0 => Duration::from_millis(time),
-            _ => Duration::from_secs(time),
-        })
-    }
-}
-
-fn packed_time(time: Duration) -> u32 {
-    match u32::try_from(time.as_millis()) {
-        Ok(millis) if millis < IN_SECONDS => millis,
-        _ => {
-            let seconds = time.as_secs().saturating_add(1);
-            let seconds = u32::try_from(seconds).unwrap_or(u32::MAX);
-            IN_SECONDS | seconds.min(IN_SECONDS - 1)
-        }
-    }
-}
-
 /// The spawn lock of a key could not be taken. [`SpawnLockError::retry_helps`] of the source says whether a retry helps.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot take the spawn lock of {key}")]
@@ -387,93 +330,6 @@ impl LaunchError {
     }
 }
 
-/// A launcher's error that says: nothing was started. The gate takes the charge of the attempt back, and the flight ends with
-/// [`LaunchError::NotStarted`].
-///
-/// Return it for what is not the backend's fault: a shortage of processes, descriptors, memory or space, or a program that was
-/// replaced on disk. Nothing limits how often such a launch is tried, so return it only for what fails at once.
-///
-/// # Examples
-///
-/// ```
-/// use spawn_gate::error::{GateError, LaunchError, NotStarted};
-/// use spawn_gate::{InMemorySpawnLock, SpawnGate, launcher_fn};
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() {
-/// let gate: SpawnGate<String, u16> = SpawnGate::builder(InMemorySpawnLock::new()).build();
-/// let indexer = launcher_fn(
-///     |_key| async { Ok(None) },
-///     |_launch| async { Err(NotStarted::new("no more processes", true).into()) },
-/// );
-/// let error = gate.launch("indexer", indexer).await.unwrap_err();
-/// assert!(matches!(error, GateError::Launch(LaunchError::NotStarted { .. })));
-/// assert!(error.retry_helps());
-/// assert_eq!(gate.snapshot("indexer").await.budget.attempts_used, 0);
-/// # }
-/// ```
-#[derive(Debug, thiserror::Error)]
-#[error("{source}")]
-#[non_exhaustive]
-pub struct NotStarted {
-    /// Why nothing was started.
-    pub source: BoxError,
-    /// Whether the same launch can succeed later without a fix.
-    pub retry_helps: bool,
-}
-
-impl NotStarted {
-    /// Creates the error from its cause, or a message.
-    pub fn new(source: impl Into<BoxError>, retry_helps: bool) -> Self {
-        Self {
-            source: source.into(),
-            retry_helps,
-        }
-    }
-}
-
-/// The error of a launcher: any error, or a message.
-pub type BoxError = Box<dyn Error + Send + Sync>;
-
-/// An error that several callers share. It prints as the launcher's error and dereferences to it.
-///
-/// ```
-/// use spawn_gate::error::SharedError;
-///
-/// let shared = SharedError::new(std::io::Error::other("no such program"));
-/// assert_eq!(shared.to_string(), "no such program");
-/// assert!(shared.downcast_ref::<std::io::Error>().is_some());
-/// ```
-#[derive(Clone)]
-pub struct SharedError(Arc<dyn Error + Send + Sync>);
-
-impl SharedError {
-    /// Wraps an error, or a message.
-    pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self(Arc::from(error.into()))
-    }
-}
-
-impl Deref for SharedError {
-    type Target = dyn Error + Send + Sync;
-
-    fn deref(&self) -> &Self::Target {
-        &*self.0
-    }
-}
-
-impl fmt::Debug for SharedError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
-    }
-}
-
-impl fmt::Display for SharedError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
-    }
-}
-
 /// A stage took too long. A retry helps if the cause passes; after [`Stage::Follow`] it joins the same launch again.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -530,43 +386,5 @@ impl fmt::Display for Stage {
             Self::Follow => "waiting for the launch of",
             Self::Drain => "draining the flights in progress",
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_left_is_told_as_it_was_noted() {
-        let cases = [
-            (3, None, 3, None),
-            (u32::MAX, None, NONE_LEFT - 2, None),
-            (0, None, 0, None),
-            (0, Some((0, 1)), 0, Some((0, 1_000_000))),
-            (0, Some((30, 0)), 0, Some((30, 0))),
-            (
-                0,
-                Some((1_073_741, 823_000_000)),
-                0,
-                Some((1_073_741, 823_000_000)),
-            ),
-            (0, Some((1_073_741, 824_000_000)), 0, Some((1_073_742, 0))),
-            (0, Some((30 * 86_400, 0)), 0, Some((30 * 86_400 + 1, 0))),
-            (
-                0,
-                Some((u64::MAX, 0)),
-                0,
-                Some((u64::from(IN_SECONDS) - 1, 0)),
-            ),
-        ];
-        for (remaining, retry_after, told_remaining, told) in cases {
-            let time = |(seconds, nanos)| Duration::new(seconds, nanos);
-            let left = AttemptsLeft::new(remaining, retry_after.map(time));
-            assert_eq!(
-                (left.remaining(), left.retry_after()),
-                (told_remaining, told.map(time))
-            );
-        }
     }
 }

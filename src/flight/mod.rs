@@ -8,12 +8,14 @@
 //! - `shard`, `registry`: the entries of all keys.
 //! - `waiting`: a wait that takes long, for people.
 //! - `shared`: the state that all handles, leaders and permits of a gate share.
-//! - `held_lock`: a held lock with its ledger. `leader`: the owner of flight, attempt and held lock.
+//! - `held_lock`: a held lock with its ledger. `leader`: the owner of flight, attempt and held lock. `ending`: how it ends its
+//!   flight.
 //! - `permit`: the public face of a leader that may launch. `launcher`: the user's side.
 //! - `steps`, `lock_wait`: the steps of a launch. `script`: their order. Read that first.
 //!
 //! All of the crate's other rooms but `gate` may be imported here.
 
+mod ending;
 mod entry;
 mod handle;
 mod held_lock;

@@ -99,7 +99,7 @@ MUTATIONS = [
         "first: false,",
     )]),
     ("lock released after the followers were woken", [(
-        "src/flight/leader.rs",
+        "src/flight/ending.rs",
         "drop(self.held.take());\n        self.has_ended = true;\n",
         "let _held = self.held.take();\n        self.has_ended = true;\n",
     )]),

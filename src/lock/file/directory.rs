@@ -8,14 +8,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::sleep;
 
-use super::descriptors;
-use super::guard::{Filesystem, Try, acquire_with};
+use super::checks::Filesystem;
+use super::guard::{Try, acquire_with};
 use super::home::{Home, PROBE_NAME};
-use super::lease::{self, LockFile};
+use super::lease::LockFile;
 use super::off_thread::off_thread;
 use super::record;
 use super::release::released;
 use super::report::inspect_spawn_lock;
+use super::{acquire, descriptors};
 use crate::key::{GateKey, LockName};
 use crate::ledger::{BackendEnd, LedgerReading};
 use crate::lock::error::SpawnLockError;
@@ -180,7 +181,7 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
             filesystem: self.filesystem,
             keeps_ledger: self.keeps_ledger,
         };
-        lease::try_acquire(file, request).await
+        acquire::try_acquire(file, request).await
     }
 
     async fn released(&self, key: &K, pause: Duration) {
@@ -199,7 +200,7 @@ impl<K: GateKey> SpawnLock<K> for FileSpawnLock {
         if !self.keeps_ledger {
             return Ok(LedgerReading::NotKept);
         }
-        lease::look(self.path_of(key).into()).await
+        acquire::look(self.path_of(key).into()).await
     }
 
     async fn report_backend_end(&self, key: &K, end: &BackendEnd) -> Result<(), SpawnLockError> {

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use super::guard::is_gone;
+use super::checks::is_gone;
 use super::sys;
 use crate::lock::error::{SpawnLockError, Unsafety};
 

@@ -4,13 +4,15 @@
 //!
 //! - `unix` or `windows`: the system calls.
 //! - `off_thread`: blocking calls, off the runtime's threads; `descriptors`: caps on the lock files open at once.
-//! - `guard`: one lock on one path.
+//! - `checks`: what is checked of file and directory; `guard`: one lock on one path.
 //! - `home`: the directory of the lock files, made and mended.
 //! - `slots`: the bytes of a lock file; `record`: reading and writing them.
 //! - `report`: what a lock file says, for people.
 //! - `inotify`, on Linux: notification that a file was closed; `release`: waiting for a holder to release the lock.
-//! - `lease`: a held lock with its ledger; `directory`: the lock over a directory of such files.
+//! - `lease`: a held lock with its ledger; `acquire`: one try to get one; `directory`: the lock over a directory of such files.
 
+mod acquire;
+mod checks;
 mod descriptors;
 mod directory;
 mod guard;

@@ -24,7 +24,7 @@ pub(super) fn peek(path: &Path) -> Result<LedgerReading, SpawnLockError> {
 
 /// Opens an existing lock file for reading.
 pub(super) fn open_to_read(path: &Path) -> Result<File, SpawnLockError> {
-    let open_error = |source| super::guard::open_error(path, source);
+    let open_error = |source| super::checks::open_error(path, source);
     let file = sys::open_for_reading(path).map_err(open_error)?;
     let metadata = file.metadata().map_err(open_error)?;
     match sys::kind(&metadata) {
@@ -114,7 +114,7 @@ pub(super) fn write_note(path: &Path, end: &BackendEnd) -> Result<(), SpawnLockE
         let newest = ledger.last_outcome().map(|last| last.launch);
         if newest == Some(end.launch) {
             let file = sys::open_existing(path)
-                .map_err(|source| super::guard::open_error(path, source))?;
+                .map_err(|source| super::checks::open_error(path, source))?;
             return sys::write_all_at(&file, &encode_note(end), NOTE)
                 .map_err(|source| ledger_error(path, source));
         }

@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use super::inotify::FileWatch;
-use super::{descriptors, guard, record, sys};
+use super::{checks, descriptors, guard, record, sys};
 
 /// The pause between two probes where the kernel reports a release. It may miss one: if a forked child has a copy of the
 /// descriptor, say.
@@ -36,7 +36,7 @@ pub(super) async fn released(path: &Path, pause: Duration) {
     // Before the first probe, so that no event in between is missed.
     let mut watch = FileWatch::new(path);
     let opened = record::open_to_read(path).and_then(|file| {
-        let identity = guard::identity_of(path, &file)?;
+        let identity = checks::identity_of(path, &file)?;
         Ok((file, identity))
     });
     let Ok((file, identity)) = opened else {
@@ -67,7 +67,7 @@ pub(super) async fn released(path: &Path, pause: Duration) {
         if heard {
             match sys::path_identity(path) {
                 Ok(current) if current == identity => {}
-                Err(error) if !guard::is_gone(&error) => return sleep(pause).await,
+                Err(error) if !checks::is_gone(&error) => return sleep(pause).await,
                 // Deleted or replaced.
                 _ => return,
             }
@@ -272,7 +272,7 @@ mod tests {
         let mut told = Reader::new(told, &mut buffer);
         let try_again = || {
             let kind = guard::Try::WhileWaiting;
-            guard::acquire_with(&path, guard::Filesystem::Local, kind)
+            guard::acquire_with(&path, checks::Filesystem::Local, kind)
         };
         drop(try_again().unwrap_err());
         assert_eq!(told.next().unwrap_err(), Errno::AGAIN);
@@ -295,8 +295,8 @@ mod tests {
         let mut buffer = [MaybeUninit::uninit(); 512];
         let mut told = Reader::new(told, &mut buffer);
         for (filesystem, is_told) in [
-            (guard::Filesystem::Local, false),
-            (guard::Filesystem::Any, true),
+            (checks::Filesystem::Local, false),
+            (checks::Filesystem::Any, true),
         ] {
             let kind = guard::Try::WhileWaiting;
             drop(guard::acquire_with(&path, filesystem, kind).unwrap_err());
