@@ -11,7 +11,7 @@
 //! - `held_lock`: a held lock with its ledger. `leader`: the owner of flight, attempt and held lock. `ending`: how it ends its
 //!   flight.
 //! - `permit`: the public face of a leader that may launch. `launcher`: the user's side.
-//! - `steps`, `lock_wait`: the steps of a launch. `script`: their order. Read that first.
+//! - `steps`, `lock_wait`, `take_lock`: the steps of a launch. `script`: their order. Read that first.
 //!
 //! All of the crate's other rooms but `gate` may be imported here.
 
@@ -31,6 +31,7 @@ mod shard;
 mod shared;
 mod snapshot;
 mod steps;
+mod take_lock;
 mod waiting;
 
 pub(crate) use self::entry::{Flight, Role};
