@@ -31,6 +31,7 @@ use spawn_gate::process::{Instance, ProcessError, ProcessLauncher, Ready, Stop};
 use spawn_gate::{BackendKey, BoxError, BrokerInstanceKey, FileSpawnLock, GateError, SpawnGate};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 const SERVICES: [&str; 4] = ["indexer", "search", "broken", "slow"];
 
@@ -190,8 +191,17 @@ async fn backend(service: &str) -> Result<(), BoxError> {
     let (pid, launch) = (std::process::id(), instance.launch());
     let greeting = format!("{service}: process {pid}, launch {launch}\n");
     let routes = Router::new().route("/", get(|| async { greeting }));
+    // A stop can come as soon as it is ready.
+    let leave = instance.until_leave(None);
     instance.ready(listener.local_addr()?)?;
-    let stop = async move { drop(instance.until_leave(None).await) };
+    let (stop, stopped) = oneshot::channel::<()>();
     let server = axum::serve(listener, routes);
-    Ok(server.with_graceful_shutdown(stop).await?)
+    let server = server.with_graceful_shutdown(async { drop(stopped.await) });
+    let told = async {
+        let why = leave.await?;
+        drop(stop);
+        Ok(why)
+    };
+    tokio::try_join!(server.into_future(), told)?;
+    Ok(())
 }

@@ -154,7 +154,8 @@ async fn serve() -> Result<(), BoxError> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     #[cfg(windows)]
     let endpoint = listener.local_addr()?;
-    // Whatever takes long comes here, before it says that it is ready.
+    // Whatever takes long comes here, before it says that it is ready. A stop can come right after that.
+    let leave = daemon.until_leave(Some(idle));
     daemon.ready(endpoint)?;
     let accept = async {
         loop {
@@ -169,7 +170,7 @@ async fn serve() -> Result<(), BoxError> {
         }
     };
     let why = tokio::select! {
-        why = daemon.until_leave(Some(idle)) => why?,
+        why = leave => why?,
         () = accept => Leave::Stopped,
     };
     let _ = timeout(DRAIN_LIMIT, daemon.drained()).await;

@@ -207,7 +207,8 @@ impl Instance {
         self.update(|record| record.status = Some(status))
     }
 
-    /// Says that this backend is ready to serve at `endpoint`. Makes a few short blocking calls.
+    /// Says that this backend is ready to serve at `endpoint`. Call [`until_leave`](Self::until_leave) first: from now on, it can be
+    /// stopped in an orderly way. Makes a few short blocking calls.
     ///
     /// # Errors
     ///

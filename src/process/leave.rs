@@ -1,5 +1,6 @@
 //! When a backend in Rust leaves: idle, told to end, or found by nobody any more.
 
+use std::future::Future;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -39,11 +40,14 @@ impl Instance {
     /// Waits until this backend is to leave, and returns why. Then end the process, perhaps after [`drained`](Self::drained):
     /// callers wait for that.
     ///
+    /// Call it before [`ready`](Self::ready) and await it after: a stop can come as soon as the backend is ready, and before this
+    /// call a signal ends the process at once.
+    ///
     /// - Idle for `idle` (`None`: never), while no caller that uses it with
     ///   [`ProcessLauncher::in_use`](super::ProcessLauncher::in_use) is about to call. From then on such callers wait for its end,
     ///   and launch a new one. A caller without that may be cut off.
-    /// - SIGTERM, SIGINT or SIGHUP, which it handles from its first poll on. On Windows: a stop, which it finds in its record within
-    ///   a tenth of a second, or an event of its console.
+    /// - SIGTERM, SIGINT or SIGHUP, which it handles from this call on, also before the first poll. On Windows: a stop, which it
+    ///   finds in its record within a tenth of a second, or an event of its console.
     /// - Its files were deleted or belong to a later launch, so it cannot be found any more.
     ///
     /// # Errors
@@ -53,20 +57,57 @@ impl Instance {
     /// # Cancel safety
     ///
     /// Cancel safe until it returns.
-    pub async fn until_leave(&self, idle: Option<Duration>) -> std::io::Result<Leave> {
-        let mut requests = Requests::new()?;
-        if self.is_to_leave() {
-            // It was told before this call, and may have missed it.
-            return Ok(Leave::Stopped);
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with I/O enabled.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn main_of_the_backend() -> Result<(), spawn_gate::BoxError> {
+    /// use spawn_gate::process::Instance;
+    /// use tokio::net::TcpListener;
+    ///
+    /// let instance = Instance::from_env()?.ok_or("a launcher starts this")?;
+    /// let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// let leave = instance.until_leave(None);
+    /// instance.ready(listener.local_addr()?)?;
+    /// let serve = async {
+    ///     loop {
+    ///         let accepted = listener.accept().await;
+    ///         // serve it
+    /// #       drop(accepted);
+    ///     }
+    /// };
+    /// tokio::select! {
+    ///     why = leave => println!("leaves: {:?}", why?),
+    ///     () = serve => {}
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn until_leave(
+        &self,
+        idle: Option<Duration>,
+    ) -> impl Future<Output = std::io::Result<Leave>> + Send {
+        // Not on the first poll, which may come after a signal.
+        let requests = Requests::new();
+        async move {
+            let mut requests = requests?;
+            if self.is_to_leave() {
+                // It was told before this call, and may have missed it.
+                return Ok(Leave::Stopped);
+            }
+            let why = tokio::select! {
+                () = self.idle(idle) => Leave::Idle,
+                () = requests.next(&self.files) => Leave::Stopped,
+                () = self.lost() => return Ok(Leave::Lost),
+            };
+            // On a full disk it leaves all the same; then callers see its end only.
+            let _ = self.update(|record| record.state = State::Leaving);
+            Ok(why)
         }
-        let why = tokio::select! {
-            () = self.idle(idle) => Leave::Idle,
-            () = requests.next(&self.files) => Leave::Stopped,
-            () = self.lost() => return Ok(Leave::Lost),
-        };
-        // On a full disk it leaves all the same; then callers see its end only.
-        let _ = self.update(|record| record.state = State::Leaving);
-        Ok(why)
     }
 
     /// Returns once no call is in progress.

@@ -25,6 +25,9 @@ pub(crate) const WAIT_FOR: &str = "PROCESS_TEST_WAIT_FOR";
 /// A file for which a backend waits before it reads its environment.
 pub(crate) const COME_AFTER: &str = "PROCESS_TEST_COME_AFTER";
 
+/// A file for which a backend with a port waits, once it is ready, before it waits for the request to leave.
+pub(crate) const LEAVE_AFTER: &str = "PROCESS_TEST_LEAVE_AFTER";
+
 /// How long a backend may be idle, in milliseconds.
 pub(crate) const IDLE: &str = "PROCESS_TEST_IDLE";
 
@@ -209,10 +212,13 @@ async fn backend() {
     let leave = if std::env::var_os(WITH_PORT).is_some() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = Endpoint::Tcp(listener.local_addr().unwrap());
+        let leave = instance.until_leave(idle);
         instance.ready(endpoint).unwrap();
-        instance.until_leave(idle).await.unwrap()
+        wait_for(LEAVE_AFTER).await;
+        leave.await.unwrap()
     } else {
         let listener = instance.listen().unwrap();
+        let leave = instance.until_leave(idle);
         if let Err(error) = instance.ready(instance.socket()) {
             note(&outer, "journal", &format!("late {}", chain(&error)));
             std::process::exit(3);
@@ -226,7 +232,7 @@ async fn backend() {
             }
         };
         tokio::select! {
-            leave = instance.until_leave(idle) => leave.unwrap(),
+            leave = leave => leave.unwrap(),
             () = serve => unreachable!(),
         }
     };

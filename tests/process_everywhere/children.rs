@@ -79,6 +79,7 @@ async fn backend() {
     let idle = std::env::var(IDLE).ok();
     let idle = idle.map(|idle| Duration::from_millis(idle.parse().unwrap()));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let leave = instance.until_leave(idle);
     instance.ready(listener.local_addr().unwrap()).unwrap();
     let serve = async {
         loop {
@@ -95,7 +96,7 @@ async fn backend() {
         }
     };
     let leave = tokio::select! {
-        leave = instance.until_leave(idle) => leave.unwrap(),
+        leave = leave => leave.unwrap(),
         () = serve => unreachable!(),
     };
     note(&format!("end {leave:?}"));
