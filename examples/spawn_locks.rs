@@ -6,6 +6,7 @@
 //! ```
 
 use std::error::Error;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -18,12 +19,20 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut locks = lock_files(Path::new(&directory))
         .map_err(|error| format!("cannot list {}: {error}", Path::new(&directory).display()))?;
     locks.sort();
+    // Not `println`, which panics if nobody reads it any more.
+    match print(&locks, &mut io::stdout().lock()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => Ok(printed?),
+    }
+}
+
+fn print(locks: &[PathBuf], out: &mut impl Write) -> io::Result<()> {
     for path in locks {
-        println!("{}", path.display());
-        match inspect_spawn_lock(&path) {
-            Ok(report) => print_report(&report),
+        writeln!(out, "{}", path.display())?;
+        match inspect_spawn_lock(path) {
+            Ok(report) => print_report(&report, out)?,
             // One bad file does not hide the others.
-            Err(error) => println!("  {error}"),
+            Err(error) => writeln!(out, "  {error}")?,
         }
     }
     Ok(())
@@ -43,40 +52,47 @@ fn lock_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn print_report(report: &LockReport) {
+fn print_report(report: &LockReport, out: &mut impl Write) -> io::Result<()> {
     match report.holder() {
-        Some(holder) => println!(
-            "  held, taken by process {} {}",
-            holder.pid,
-            ago(holder.since)
-        ),
-        None if report.is_held => println!("  held, by whom is not written there"),
-        None => println!("  free"),
+        Some(holder) => {
+            let since = ago(holder.since);
+            writeln!(out, "  held, taken by process {} {since}", holder.pid)?;
+        }
+        None if report.is_held => writeln!(out, "  held, by whom is not written there")?,
+        None => writeln!(out, "  free")?,
     }
     match &report.ledger {
         LedgerReading::Found(ledger) => {
             // For how long they count, the gates know and the ledger does not.
             if let Some(oldest) = ledger.oldest_attempt() {
                 let (count, at) = (ledger.attempts_charged(), ago(oldest.system_time()));
-                println!("  attempts charged: {count}, the oldest {at}");
+                writeln!(out, "  attempts charged: {count}, the oldest {at}")?;
             }
             if let Some(last) = ledger.last_outcome() {
                 let at = ago(last.at.system_time());
                 match &last.failure {
-                    None => println!("  last that ended: {}, succeeded {at}", last.launch),
-                    Some(why) => println!("  last that ended: {}, failed {at}: {why}", last.launch),
+                    None => writeln!(out, "  last that ended: {}, succeeded {at}", last.launch)?,
+                    Some(why) => writeln!(
+                        out,
+                        "  last that ended: {}, failed {at}: {why}",
+                        last.launch
+                    )?,
                 }
             }
             let gone = ledger.holder().filter(|_| !report.is_held);
             if let Some(holder) = gone {
-                println!("  process {} was killed here, or gave up", holder.pid);
+                writeln!(out, "  process {} was killed here, or gave up", holder.pid)?;
             }
             if let Some(lost) = ledger.lost_launch() {
-                println!("  launch {lost} was cut short: it was killed, or given up");
+                writeln!(
+                    out,
+                    "  launch {lost} was cut short: it was killed, or given up"
+                )?;
             }
         }
-        _ => println!("  what is written there is no ledger"),
+        _ => writeln!(out, "  what is written there is no ledger")?,
     }
+    Ok(())
 }
 
 fn ago(time: SystemTime) -> String {

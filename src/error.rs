@@ -65,11 +65,10 @@ impl GateError {
         }
     }
 
-    /// Returns whether the same request can succeed later (after [`retry_after`](Self::retry_after), if there is one) without a
-    /// fix.
+    /// Returns whether the same request may succeed later (after [`retry_after`](Self::retry_after), if there is one).
     ///
-    /// True also for a failed launch: a retry makes another attempt, as long as the budget lasts. And for a failed `discover`,
-    /// which charges nothing, so pause before a retry.
+    /// True for every failed launch, even if its cause is permanent: the gate cannot know that, and the budget limits the retries.
+    /// The launcher's error may know more, as `ProcessError::retry_helps` does. True also for a failed `discover`, which charges nothing: pause before a retry.
     pub fn retry_helps(&self) -> bool {
         match self {
             Self::Launch(LaunchError::NotStarted { retry_helps, .. }) => *retry_helps,
@@ -174,7 +173,7 @@ pub struct BudgetExhausted {
     /// How the last charged launch ended, in this process or, if the lock keeps a ledger, in any process.
     // A thin pointer: larger errors make a follower's return measurably slower.
     pub reason: Arc<ExhaustionReason>,
-    /// True for exactly one of all callers of this gate that are refused since an attempt was last free: log that one.
+    /// True for the first refusal since an attempt was last free, and for exactly one of the callers that share it: log that one.
     pub first: bool,
 }
 
@@ -212,14 +211,14 @@ impl LockError {
     }
 }
 
-/// Why a flight ended without a backend, other than by its lock or a timeout. A retry makes another attempt, as long as the
-/// budget lasts.
+/// Why a flight ended without a backend, other than by a timeout or a lock that it could not take. A retry makes another attempt,
+/// as long as the budget lasts.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LaunchError {
     /// [`discover`](crate::BackendLauncher::discover) failed, so it is unknown whether a backend runs. Nothing was
     /// launched and nothing charged.
-    #[error("cannot tell whether {key} is running already")]
+    #[error("the look for a running {key} failed")]
     Discover {
         /// The key as text.
         key: Arc<str>,

@@ -99,7 +99,7 @@ pub use crate::budget::{
 #[doc(hidden)]
 pub use crate::lock::{SpawnLockError, SpawnLockFileIdentity, SpawnLockGuard, acquire_spawn_lock};
 
-/// Runs the README's example, which starts a process, as a doctest.
+/// Compiles the README's example, which starts a process, as a doctest.
 #[cfg(all(doctest, feature = "process"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

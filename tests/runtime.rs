@@ -715,7 +715,7 @@ async fn the_chain_of_sources_carries_the_launchers_own_error_to_every_caller() 
     assert_eq!(
         chain(&error),
         [
-            "cannot tell whether key is running already",
+            "the look for a running key failed",
             "the backend did not become ready",
             "connection refused"
         ]

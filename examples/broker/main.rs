@@ -173,7 +173,9 @@ fn status(error: &GateError) -> StatusCode {
             Some(ProcessError::NotReady { .. }) => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_GATEWAY,
         },
-        GateError::Launch(LaunchError::FailedElsewhere { .. }) => StatusCode::BAD_GATEWAY,
+        GateError::Launch(LaunchError::FailedElsewhere { .. } | LaunchError::Panicked { .. }) => {
+            StatusCode::BAD_GATEWAY
+        }
         // It could not be tried: a shortage, a lock, a shutdown. Somebody else's turn, or a person's.
         _ => StatusCode::SERVICE_UNAVAILABLE,
     }

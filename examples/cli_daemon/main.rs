@@ -7,7 +7,7 @@
 //! $ cargo run --features process --example cli_daemon -- --state DIR stop [--force]   # ends the daemon
 //! ```
 //!
-//! The exit status is 1 for an error, and 75 if a later try can succeed, after the time that the error names.
+//! The exit status is 1 for an error, and 75 for one that names the time after which to try again.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -22,7 +22,7 @@ use spawn_gate::{BoxError, FileSpawnLock, GateError, SpawnGate};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::time::{sleep, timeout};
 
-/// Names the daemon. A tool with a daemon for each project would use the project's path.
+/// Names the daemon. A tool with a daemon for each project would use the project's path as text.
 const KEY: &str = "daemon";
 
 /// A daemon that fails earlier than this has not proved that it works, so its launch stays charged.

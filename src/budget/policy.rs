@@ -23,7 +23,7 @@ impl SpawnBudgetConfig {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use spawn_gate::SpawnBudgetConfig;
+    /// use spawn_gate::budget::SpawnBudgetConfig;
     ///
     /// let config = SpawnBudgetConfig::new(0, Duration::ZERO);
     /// assert_eq!((config.max_attempts, config.window), (1, Duration::from_millis(1)));

@@ -178,7 +178,10 @@ pub enum How {
 /// Makes a launcher from two functions: `look` finds a running backend, `launch` starts one.
 ///
 /// They have the contract of [`BackendLauncher::discover`] and [`BackendLauncher::launch`]. `look` gets the key, `launch` gets a
-/// [`Launch`]. There is no launcher without a look, since each process would then launch its own backend.
+/// [`Launch`]. There is no launcher without a look: the gate does not keep backends, so a look that always answers `Ok(None)`, as in
+/// this example, makes each request launch that meets no launch in progress. [`BackendLauncher`] has an example of a look at a port.
+///
+/// Annotate the argument of a function whose body calls its methods: `|launch: Launch<String>| …`.
 ///
 /// # Examples
 ///

@@ -42,7 +42,8 @@ where
 ///
 /// ```
 /// use std::time::Duration;
-/// use spawn_gate::{InMemorySpawnLock, SpawnBudgetConfig, SpawnGate};
+/// use spawn_gate::budget::SpawnBudgetConfig;
+/// use spawn_gate::{InMemorySpawnLock, SpawnGate};
 ///
 /// let gate: SpawnGate<String, u16> = SpawnGate::builder(InMemorySpawnLock::new())
 ///     .budget(SpawnBudgetConfig::new(5, Duration::from_secs(60)))
@@ -142,8 +143,8 @@ where
     /// Sets a hook that is called once a flight has waited for longer than a second: at most once for each flight and stage. Use
     /// it to show a person at a terminal what a command-line tool waits for.
     ///
-    /// It is called in the flight's task, so it should not block. Its panic is caught. Without a look or a launch of the gate's own
-    /// ([`SpawnGate::acquire`]), only a wait for the spawn lock is shown. A follower's wait is that of its flight.
+    /// It is called in the flight's task, so it should not block. Its panic is caught. [`SpawnGate::launch`] shows long looks,
+    /// launches and waits for the spawn lock, [`SpawnGate::acquire`] only the latter. A follower shows nothing of its own.
     ///
     /// # Examples
     ///

@@ -316,6 +316,15 @@ impl fmt::Display for FileKind {
     }
 }
 
+/// What to do about a mode that lets others write.
+fn remedy(mode: u32) -> &'static str {
+    match mode & 0o1000 {
+        0 => "chmod go-w fixes that",
+        // As `/tmp` has it.
+        _ => "it is meant to be shared: use a directory of your own in it",
+    }
+}
+
 /// What makes a lock file or its directory unsafe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
@@ -329,7 +338,7 @@ pub enum Unsafety {
         user: u32,
     },
     /// Group or others may write to it.
-    #[error("has mode {mode:04o}, so others may write to it (chmod go-w fixes that)")]
+    #[error("has mode {mode:04o}, so others may write to it ({})", remedy(*mode))]
     Writable {
         /// Its permission bits.
         mode: u32,
@@ -365,6 +374,13 @@ pub enum Unsafety {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_that_all_may_write_to_is_not_to_be_taken_from_them() {
+        let advice = |mode| Unsafety::Writable { mode }.to_string();
+        assert!(advice(0o770).ends_with("(chmod go-w fixes that)"));
+        assert!(advice(0o1777).ends_with("use a directory of your own in it)"));
+    }
 
     #[test]
     fn what_is_at_the_path_instead_of_a_file_is_named_in_words() {

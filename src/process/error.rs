@@ -31,7 +31,7 @@ pub enum ProcessError {
         /// The operating system's error.
         source: io::Error,
     },
-    /// The program does not exist. A retry helps once it does.
+    /// The program does not exist, which is a failed launch and charged. A retry helps once it does.
     #[error("there is no program {}", program.display())]
     NotFound {
         /// The program, as the command names it.

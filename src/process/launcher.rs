@@ -27,8 +27,9 @@ use crate::util::at_most_a_year;
 
 /// Launches backends that are processes, finds running ones, and ends them.
 ///
-/// A [`BackendLauncher`] with a gate: [`get_or_launch`](Self::get_or_launch) passes it to [`SpawnGate::launch`]. It is made from the gate, a directory for the files of the
-/// backends, and a function that returns, for a [`Launch`], the command to run and what says that it is [`Ready`].
+/// Couples a gate with a command. Create it from the gate, a directory for the backends' files, and a function that returns the
+/// command and the sign that its process is [`Ready`]. [`get_or_launch`](Self::get_or_launch) passes it, as a
+/// [`BackendLauncher`], to [`SpawnGate::launch`].
 ///
 /// # What a launch does
 ///
@@ -205,8 +206,7 @@ impl<K: GateKey> ProcessLauncher<K> {
         Files::new(&self.directory, &key.into()).log()
     }
 
-    /// Returns the backend of `key`: the one that is running, or one that is launched now, by this call or by another one that is
-    /// waited for. The same as [`SpawnGate::launch`] with a clone of this launcher, with the same errors and cancel safety.
+    /// Returns the running backend of `key`, joins a launch in progress, or launches it. The same as [`SpawnGate::launch`] with a clone of this launcher, with the same errors and cancel safety.
     ///
     /// # Errors
     ///

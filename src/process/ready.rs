@@ -104,7 +104,7 @@ impl Ready {
         }
     }
 
-    /// Says where it will listen, if the sign does not.
+    /// Sets the endpoint, for a sign that does not report one.
     #[must_use]
     pub fn at(mut self, endpoint: impl Into<Endpoint>) -> Self {
         self.endpoint = Some(endpoint.into());
