@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 /// A launcher's error that says: nothing was started. The gate takes the charge of the attempt back, and the flight ends with
-/// [`LaunchError::NotStarted`].
+/// [`LaunchError::NotStarted`](super::LaunchError::NotStarted).
 ///
 /// Return it for what is not the backend's fault: a shortage of processes, descriptors, memory or space, or a program that was
 /// replaced on disk. Nothing limits how often such a launch is tried, so return it only for what fails at once.

@@ -81,7 +81,7 @@ pub struct SpawnGate<K, T> {
 pub enum Acquired<K: GateKey, T> {
     /// This caller leads: launch the backend and settle the permit.
     Led(LaunchPermit<K, T>),
-    /// Another caller or process launched or found it while this caller waited.
+    /// Another caller launched or found it while this caller waited.
     Joined(T),
 }
 

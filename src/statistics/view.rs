@@ -54,7 +54,7 @@ pub struct Statistics {
 pub struct RequestCounts {
     /// Got the permit, or launched the backend.
     pub led: u64,
-    /// Joined the flight of another caller, or (with [`acquire`](crate::SpawnGate::acquire)) the launch of another process.
+    /// Joined the flight of another caller.
     pub joined: u64,
     /// Found the backend running.
     pub discovered: u64,
