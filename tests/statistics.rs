@@ -10,13 +10,14 @@ use spawn_gate::admin::{DurationHistogram, Statistics, Waiting};
 use spawn_gate::error::{NotStarted, Stage};
 use spawn_gate::{
     FileSpawnLock, GateError, How, InMemorySpawnLock, SpawnBudgetConfig, SpawnGate,
-    SpawnGateBuilder,
+    SpawnGateBuilder, SpawnLockError,
 };
 use tokio::time::{advance, sleep, timeout};
-use tokio_test::{assert_pending, task};
+use tokio_test::{assert_pending, assert_ready, task};
 
 use crate::support::script::Script;
-use crate::support::{fail_once, lead, refusal, seconds, until_waiting};
+use crate::support::scripted_lock::{ScriptedLock, lost};
+use crate::support::{fail_once, lead, refusal, seconds, until_held, until_waiting};
 
 type Gate = SpawnGate<&'static str, u32>;
 
@@ -102,6 +103,81 @@ async fn a_request_that_its_caller_drops_is_not_counted_and_its_launch_is() {
     assert_eq!(outcomes(&after), [("launched", 1, seconds(5))]);
 }
 
+/// Promise 63.
+#[tokio::test(start_paused = true)]
+async fn a_permit_from_a_task_is_counted_when_its_caller_gets_it_or_the_abort() {
+    let gate = Gate::builder(ScriptedLock::new(InMemorySpawnLock::new())).build();
+    lead(&gate, KEY).await.refund().await;
+    assert_eq!(gate.statistics().await.requests.led, 1);
+
+    let mut asking = task::spawn(gate.acquire(KEY));
+    assert_pending!(asking.poll());
+    while !asking.is_woken() {
+        tokio::task::yield_now().await;
+    }
+    // The caller meets the abort before the task does.
+    let mut abort = task::spawn(gate.abort(KEY));
+    assert_pending!(abort.poll());
+    assert_eq!(asking.await.unwrap_err().error_type(), "aborted");
+    assert!(abort.await);
+    let statistics = gate.statistics().await;
+    let counts = statistics.requests;
+    assert_eq!((counts.led, counts.failed), (1, 1));
+    assert_eq!(outcomes(&statistics), []);
+}
+
+/// Promise 63.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_for_too_long_is_counted_as_failed() {
+    let gate = builder().follow_timeout(seconds(5)).build();
+    let _permit = lead(&gate, KEY).await;
+    let error = gate.acquire(KEY).await.unwrap_err();
+    assert_eq!(error.error_type(), "follow_timeout");
+    assert_eq!(gate.statistics().await.requests.failed, 1);
+}
+
+/// Promise 63.
+#[test]
+fn a_request_whose_runtime_is_shut_down_is_counted_as_failed() {
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let lock = ScriptedLock::new(InMemorySpawnLock::new()).on_try(|_| pending());
+    let gate = Gate::builder(lock).build();
+    let here = runtime();
+    let _context = here.enter();
+    let mut acquires = task::spawn(gate.acquire("acquire"));
+    let mut launch = task::spawn(gate.launch("launch", launches()));
+    {
+        let there = runtime();
+        let _context = there.enter();
+        assert_pending!(acquires.poll());
+        assert_pending!(launch.poll());
+    }
+    let error = assert_ready!(acquires.poll()).unwrap_err();
+    assert_eq!(error.error_type(), "shut_down");
+    let error = assert_ready!(launch.poll()).unwrap_err();
+    assert_eq!(error.error_type(), "shut_down");
+    assert_eq!(here.block_on(gate.statistics()).requests.failed, 2);
+}
+
+/// Promise 63.
+#[tokio::test(start_paused = true)]
+async fn a_launch_whose_lock_was_shut_down_is_counted_as_failed() {
+    let lock = ScriptedLock::new(InMemorySpawnLock::new()).on_try(|_| async {
+        Err(SpawnLockError::RuntimeShutDown {
+            path: "key.lock".into(),
+        })
+    });
+    let gate = Gate::builder(lock).build();
+    let error = gate.launch(KEY, launches()).await.unwrap_err();
+    assert_eq!(error.error_type(), "shut_down");
+    assert_eq!(gate.statistics().await.requests.failed, 1);
+}
+
 /// Promise 63: also when requests follow, take over, are dropped and fail, in many tasks.
 #[tokio::test(start_paused = true)]
 async fn requests_that_return_and_requests_that_are_counted_are_as_many() {
@@ -153,7 +229,12 @@ async fn each_launch_is_counted_by_its_outcome_with_its_duration() {
         .budget(SpawnBudgetConfig::new(100, seconds(1000)))
         .launch_timeout(seconds(20))
         .build();
-    gate.launch(KEY, takes(seconds(2))).await.unwrap();
+    // The look is not part of the launch.
+    let looks = takes(seconds(2)).discovering(|_| async {
+        sleep(seconds(7)).await;
+        Ok(None)
+    });
+    gate.launch(KEY, looks).await.unwrap();
     let fails = Script::launching(|_| async {
         sleep(seconds(3)).await;
         Err("no such program".into())
@@ -185,6 +266,7 @@ async fn each_launch_is_counted_by_its_outcome_with_its_duration() {
     ];
     let statistics = gate.statistics().await;
     assert_eq!(outcomes(&statistics), expected);
+    assert_eq!(statistics.locks_lost, 0);
     let bounds = DurationHistogram::BOUNDS;
     let bucket = bounds
         .iter()
@@ -202,6 +284,19 @@ async fn a_permit_that_launches_nothing_is_no_launch() {
     gate.launch(KEY, found).await.unwrap();
     let no_look = launches().discovering(|_| async { Err("cannot tell".into()) });
     gate.launch(KEY, no_look).await.unwrap_err();
+    assert_eq!(outcomes(&gate.statistics().await), []);
+}
+
+/// Promise 64.
+#[tokio::test(start_paused = true)]
+async fn a_permit_that_is_aborted_before_anybody_collects_it_is_no_launch() {
+    let gate = Gate::builder(ScriptedLock::new(InMemorySpawnLock::new())).build();
+    let mut asking = task::spawn(gate.acquire(KEY));
+    assert_pending!(asking.poll());
+    while !asking.is_woken() {
+        tokio::task::yield_now().await;
+    }
+    assert!(gate.abort(KEY).await);
     assert_eq!(outcomes(&gate.statistics().await), []);
 }
 
@@ -263,11 +358,105 @@ async fn each_wait_for_the_lock_is_counted_by_its_outcome_with_its_duration() {
         .iter()
         .map(|wait| (wait.0, wait.1))
         .collect();
-    assert_eq!(counted[0], ("acquired", 1));
-    assert_eq!(counted.last(), Some(&("lock_timeout", 1)));
+    assert_eq!(
+        counted,
+        [("acquired", 1), ("leader_gone", 1), ("lock_timeout", 1)]
+    );
     assert_eq!(statistics.lock_waits["lock_timeout"].sum, seconds(20));
     assert!(statistics.lock_waits["acquired"].sum >= seconds(3));
     assert!(statistics.lock_waits["leader_gone"].sum >= seconds(5));
+}
+
+/// Promise 65.
+#[tokio::test(start_paused = true)]
+async fn a_wait_for_the_lock_begins_after_the_look() {
+    let lock = InMemorySpawnLock::new();
+    let elsewhere = Gate::builder(lock.clone()).build();
+    let gate = Gate::builder(lock).build();
+    let holder = lead(&elsewhere, KEY).await;
+    let looks = launches().discovering(|look| async move {
+        if look == 1 {
+            sleep(seconds(4)).await;
+        }
+        Ok(None)
+    });
+    let released = async {
+        sleep(seconds(7)).await;
+        holder.refund().await;
+    };
+    let (launched, ()) = tokio::join!(gate.launch(KEY, looks), released);
+    launched.unwrap();
+    let wait = gate.statistics().await.lock_waits["acquired"].sum;
+    assert!(wait >= seconds(3) && wait < seconds(4), "{wait:?}");
+}
+
+/// Promise 65.
+#[tokio::test]
+async fn a_wait_that_another_process_ends_is_counted_by_what_came_of_its_launch() {
+    for (succeeds, outcome) in [(true, "discovered"), (false, "launch_failed_elsewhere")] {
+        let directory = tempfile::tempdir().unwrap();
+        let process = || Gate::builder(FileSpawnLock::new(directory.path()).unwrap()).build();
+        let (elsewhere, gate) = (process(), process());
+        let holder = lead(&elsewhere, KEY).await;
+        let finds = launches().discovering(|look| async move { Ok((look > 1).then_some(7)) });
+        let settled = async {
+            until_held(&gate, KEY).await;
+            match succeeds {
+                true => holder.succeed(7).await.unwrap(),
+                false => _ = holder.fail("no such program").await,
+            }
+        };
+        let (launched, ()) = tokio::join!(gate.launch(KEY, finds), settled);
+        assert_eq!(launched.is_ok(), succeeds);
+        let statistics = gate.statistics().await;
+        let waits: Vec<_> = statistics.lock_waits.into_iter().collect();
+        assert_eq!((waits.len(), waits[0].0, waits[0].1.count), (1, outcome, 1));
+    }
+}
+
+/// Promise 65.
+#[tokio::test(start_paused = true)]
+async fn each_loss_before_a_launch_is_counted_and_so_is_each_wait_that_follows() {
+    let lock = ScriptedLock::new(InMemorySpawnLock::new()).on_verify(|check| async move {
+        match check {
+            1 | 2 => Err(lost()),
+            3 => Err(SpawnLockError::Service {
+                lock: "key".into(),
+                source: "no answer".into(),
+                retry_helps: true,
+            }),
+            _ => Ok(()),
+        }
+    });
+    let gate = Gate::builder(lock).build();
+    gate.launch(KEY, launches()).await.unwrap();
+    let statistics = gate.statistics().await;
+    assert_eq!(statistics.locks_lost, 2);
+    assert_eq!(statistics.lock_waits["acquired"].count, 4);
+}
+
+/// Promise 65.
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_is_lost_while_launching_is_counted_whatever_the_launch_came_to() {
+    // What cannot be verified is treated as lost.
+    let unknown = || SpawnLockError::Unresponsive { after: seconds(5) };
+    let cases: [(_, _, fn() -> SpawnLockError); 2] = [
+        (launches(), "lock_lost", unknown),
+        (
+            Script::launching(|_| async { Err("no such program".into()) }),
+            "launch_failed",
+            lost,
+        ),
+    ];
+    for (launcher, outcome, error) in cases {
+        let lock = ScriptedLock::new(InMemorySpawnLock::new())
+            .on_verify(move |check| async move { if check == 1 { Ok(()) } else { Err(error()) } });
+        let gate = Gate::builder(lock).build();
+        gate.launch(KEY, launcher).await.unwrap_err();
+        let statistics = gate.statistics().await;
+        assert_eq!(outcomes(&statistics), [(outcome, 1, seconds(0))]);
+        assert_eq!(statistics.locks_lost, 1);
+    }
 }
 
 /// Promise 65.
@@ -294,14 +483,19 @@ async fn flights_and_followers_are_counted_while_they_are_there() {
     let lock = InMemorySpawnLock::new();
     let elsewhere = Gate::builder(lock.clone()).build();
     let _holder = lead(&elsewhere, "lock").await;
+    let _another = lead(&elsewhere, "lock, too").await;
     let gate = Gate::builder(lock).build();
     let looks = launches().discovering(|_| pending());
     let mut asked = [
         task::spawn(gate.launch("discover", looks.clone())),
         task::spawn(gate.launch("launch", Script::launching(|_| pending()))),
         task::spawn(gate.launch("lock", launches())),
+        task::spawn(gate.launch("lock, too", launches())),
+        task::spawn(gate.launch("discover, too", looks.clone())),
+        task::spawn(gate.launch("discover, three", looks.clone())),
         task::spawn(gate.launch("discover", looks.clone())),
         task::spawn(gate.launch("discover", looks)),
+        task::spawn(gate.launch("lock", launches())),
     ];
     for asked in &mut asked {
         assert_pending!(asked.poll());
@@ -310,12 +504,12 @@ async fn flights_and_followers_are_counted_while_they_are_there() {
     let statistics = gate.statistics().await;
     assert_eq!(
         statistics.active_flights.by_stage(),
-        [("discover", 1), ("lock", 1), ("launch", 1)]
+        [("discover", 3), ("lock", 2), ("launch", 1)]
     );
-    assert_eq!(statistics.active_followers, 2);
+    assert_eq!(statistics.active_followers, 3);
     drop(asked);
-    for key in ["discover", "launch", "lock"] {
-        assert!(gate.abort(key).await);
+    for snapshot in gate.snapshots().await {
+        assert!(gate.abort(snapshot.budget.key).await);
     }
     let statistics = gate.statistics().await;
     assert_eq!(statistics.active_flights, Default::default());

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use spawn_gate::{
     FileSpawnLock, InMemorySpawnLock, SpawnBudgetConfig, SpawnGate, SpawnGateBuilder,
+    SpawnLockError,
 };
 use tokio::time::{advance, sleep, timeout};
 use tracing::field::{Field, Visit};
@@ -17,7 +18,8 @@ use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Level, Metadata, Subscriber};
 
 use crate::support::script::Script;
-use crate::support::{lead, seconds, until_waiting};
+use crate::support::scripted_lock::ScriptedLock;
+use crate::support::{lead, seconds, until_held, until_waiting};
 
 type Gate = SpawnGate<&'static str, u32>;
 
@@ -186,13 +188,53 @@ async fn a_launch_has_a_span_that_its_task_runs_in() {
 }
 
 /// Promise 67.
+#[tokio::test]
+async fn the_span_of_a_permit_has_its_attempt_its_token_and_the_event_of_its_end() {
+    let (log, _guard) = Log::start();
+    let directory = tempfile::tempdir().unwrap();
+    let file_lock = FileSpawnLock::new(directory.path()).unwrap();
+    for gate in [builder().build(), Gate::builder(file_lock).build()] {
+        lead(&gate, KEY).await.fail("no such program").await;
+        let permit = lead(&gate, KEY).await;
+        let span = log.spans().pop().unwrap();
+        assert_eq!(span.fields["attempt"], "2");
+        assert_eq!(
+            span.fields["fencing_token"],
+            permit.fencing_token().to_string()
+        );
+        log.take();
+        permit.discovered(1).await;
+        let (number, span) = (log.spans().len() as u64, log.spans().pop().unwrap());
+        assert_eq!(span.fields["outcome"], "discovered");
+        // Its caller settles it outside of the span.
+        assert_eq!(log.only(Level::DEBUG, "discovered").within, Some(number));
+    }
+}
+
+/// Promise 67.
+#[tokio::test(start_paused = true)]
+async fn the_span_of_a_permit_that_an_operator_ended_has_that_as_its_outcome() {
+    let (log, _guard) = Log::start();
+    let gate = builder().build();
+    let permit = lead(&gate, KEY).await;
+    assert!(gate.abort(KEY).await);
+    permit.succeed(1).await.unwrap_err();
+    assert_eq!(log.spans()[0].fields["outcome"], "aborted");
+}
+
+/// Promise 67.
 #[tokio::test(start_paused = true)]
 async fn launched_discovered_and_joined_have_their_levels() {
     let (log, _guard) = Log::start();
     let gate = builder().build();
     let slow = Script::launching(|_| async {
-        sleep(seconds(2)).await;
+        sleep(seconds(1)).await;
         Ok(1)
+    });
+    // The request waits for both.
+    let slow = slow.discovering(|_| async {
+        sleep(seconds(1)).await;
+        Ok(None)
     });
     let (led, joined) = tokio::join!(gate.launch(KEY, slow.clone()), gate.launch(KEY, slow));
     assert!(led.is_ok() && joined.is_ok());
@@ -207,13 +249,17 @@ async fn launched_discovered_and_joined_have_their_levels() {
     for event in &events {
         assert_eq!(event.names(), ["elapsed", "key"]);
         assert_eq!(event.fields["elapsed"], "2s");
+        assert_eq!(event.fields["key"], KEY);
     }
-    let found = launches().discovering(|_| async { Ok(Some(1)) });
+    let found = launches().discovering(|_| async {
+        sleep(seconds(3)).await;
+        Ok(Some(1))
+    });
     gate.launch(KEY, found).await.unwrap();
-    assert_eq!(
-        log.only(Level::DEBUG, "discovered").names(),
-        ["elapsed", "key"]
-    );
+    let discovered = log.only(Level::DEBUG, "discovered");
+    assert_eq!(discovered.names(), ["elapsed", "key"]);
+    assert_eq!(discovered.fields["elapsed"], "3s");
+    assert_eq!(discovered.fields["key"], KEY);
 }
 
 /// Promise 67.
@@ -227,11 +273,13 @@ async fn failures_panics_and_timeouts_are_warnings() {
     let panics = Script::launching(|_| async { panic!("{SECRET}") });
     let hangs = Script::launching(|_| pending());
     let no_look = launches().discovering(|_| async { Err(SECRET.into()) });
+    let looks = launches().discovering(|_| pending());
     let cases = [
         (fails(), "failed", "launch_failed", "launch", Some("1")),
         (panics, "panicked", "panicked", "launch", Some("2")),
         (hangs, "timed out", "launch_timeout", "launch", Some("3")),
         (no_look, "failed", "discover_failed", "discover", None),
+        (looks, "timed out", "discover_timeout", "discover", None),
     ];
     for (launcher, name, error_type, stage, attempt) in cases {
         gate.launch(KEY, launcher).await.unwrap_err();
@@ -252,6 +300,55 @@ async fn failures_panics_and_timeouts_are_warnings() {
     gate.acquire(KEY).await.unwrap_err();
     let warning = log.only(Level::WARN, "timed out");
     assert_eq!(warning.fields["error.type"], "follow_timeout");
+    assert_eq!(warning.fields["stage"], "follow");
+}
+
+/// Promise 67.
+#[tokio::test]
+async fn a_failure_to_take_the_lock_has_the_stage_lock() {
+    let (log, _guard) = Log::start();
+    let broken = ScriptedLock::new(InMemorySpawnLock::new()).on_try(|_| async {
+        let (path, source) = ("key.lock".into(), std::io::Error::other("i/o error"));
+        Err(SpawnLockError::Lock { path, source })
+    });
+    let gate = Gate::builder(broken).build();
+    gate.acquire(KEY).await.map(drop).unwrap_err();
+    let warning = log.only(Level::WARN, "failed");
+    assert_eq!(warning.fields["error.type"], "lock_failed");
+    assert_eq!(warning.fields["stage"], "lock");
+
+    // Another process fails meanwhile.
+    let directory = tempfile::tempdir().unwrap();
+    let process = || Gate::builder(FileSpawnLock::new(directory.path()).unwrap()).build();
+    let (elsewhere, gate) = (process(), process());
+    let holder = lead(&elsewhere, KEY).await;
+    let failed = async {
+        until_held(&gate, KEY).await;
+        holder.fail("no such program").await;
+    };
+    tokio::join!(gate.launch(KEY, launches()), failed)
+        .0
+        .unwrap_err();
+    let mut stages: Vec<_> = log
+        .take()
+        .into_iter()
+        .filter(|event| event.level == Level::WARN)
+        .map(|event| {
+            (
+                event.fields["error.type"].clone(),
+                event.fields["stage"].clone(),
+            )
+        })
+        .collect();
+    stages.sort();
+    let expected = [
+        ("launch_failed", "launch"),
+        ("launch_failed_elsewhere", "lock"),
+    ];
+    assert_eq!(
+        stages,
+        expected.map(|(error, stage)| (error.into(), stage.into()))
+    );
 }
 
 /// Promise 67.
@@ -263,23 +360,22 @@ async fn the_first_refusal_of_a_storm_is_a_warning_and_the_others_are_not() {
         .build();
     gate.launch(KEY, fails()).await.unwrap_err();
     log.take();
+    // The first one checks the refusal in a flight, which is no failure.
+    advance(seconds(2)).await;
     for _ in 0..5 {
-        gate.acquire(KEY).await.unwrap_err();
+        gate.launch(KEY, launches()).await.unwrap_err();
     }
     let refusals = log.take();
-    let levels: Vec<_> = refusals.iter().map(|event| event.level).collect();
-    assert_eq!(
-        levels,
-        [
-            Level::WARN,
-            Level::DEBUG,
-            Level::DEBUG,
-            Level::DEBUG,
-            Level::DEBUG
-        ]
-    );
+    let told: Vec<_> = refusals
+        .iter()
+        .map(|event| (event.level, &*event.name))
+        .collect();
+    let again = (Level::DEBUG, "refused again");
+    assert_eq!(told, [(Level::WARN, "refused"), again, again, again, again]);
     for refusal in &refusals {
         assert_eq!(refusal.names(), ["key", "retry_after", "why"]);
+        assert_eq!(refusal.fields["key"], KEY);
+        assert_eq!(refusal.fields["retry_after"], "28s");
         assert_eq!(refusal.fields["why"], "launch_failed");
     }
 }
@@ -302,11 +398,19 @@ async fn a_wait_for_the_lock_is_told_once_after_a_second() {
     assert_eq!(waiting.len(), 1, "{events:#?}");
     assert_eq!(waiting[0].name, "waiting for the spawn lock");
     assert_eq!(waiting[0].names(), ["holder", "key", "waited"]);
+    assert_eq!(waiting[0].fields["key"], KEY);
+    assert!(waiting[0].fields["waited"].starts_with('1'));
+    assert_eq!(waiting[0].within, Some(2), "its task runs in its span");
     let holder = &waiting[0].fields["holder"];
     assert!(
         holder.contains(&format!("process {}", std::process::id())),
         "{holder}"
     );
+    let timed_out = events.iter().find(|event| event.level == Level::WARN);
+    let timed_out = timed_out.unwrap();
+    assert_eq!(timed_out.name, "timed out");
+    assert_eq!(timed_out.fields["error.type"], "lock_timeout");
+    assert_eq!(timed_out.fields["stage"], "lock");
 }
 
 /// Promise 67.
@@ -324,6 +428,7 @@ async fn a_lost_lock_is_an_error() {
     permit.succeed(7).await.unwrap_err();
     let lost = log.only(Level::ERROR, "the spawn lock was lost");
     assert_eq!(lost.names(), ["fencing_token", "key"]);
+    assert_eq!(lost.fields["key"], KEY);
     assert_eq!(lost.fields["fencing_token"], token);
 }
 
@@ -335,9 +440,10 @@ async fn what_operators_do_is_told() {
     lead(&gate, KEY).await.refund().await;
     let gone = log.only(Level::DEBUG, "leader gone, attempt refunded");
     assert_eq!(gone.names(), ["key"]);
+    assert_eq!(gone.fields["key"], KEY);
 
     gate.reset(KEY).await.unwrap();
-    assert_eq!(log.only(Level::INFO, "reset").names(), ["key"]);
+    assert_eq!(log.only(Level::INFO, "reset").fields["key"], KEY);
 
     let hangs = || Script::launching(|_| pending());
     timeout(seconds(1), gate.launch(KEY, hangs()))
@@ -359,6 +465,58 @@ async fn what_operators_do_is_told() {
     assert_eq!(
         told,
         [(Level::INFO, "closed", "1"), (Level::WARN, timed_out, "1")]
+    );
+}
+
+/// Promise 67.
+#[tokio::test]
+async fn the_reset_of_a_ledger_is_told() {
+    let (log, _guard) = Log::start();
+    let directory = tempfile::tempdir().unwrap();
+    let gate = Gate::builder(FileSpawnLock::new(directory.path()).unwrap()).build();
+    gate.reset(KEY).await.unwrap();
+    let told = log.only(Level::INFO, "reset");
+    assert_eq!(told.fields["key"], KEY);
+}
+
+/// Promise 67.
+#[tokio::test(start_paused = true)]
+async fn a_close_is_told_once_with_all_flights_and_with_those_that_were_ended() {
+    let (log, _guard) = Log::start();
+    let gate = builder().drain_timeout(seconds(5)).build();
+    let hangs = Script::launching(|_| pending());
+    let drains = Script::launching(|_| async {
+        sleep(seconds(2)).await;
+        Ok(1)
+    });
+    let close = async {
+        gate.close().await.unwrap_err();
+        gate.close().await.unwrap();
+    };
+    let (one, other, drained, ()) = tokio::join!(
+        gate.launch("one", hangs.clone()),
+        gate.launch("other", hangs),
+        gate.launch("third", drains),
+        close
+    );
+    assert!(one.unwrap_err().is_closed() && other.unwrap_err().is_closed());
+    drained.unwrap();
+    let events = log.take();
+    let told: Vec<_> = events
+        .iter()
+        .map(|event| {
+            let flights = event.fields.get("flights").map(|flights| &**flights);
+            (event.level, &*event.name, flights)
+        })
+        .collect();
+    let timed_out = "the drain timed out, flights were ended";
+    assert_eq!(
+        told,
+        [
+            (Level::INFO, "closed", Some("3")),
+            (Level::INFO, "launched", None),
+            (Level::WARN, timed_out, Some("2"))
+        ]
     );
 }
 
@@ -387,7 +545,16 @@ async fn neither_values_nor_a_launchers_words_are_told_above_debug() {
             .all(|line| !format!("{line:?}").contains("77077"))
     );
     let has_words = |line: &&Line| format!("{line:?}").contains(SECRET);
-    assert_eq!(events.iter().filter(has_words).count(), 3);
+    let with_words: Vec<_> = events.iter().filter(has_words).collect();
+    assert_eq!(with_words.len(), 3);
+    for event in with_words {
+        assert_eq!(
+            (event.level, &*event.name),
+            (Level::DEBUG, "the error in full")
+        );
+        assert_eq!(event.names(), ["error", "error.type", "key"]);
+        assert_eq!(event.fields["key"], KEY);
+    }
     let above: Vec<_> = all
         .iter()
         .filter(|line| line.level < Level::DEBUG)

@@ -96,6 +96,17 @@ impl Histogram {
 mod tests {
     use super::*;
 
+    /// Promise 64. The bounds are a contract: dashboards and alerts have them.
+    #[test]
+    fn the_bounds_are_those_of_opentelemetry_and_three_for_long_launches() {
+        let recommended = [
+            0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+        ];
+        let bounds = DurationHistogram::BOUNDS.map(|bound| bound.as_secs_f64());
+        assert_eq!(bounds[..14], recommended);
+        assert_eq!(bounds[14..], [30.0, 60.0, 120.0]);
+    }
+
     #[test]
     fn a_bound_belongs_to_its_bucket_and_the_last_bucket_has_none() {
         let histogram = Histogram::default();

@@ -75,6 +75,17 @@ pub(crate) async fn attempts_used<K: GateKey>(gate: &SpawnGate<K, u32>, key: K) 
     gate.snapshot(key).await.budget.attempts_used
 }
 
+/// Lets other tasks run until the flight of `key` waits for another process that holds its lock.
+pub(crate) async fn until_held<K: GateKey>(gate: &SpawnGate<K, u32>, key: K) {
+    loop {
+        let flight = gate.snapshot(key.clone()).await.flight;
+        if flight.is_some_and(|flight| flight.waiting_for.is_some()) {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Lets other tasks run until `count` callers wait for the flight of `key`. Paused time stands still meanwhile.
 pub(crate) async fn until_waiting<K: GateKey>(gate: &SpawnGate<K, u32>, key: K, count: usize) {
     loop {
