@@ -40,6 +40,8 @@ use crate::trace;
 /// The gate does not remember the backends it launched: each flight of [`launch`](Self::launch) first looks for a running one,
 /// without the spawn lock. Requests that come during that look share what it finds.
 ///
+/// `T` is what a launch yields. Each caller gets a clone, so it is an address or an `Arc`, not a `Child`.
+///
 /// Handles are cheap to clone, and all clones are one gate. It needs a tokio runtime with time enabled. All waiting uses
 /// tokio's clock, so tests can pause time.
 ///

@@ -29,6 +29,9 @@ const TAKEN_LIMIT: Duration = Duration::from_secs(5);
 
 /// What says that a starting backend is ready to serve.
 ///
+/// A later look connects to the backend's endpoint. A backend without one counts as running as long as its process lives: no look
+/// notices that it hangs.
+///
 /// # Examples
 ///
 /// ```
