@@ -249,6 +249,30 @@ mod tests {
         accept.abort();
     }
 
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_queue_of_a_unix_socket_that_is_full_for_a_moment_is_no_failure() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let socket = tokio::net::UnixSocket::new_stream().unwrap();
+        socket.bind(&path).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let mut queue = Vec::new();
+        let full = loop {
+            match UnixStream::connect(&path).await {
+                Ok(connected) => queue.push(connected),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        let endpoint = Endpoint::Unix(path);
+        let mut probe = tokio_test::task::spawn(endpoint.probe());
+        // It has tried, in vain, once it waits.
+        tokio_test::assert_pending!(probe.poll());
+        listener.accept().await.unwrap();
+        probe.await.unwrap();
+    }
+
     #[test]
     fn what_is_no_endpoint_is_named() {
         for text in ["", "tcp:", "tcp:localhost:80", "unix:", "http://127.0.0.1"] {

@@ -373,3 +373,151 @@ impl fmt::Display for Who<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A shortage, and an error that is none.
+    fn sources() -> [(io::Error, bool); 2] {
+        [
+            (io::ErrorKind::OutOfMemory.into(), true),
+            (io::ErrorKind::InvalidInput.into(), false),
+        ]
+    }
+
+    fn unusable(why: Why) -> ProcessError {
+        ProcessError::Unusable(Box::new(Unusable {
+            pid: None,
+            launch: None,
+            version: None,
+            why,
+        }))
+    }
+
+    #[test]
+    fn a_retry_helps_if_the_cause_passes_by_itself_and_what_is_not_the_backends_is_not_charged() {
+        let (path, endpoint) = (PathBuf::from("a"), Endpoint::Unix("a".into()));
+        let (pid, status, words) = (1, None, String::new());
+        let mut told = Vec::new();
+        for (source, passes) in sources() {
+            told.push((ProcessError::file(&path, "open", source), passes, true));
+        }
+        for (source, passes) in sources() {
+            let program = path.clone();
+            told.push((ProcessError::Spawn { program, source }, passes, passes));
+        }
+        for (source, passes) in sources() {
+            let endpoint = endpoint.clone();
+            told.push((ProcessError::Connect { endpoint, source }, passes, true));
+        }
+        for (source, passes) in sources() {
+            told.push((ProcessError::Watcher(source), passes, true));
+        }
+        for (why, passes) in [
+            (Why::Starting, true),
+            (Why::Leaving, true),
+            (Why::Stopped, false),
+            (Why::OutOfReach, false),
+            (Why::NoProcess { life: path.clone() }, false),
+        ] {
+            told.push((unusable(why), passes, true));
+        }
+        let source = || io::ErrorKind::NotFound.into();
+        let after = Duration::ZERO;
+        let directory = SpawnLockError::AlreadyLocked { path: path.clone() };
+        told.extend([
+            (ProcessError::Directory(directory), true, true),
+            (
+                ProcessError::NotFound {
+                    program: path.clone(),
+                    source: source(),
+                },
+                false,
+                false,
+            ),
+            (
+                ProcessError::NotExecutable {
+                    program: path.clone(),
+                    source: source(),
+                },
+                false,
+                false,
+            ),
+            (
+                ProcessError::Replaced {
+                    program: path.clone(),
+                },
+                false,
+                true,
+            ),
+            (
+                ProcessError::Ended {
+                    pid,
+                    status,
+                    words: words.clone(),
+                    log: path.clone(),
+                },
+                true,
+                false,
+            ),
+            (ProcessError::Stopped { pid }, true, false),
+            (
+                ProcessError::NotReady {
+                    pid,
+                    after,
+                    status: None,
+                    words: words.clone(),
+                    log: path.clone(),
+                },
+                true,
+                false,
+            ),
+            (
+                ProcessError::EndpointTaken {
+                    endpoint,
+                    words,
+                    log: path.clone(),
+                },
+                true,
+                false,
+            ),
+            (
+                ProcessError::Probe {
+                    pid,
+                    source: "a".into(),
+                },
+                true,
+                false,
+            ),
+            (
+                ProcessError::NotEnded {
+                    pid,
+                    after,
+                    is_stopped: false,
+                },
+                true,
+                false,
+            ),
+            (
+                ProcessError::SocketPathTooLong { path, limit: 107 },
+                false,
+                true,
+            ),
+            (
+                ProcessError::Superseded {
+                    launch: 1,
+                    newer: 2,
+                },
+                false,
+                false,
+            ),
+            (ProcessError::NoThread(source()), true, true),
+            (ProcessError::RuntimeShutDown, false, true),
+        ]);
+        for (error, retry_helps, is_of_environment) in told {
+            assert_eq!(error.retry_helps(), retry_helps, "{error:?}");
+            assert_eq!(error.is_of_environment(), is_of_environment, "{error:?}");
+        }
+    }
+}

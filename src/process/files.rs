@@ -240,4 +240,13 @@ mod tests {
             assert_eq!(unescape(junk), None);
         }
     }
+
+    #[test]
+    fn a_file_that_cannot_be_replaced_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("indexer.backend");
+        fs::create_dir(&path).unwrap();
+        replace(&path, b"text").unwrap_err();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
 }

@@ -295,4 +295,70 @@ mod tests {
         };
         assert_eq!(record.status.unwrap(), "é ".repeat(250));
     }
+
+    /// Files whose record says what an instance of launch 1 has written.
+    fn files_of_launch_1(directory: &tempfile::TempDir) -> Files {
+        let files = Files::new(directory.path(), &"indexer".to_owned());
+        drop(Instance::of(files.clone(), 1).unwrap());
+        files
+    }
+
+    fn record_in(files: &Files) -> Record {
+        let Reading::Found(record) = Record::read(files).unwrap() else {
+            panic!("it is junk");
+        };
+        *record
+    }
+
+    #[test]
+    fn a_backend_of_a_launch_that_is_over_leaves_the_record_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = files_of_launch_1(&directory);
+        let before = std::fs::read(files.record()).unwrap();
+        let error = Instance::of(files.clone(), 2).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ProcessError::Superseded {
+                    launch: 2,
+                    newer: 1
+                }
+            ),
+            "{error:?}"
+        );
+        assert_eq!(std::fs::read(files.record()).unwrap(), before);
+    }
+
+    #[test]
+    fn a_backend_that_a_script_started_is_the_process_in_the_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = files_of_launch_1(&directory);
+        let this = ProcessIdentity::of_this_process();
+        let script = ProcessIdentity {
+            pid: this.pid + 1,
+            ..this.clone()
+        };
+        let before = Record {
+            process: Some(script),
+            ..record_in(&files)
+        };
+        before.write(&files).unwrap();
+        let _instance = Instance::of(files.clone(), 1).unwrap();
+        assert_eq!(record_in(&files).process, Some(this));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_directory_whose_path_is_too_long_for_the_socket_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let long = directory.path().join("d".repeat(100));
+        std::fs::create_dir(&long).unwrap();
+        let files = Files::new(&long, &"indexer".to_owned());
+        let instance = Instance::of(files.clone(), 1).unwrap();
+        let error = instance.listen().unwrap_err();
+        assert!(
+            matches!(&error, ProcessError::SocketPathTooLong { path, .. } if *path == files.socket()),
+            "{error:?}"
+        );
+    }
 }

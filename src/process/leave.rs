@@ -266,4 +266,74 @@ mod tests {
         let mut leaving = tokio_test::task::spawn(instance.until_leave(None));
         assert_eq!(assert_ready!(leaving.poll()).unwrap(), Leave::Stopped);
     }
+
+    fn ready(directory: &tempfile::TempDir) -> Instance {
+        FileSpawnLock::new(directory.path()).unwrap();
+        let files = Files::new(directory.path(), &"indexer".to_owned());
+        let instance = Instance::of(files, 1).unwrap();
+        let at = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        instance.ready(at).unwrap();
+        instance
+    }
+
+    #[test]
+    fn a_backend_with_a_call_that_has_just_begun_does_not_leave() {
+        let directory = tempfile::tempdir().unwrap();
+        let instance = ready(&directory);
+        let busy = instance.busy();
+        assert!(!instance.try_leave());
+        drop(busy);
+        assert!(instance.try_leave());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backend_is_idle_from_the_end_of_its_last_call_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let instance = ready(&directory);
+        let limit = Duration::from_secs(10);
+        let busy = instance.busy();
+        tokio::time::advance(limit * 2).await;
+        drop(busy);
+        let mut idle = tokio_test::task::spawn(instance.idle(Some(limit)));
+        assert_pending!(idle.poll());
+        tokio::time::advance(limit).await;
+        assert_ready!(idle.poll());
+    }
+
+    #[tokio::test]
+    async fn a_backend_is_drained_once_no_call_is_in_progress() {
+        let directory = tempfile::tempdir().unwrap();
+        let instance = ready(&directory);
+        let calls = [instance.busy(), instance.busy()];
+        let mut drained = tokio_test::task::spawn(instance.drained());
+        for call in calls {
+            assert_pending!(drained.poll());
+            drop(call);
+        }
+        assert_ready!(drained.poll());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backend_whose_record_cannot_be_read_is_not_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let instance = ready(&directory);
+        let record = instance.files.record();
+        std::fs::remove_file(&record).unwrap();
+        std::fs::create_dir(&record).unwrap();
+        let mut lost = tokio_test::task::spawn(instance.lost());
+        for _ in 0..3 {
+            assert_pending!(lost.poll());
+            tokio::time::advance(LOOK_AFTER).await;
+        }
+        assert_pending!(lost.poll());
+        // To show that it looks.
+        std::fs::remove_dir(&record).unwrap();
+        let later = Record {
+            launch: 2,
+            ..instance.record.lock().unwrap().clone()
+        };
+        later.write(&instance.files).unwrap();
+        tokio::time::advance(LOOK_AFTER).await;
+        assert_ready!(lost.poll());
+    }
 }

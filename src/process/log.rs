@@ -183,8 +183,65 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.len() < 100, "{text}");
         assert!(text.ends_with("\n0123456789\nlast words\n"), "{text}");
+        let mut lines = text.lines();
+        let is_whole = |line| ["", "0123456789", "last words"].contains(&line);
+        assert!(lines.all(is_whole), "{text}");
         assert!(last_words_blocking(&path, start).ends_with(" | last words"));
         let (_, next) = open(&path, 100, 2).unwrap();
         assert_eq!(last_words_blocking(&path, next), "");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_log_that_another_process_cuts_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("indexer.log");
+        std::fs::write(&path, "0123456789\n".repeat(20)).unwrap();
+        let other = open_to_append(&path).unwrap();
+        let alone = sys::Alone::with(&other, &path).unwrap();
+        let length = || std::fs::metadata(&path).unwrap().len();
+        keep_short_blocking(&path, 100);
+        assert_eq!(length(), 220);
+        drop(alone);
+        keep_short_blocking(&path, 100);
+        assert!(length() <= 50);
+    }
+
+    #[test]
+    fn a_log_that_was_cut_at_its_launch_is_cut_again_while_its_backend_has_it_open() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("indexer.log");
+        std::fs::write(&path, "0123456789\n".repeat(20)).unwrap();
+        let (mut file, start) = open(&path, 100, 1).unwrap();
+        assert!(start <= 100);
+        file.write_all(&b"0123456789\n".repeat(20)).unwrap();
+        keep_short_blocking(&path, 100);
+        assert!(file.metadata().unwrap().len() <= 50);
+    }
+
+    #[test]
+    fn last_words_are_the_last_ones_of_a_long_log_and_of_one_that_was_cut_since() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("indexer.log");
+        let (mut file, start) = open(&path, u64::MAX, 1).unwrap();
+        file.write_all(&b"first words\n".repeat(10_000)).unwrap();
+        file.write_all(b"last words\n").unwrap();
+        assert!(last_words_blocking(&path, start).ends_with(" | last words"));
+        let (mut file, start) = open(&path, u64::MAX, 2).unwrap();
+        file.write_all(b"it failed\n").unwrap();
+        keep_short_blocking(&path, 1000);
+        assert!(file.metadata().unwrap().len() < start);
+        assert!(last_words_blocking(&path, start).ends_with(" | it failed"));
+    }
+
+    #[test]
+    fn a_line_counts_once_it_is_finished() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("indexer.log");
+        let (mut file, start) = open(&path, 100, 1).unwrap();
+        file.write_all(b"it is ready").unwrap();
+        assert!(!has_line_blocking(&path, start, "is ready").unwrap());
+        file.write_all(b"\n").unwrap();
+        assert!(has_line_blocking(&path, start, "is ready").unwrap());
     }
 }

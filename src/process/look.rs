@@ -350,6 +350,7 @@ mod tests {
     use std::io::ErrorKind;
 
     use super::*;
+    use crate::lock::FileSpawnLock;
 
     #[test]
     fn a_shortage_of_this_process_is_not_blamed_on_the_backend() {
@@ -363,5 +364,225 @@ mod tests {
         let error = sight.not_reached(endpoint, ErrorKind::ConnectionRefused.into());
         assert!(matches!(error, ProcessError::Unusable(_)), "{error:?}");
         assert!(!error.retry_helps());
+    }
+
+    fn files_in(directory: &tempfile::TempDir) -> Files {
+        FileSpawnLock::new(directory.path()).unwrap();
+        Files::new(directory.path(), &"indexer".to_owned())
+    }
+
+    async fn presence(files: &Files) -> Result<Presence, ProcessError> {
+        let wanted = Wanted {
+            version: None,
+            limit: Duration::ZERO,
+            log_limit: 0,
+        };
+        Sight::take(files).await?.presence(&wanted).await
+    }
+
+    #[tokio::test]
+    async fn a_record_that_cannot_be_read_does_not_hide_that_no_backend_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = files_in(&directory);
+        std::fs::create_dir(files.record()).unwrap();
+        assert_eq!(presence(&files).await.unwrap(), Presence::Gone);
+        let _life = LifeLock::try_take(&files).unwrap().unwrap();
+        let error = presence(&files).await.unwrap_err();
+        assert!(matches!(error, ProcessError::File { .. }), "{error:?}");
+    }
+
+    #[cfg(target_os = "linux")]
+    mod linux {
+        use std::process::Command;
+
+        use rustix::process::{Pid, Signal, kill_process};
+        use tokio::net::TcpListener;
+
+        use super::*;
+
+        /// A backend of launch 2 that is this process, was launched by `launcher`, and accepts connections.
+        fn record(listener: &TcpListener, launcher: ProcessIdentity) -> Record {
+            Record {
+                state: State::Ready,
+                launch: 2,
+                launcher,
+                process: Some(ProcessIdentity::of_this_process()),
+                endpoint: Some(Endpoint::Tcp(listener.local_addr().unwrap())),
+                version: None,
+                since: std::time::UNIX_EPOCH,
+                log_start: 0,
+                ready_line: None,
+                ready_by_connection: true,
+                is_attached: false,
+                was_ready: false,
+                reads_requests: false,
+                status: None,
+            }
+        }
+
+        async fn listener() -> TcpListener {
+            TcpListener::bind("127.0.0.1:0").await.unwrap()
+        }
+
+        fn ended() -> ProcessIdentity {
+            let mut child = Command::new("true").spawn().unwrap();
+            let process = ProcessIdentity::of(child.id());
+            child.wait().unwrap();
+            process
+        }
+
+        /// A process in another container.
+        fn elsewhere() -> ProcessIdentity {
+            let this = ProcessIdentity::of_this_process();
+            let place = this.place.as_deref().unwrap();
+            let (boot, _) = place.split_once('/').unwrap();
+            ProcessIdentity {
+                place: Some(format!("{boot}/pid:[1]")),
+                ..this
+            }
+        }
+
+        #[tokio::test]
+        async fn a_backend_in_another_container_is_gone_once_its_lock_is_free() {
+            let directory = tempfile::tempdir().unwrap();
+            let files = files_in(&directory);
+            let record = Record {
+                process: Some(elsewhere()),
+                ..record(&listener().await, elsewhere())
+            };
+            record.write(&files).unwrap();
+            assert_eq!(presence(&files).await.unwrap(), Presence::Gone);
+        }
+
+        /// A child that is stopped by a signal.
+        fn stopped() -> (std::process::Child, ProcessIdentity) {
+            let child = Command::new("sleep").arg("60").spawn().unwrap();
+            let process = ProcessIdentity::of(child.id());
+            kill_process(Pid::from_child(&child), Signal::STOP).unwrap();
+            while process.condition() != Condition::Stopped {
+                std::thread::yield_now();
+            }
+            (child, process)
+        }
+
+        #[tokio::test]
+        async fn a_backend_that_is_stopped_by_a_signal_is_there_also_without_its_lock() {
+            let directory = tempfile::tempdir().unwrap();
+            let files = files_in(&directory);
+            let (mut child, process) = stopped();
+            let record = Record {
+                process: Some(process),
+                ..record(&listener().await, ProcessIdentity::of_this_process())
+            };
+            record.write(&files).unwrap();
+            let found = presence(&files).await;
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert!(
+                matches!(&found, Err(ProcessError::Unusable(unusable)) if unusable.why == Why::Stopped),
+                "{found:?}"
+            );
+        }
+
+        #[tokio::test]
+        async fn a_backend_without_a_version_is_not_of_the_one_that_is_wanted() {
+            let directory = tempfile::tempdir().unwrap();
+            let files = files_in(&directory);
+            let record = record(&listener().await, ProcessIdentity::of_this_process());
+            record.write(&files).unwrap();
+            let wanted = Wanted {
+                version: Some("2".to_owned()),
+                limit: Duration::ZERO,
+                log_limit: 0,
+            };
+            let found = Sight::take(&files).await.unwrap().presence(&wanted).await;
+            assert!(
+                matches!(&found, Err(ProcessError::Unusable(unusable))
+                    if matches!(unusable.why, Why::OtherVersion { .. })),
+                "{found:?}"
+            );
+        }
+
+        #[tokio::test]
+        async fn a_launcher_that_may_live_sees_its_launch_through() {
+            let directory = tempfile::tempdir().unwrap();
+            let files = files_in(&directory);
+            let _life = LifeLock::try_take(&files).unwrap().unwrap();
+            let listener = listener().await;
+            let (mut child, stopped) = stopped();
+            let mut found = Vec::new();
+            for launcher in [ProcessIdentity::of_this_process(), elsewhere(), stopped] {
+                let starting = Record {
+                    state: State::Starting,
+                    ..record(&listener, launcher)
+                };
+                starting.write(&files).unwrap();
+                found.push(presence(&files).await);
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            for found in found {
+                assert!(matches!(found, Ok(Presence::Starting { .. })), "{found:?}");
+            }
+        }
+
+        #[tokio::test]
+        async fn an_attached_backend_is_leaving_once_its_launcher_is_surely_gone() {
+            let directory = tempfile::tempdir().unwrap();
+            let files = files_in(&directory);
+            let _life = LifeLock::try_take(&files).unwrap().unwrap();
+            let listener = listener().await;
+            for (launcher, is_leaving) in [
+                (ProcessIdentity::of_this_process(), false),
+                (elsewhere(), false),
+                (ended(), true),
+            ] {
+                let attached = Record {
+                    is_attached: true,
+                    ..record(&listener, launcher)
+                };
+                attached.write(&files).unwrap();
+                let found = presence(&files).await.unwrap();
+                assert_eq!(
+                    matches!(found, Presence::Leaving(_)),
+                    is_leaving,
+                    "{found:?}"
+                );
+            }
+        }
+
+        #[tokio::test]
+        async fn one_whose_launcher_is_gone_is_ready_only_by_its_own_sign() {
+            let directory = tempfile::tempdir().unwrap();
+            let files = files_in(&directory);
+            let _life = LifeLock::try_take(&files).unwrap().unwrap();
+            let listener = listener().await;
+            let earlier = "--- launch 1\nis ready\n";
+            std::fs::write(files.log(), format!("{earlier}--- launch 2\n")).unwrap();
+            let starting = Record {
+                state: State::Starting,
+                log_start: earlier.len() as u64,
+                ..record(&listener, ended())
+            };
+            let by_line = Record {
+                ready_line: Some("is ready".to_owned()),
+                ready_by_connection: false,
+                ..starting.clone()
+            };
+            let by_notify = Record {
+                ready_by_connection: false,
+                ..starting.clone()
+            };
+            for (record, is_ready) in [(by_line, false), (by_notify, false), (starting, true)] {
+                record.write(&files).unwrap();
+                let found = presence(&files).await.unwrap();
+                assert_eq!(matches!(found, Presence::Ready(_)), is_ready, "{found:?}");
+                // The log may be cut by the next look.
+                let Reading::Found(record) = Record::read(&files).unwrap() else {
+                    panic!("it is junk");
+                };
+                assert_eq!(record.state == State::Ready, is_ready);
+            }
+        }
     }
 }

@@ -284,4 +284,17 @@ mod tests {
             assert!(!is_free(&other.into()), "{other}");
         }
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn looks_are_at_most_50_ms_apart() {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let mut pause = Pause::default();
+        let mut last = Instant::now();
+        while !pause.is_over(deadline).await {
+            // The timer of a clock that is paused counts whole milliseconds.
+            assert!(last.elapsed() <= Duration::from_millis(51));
+            last = Instant::now();
+        }
+        assert!(last >= deadline);
+    }
 }

@@ -325,4 +325,55 @@ mod tests {
         assert_eq!(Record::parse(&text.replace("launch 17", "launch -1")), None);
         assert_eq!(Record::parse(&text.replace("ready\n", "asleep\n")), None);
     }
+
+    #[test]
+    fn a_status_is_noted_only_while_the_backend_of_that_launch_is_starting() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::new(directory.path(), &"indexer".to_owned());
+        let starting = Record {
+            state: State::Starting,
+            ..record()
+        };
+        let noted = Record {
+            status: Some("loading 3 %".to_owned()),
+            ..starting.clone()
+        };
+        for (launch, before, after) in [
+            (17, &starting, &noted),
+            (16, &starting, &starting),
+            (17, &record(), &record()),
+        ] {
+            before.write(&files).unwrap();
+            Record::note_status(&files, launch, noted.status.clone()).unwrap();
+            let found = Record::read(&files).unwrap();
+            assert_eq!(found, Reading::Found(Box::new(after.clone())));
+        }
+    }
+
+    #[test]
+    fn a_record_that_is_newer_than_the_one_that_was_read_is_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::new(directory.path(), &"indexer".to_owned());
+        let with_launch = |launch| Record { launch, ..record() };
+        let (last, newer, next) = (with_launch(1), with_launch(2), with_launch(3));
+        for (there, after) in [(&last, &next), (&newer, &newer)] {
+            there.write(&files).unwrap();
+            next.replace(&last, &files).unwrap();
+            let found = Record::read(&files).unwrap();
+            assert_eq!(found, Reading::Found(Box::new(after.clone())));
+        }
+    }
+
+    #[test]
+    fn a_launch_begins_without_the_name_of_the_last_ones_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::new(directory.path(), &"indexer".to_owned());
+        let (short, long) = (record().process.unwrap(), record().launcher);
+        for process in [long, short] {
+            let name = ProcessName::clear(&files).unwrap();
+            assert_eq!(read_process(&files).unwrap(), None);
+            name.write(&process).unwrap();
+            assert_eq!(read_process(&files).unwrap(), Some(process));
+        }
+    }
 }

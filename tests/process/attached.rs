@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use spawn_gate::budget::{ExhaustionReason, SpawnBudgetConfig};
-use spawn_gate::process::Ready;
+use spawn_gate::process::{Presence, Ready};
 use spawn_gate::{FileSpawnLock, GateError, SpawnGate};
 
 use crate::kit::{Gate, LIMIT, Launcher, Scene, eventually, lives, sh, until_gone};
@@ -43,8 +43,42 @@ async fn an_attached_backend_ends_with_its_whole_group_when_the_broker_is_killed
 }
 
 #[tokio::test]
+async fn an_attached_backend_is_asked_to_end_when_the_broker_is_killed() {
+    let scene = Scene::new();
+    let script = "trap 'echo $$ >told; exit' TERM; echo is ready; while :; do sleep 0.01; done";
+    let caller = Caller::new(&scene, script).attached().that_stays();
+    let mut caller = caller.command().spawn().unwrap();
+    let backend = launched(&scene).await;
+    caller.kill().unwrap();
+    caller.wait().unwrap();
+    assert_eq!(number_in(&scene, "told").await, backend);
+    until_gone(backend).await;
+}
+
+#[tokio::test]
 async fn an_attached_backend_that_ignores_sigterm_ends_all_the_same_when_the_broker_is_killed() {
     ends_with_its_broker(STUBBORN).await;
+}
+
+#[tokio::test]
+async fn an_attached_backend_whose_broker_was_killed_is_leaving_until_it_has_ended() {
+    let scene = Scene::new();
+    let caller = Caller::new(&scene, STUBBORN);
+    let mut caller = caller.attached().that_stays().command().spawn().unwrap();
+    let backend = launched(&scene).await;
+    caller.kill().unwrap();
+    caller.wait().unwrap();
+    let launcher = scene.launcher(|_| Err("nothing is to be launched".into()));
+    let until_gone = async {
+        loop {
+            match launcher.find("a").await.unwrap() {
+                Presence::Leaving(found) => assert_eq!(found.pid, backend),
+                Presence::Gone => return,
+                found => panic!("{found:?}"),
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, until_gone).await.unwrap();
 }
 
 #[test]
@@ -194,6 +228,62 @@ async fn a_backend_that_ends_in_an_orderly_way_is_not_charged() {
         };
         tokio::time::timeout(LIMIT, reported).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_backend_that_was_leaving_is_not_charged_however_it_ended() {
+    let scene = Scene::new();
+    let script = "echo is ready; until [ -e go ]; do sleep 0.01; done; rm go; \
+                  sed -i 's/^state ready/state leaving/' *.backend; exit 1";
+    let (gate, launchers) = strict(&scene, script);
+    for launcher in launchers {
+        let backend = gate.launch("a", launcher.clone()).await.unwrap().value;
+        touch(&scene, "go");
+        until_gone(backend.pid).await;
+        let reported = async {
+            while gate.snapshot("a").await.budget.attempts_used > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LIMIT, reported).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_fails_is_reported_also_if_what_it_started_keeps_its_lock() {
+    let scene = Scene::new();
+    let script =
+        "sleep 60 & echo $! >child; echo is ready; until [ -e go ]; do sleep 0.01; done; exit 3";
+    let (gate, [launcher, _]) = strict(&scene, script);
+    let backend = gate.launch("a", launcher).await.unwrap().value;
+    let child = number_in(&scene, "child").await;
+    touch(&scene, "go");
+    until_gone(backend.pid).await;
+    // The ledger says it.
+    eventually(|| {
+        let ledger = std::fs::read_to_string(file_of_a(&scene, "lock")).unwrap();
+        ledger.contains("exit").then_some(())
+    })
+    .await;
+    assert!(lives(child));
+    kill(child);
+}
+
+#[tokio::test]
+async fn a_program_that_hands_over_to_its_child_and_ends_is_not_reported_as_ended() {
+    let scene = Scene::new();
+    let script = "sleep 60 & echo $! >child; echo is ready; until [ -e go ]; do sleep 0.01; done";
+    let (gate, [launcher, _]) = strict(&scene, script);
+    let backend = gate.launch("a", launcher).await.unwrap().value;
+    let child = number_in(&scene, "child").await;
+    touch(&scene, "go");
+    until_gone(backend.pid).await;
+    // An orderly end would take the charge back.
+    for _ in 0..50 {
+        tokio::task::spawn_blocking(|| {}).await.unwrap();
+        assert_eq!(gate.snapshot("a").await.budget.attempts_used, 1);
+    }
+    kill(child);
 }
 
 #[tokio::test]

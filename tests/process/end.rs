@@ -8,6 +8,7 @@ use spawn_gate::admin::inspect_spawn_lock;
 use spawn_gate::budget::SpawnBudgetConfig;
 use spawn_gate::process::{Endpoint, Presence, ProcessError, Ready, Stop, Stopped, Why};
 use spawn_gate::{FileSpawnLock, How, SpawnGate, acquire_spawn_lock};
+use tokio::time::timeout;
 
 use crate::backends::{
     COME_AFTER, LEAVE_AFTER, WITH_CHILD, WITH_PORT, backend_in, caller_in, noted, process_error,
@@ -16,6 +17,7 @@ use crate::backends::{
 use crate::kit::{LIMIT, Launcher, Scene, eventually, lives, sh, until_gone};
 use crate::life::{deaf_listener, freeze, kill};
 use crate::roles::steps;
+use crate::scenes::{AN_AGE, file_of_a, launching, number_in, signals, start_of};
 
 /// A backend that notes SIGTERM and goes on.
 const STUBBORN: &str = "trap 'echo told >>told' TERM; echo ready; while :; do sleep 0.01; done";
@@ -43,6 +45,8 @@ async fn a_stop_during_a_start_waits_for_it_and_ends_what_was_started() {
         .unwrap();
     eventually(|| fs::read(scene.files().join("begun")).ok()).await;
     let launcher = scene.launcher(|_| Err("nothing is to be launched".into()));
+    // The time for a look is not that for a start.
+    let launcher = launcher.look_timeout(Duration::ZERO);
     let stopping = tokio::spawn({
         let launcher = launcher.clone();
         async move { launcher.stop("a", Stop::Orderly).await }
@@ -112,6 +116,28 @@ async fn a_stop_by_force_does_not_wait_for_the_start() {
     let again = scene.gate.launch("a", launcher.clone()).await.unwrap();
     assert_eq!(again.how, How::Led);
     launcher.stop("a", Stop::Force).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_that_becomes_ready_after_it_was_told_to_end_is_leaving_all_the_same() {
+    let scene = Scene::new();
+    let launcher = scene.launcher(|_| {
+        let script = "trap 'echo is ready' TERM; echo $$ >pid; while :; do sleep 0.01; done";
+        Ok((sh(script), Ready::line("is ready")))
+    });
+    let launcher = launcher.grace(LIMIT);
+    let launching = launching(&scene.gate, &launcher);
+    let pid = number_in(&scene, "pid").await;
+    let stopping = tokio::spawn({
+        let launcher = launcher.clone();
+        async move { launcher.stop("a", Stop::Force).await }
+    });
+    assert_eq!(launching.await.unwrap().unwrap().value.pid, pid);
+    let found = launcher.find("a").await.unwrap();
+    assert!(matches!(found, Presence::Leaving(_)), "{found:?}");
+    kill(pid, Signal::KILL);
+    let stopped = stopping.await.unwrap().unwrap();
+    assert_eq!(stopped, Stopped::Orderly { pid });
 }
 
 #[tokio::test]
@@ -189,7 +215,8 @@ async fn stop_never_says_not_running_or_ended_of_one_that_is_there() {
 #[tokio::test]
 async fn one_in_another_container_cannot_be_ended_and_that_is_said() {
     let scene = Scene::new();
-    let launcher = ordinary(&scene);
+    // No wait changes that.
+    let launcher = ordinary(&scene).look_timeout(AN_AGE);
     let backend = scene.gate.launch("a", launcher.clone()).await.unwrap();
     let (pid, record) = (backend.value.pid, scene.file(".backend"));
     let here = fs::read_to_string(&record).unwrap();
@@ -198,7 +225,10 @@ async fn one_in_another_container_cannot_be_ended_and_that_is_said() {
     assert_ne!(here, elsewhere);
     fs::write(&record, elsewhere).unwrap();
     for how in [Stop::Orderly, Stop::Force] {
-        let error = launcher.stop("a", how).await.unwrap_err();
+        let error = timeout(LIMIT, launcher.stop("a", how))
+            .await
+            .unwrap()
+            .unwrap_err();
         let ProcessError::Unusable(unusable) = &error else {
             panic!("{error:?}");
         };
@@ -285,6 +315,55 @@ async fn a_backend_whose_files_become_junk_during_its_stop_is_not_taken_for_ende
     until_gone(pid).await;
 }
 
+/// Puts the record of the backend of `b`, a later launch, where that of `a` is.
+fn replace_record_of_a(scene: &Scene) {
+    let lock = FileSpawnLock::new(scene.files()).unwrap();
+    let of_b = lock.path_of(&"b".to_owned()).with_extension("backend");
+    fs::copy(of_b, file_of_a(scene, "backend")).unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_is_over_once_its_backend_is_gone_also_if_a_later_one_is_there_by_then() {
+    let scene = Scene::new();
+    let launcher = stubborn(&scene).grace(LIMIT);
+    let pid = launcher.get_or_launch("a").await.unwrap().value.pid;
+    let later = launcher.get_or_launch("b").await.unwrap().value.pid;
+    let stopping = tokio::spawn({
+        let launcher = launcher.clone();
+        async move { launcher.stop("a", Stop::Orderly).await }
+    });
+    eventually(|| fs::read(scene.files().join("told")).ok()).await;
+    replace_record_of_a(&scene);
+    kill(pid, Signal::KILL);
+    let stopped = stopping.await.unwrap().unwrap();
+    assert_eq!(stopped, Stopped::Orderly { pid });
+    assert!(lives(later));
+    kill(later, Signal::KILL);
+}
+
+#[tokio::test]
+async fn a_stop_is_not_over_while_its_backend_lives_also_if_the_record_is_a_later_ones() {
+    let scene = Scene::new();
+    let launcher = stubborn(&scene).grace(Duration::from_secs(1));
+    let pid = launcher.get_or_launch("a").await.unwrap().value.pid;
+    let later = launcher.get_or_launch("b").await.unwrap().value.pid;
+    let stopping = tokio::spawn({
+        let launcher = launcher.clone();
+        async move { launcher.stop("a", Stop::Orderly).await }
+    });
+    eventually(|| fs::read(scene.files().join("told")).ok()).await;
+    replace_record_of_a(&scene);
+    let stopped = stopping.await.unwrap();
+    assert!(
+        matches!(stopped, Err(ProcessError::NotEnded { .. })),
+        "{stopped:?}"
+    );
+    for pid in [pid, later] {
+        assert!(lives(pid));
+        kill(pid, Signal::KILL);
+    }
+}
+
 #[tokio::test]
 async fn a_process_of_the_same_launch_that_says_it_is_the_backend_during_a_stop_is_ended_too() {
     let scene = Scene::new();
@@ -357,6 +436,44 @@ async fn what_a_program_hands_over_to_its_child_is_ended_too() {
         launcher.stop("a", Stop::Force).await.unwrap(),
         Stopped::Forced { pid }
     );
+    until_gone(child).await;
+}
+
+#[tokio::test]
+async fn a_stop_is_not_over_while_a_process_of_the_same_launch_goes_on_as_the_backend() {
+    let scene = Scene::new();
+    let launcher = scene
+        .launcher(|_| {
+            let script = "(trap '' TERM; echo $(exec sh -c 'echo $PPID') >child; while :; do sleep 0.01; done) & \
+                          trap 'echo told >>told; exit' TERM; \
+                          until [ -e child ]; do sleep 0.01; done; echo ready; while :; do sleep 0.01; done";
+            Ok((sh(script), Ready::line("ready")))
+        })
+        .grace(Duration::from_secs(1));
+    launcher.get_or_launch("a").await.unwrap();
+    let child = number_in(&scene, "child").await;
+    let stopping = tokio::spawn({
+        let launcher = launcher.clone();
+        async move { launcher.stop("a", Stop::Orderly).await }
+    });
+    eventually(|| fs::read(scene.files().join("told")).ok()).await;
+    // As a backend in Rust says it.
+    let record = fs::read_to_string(scene.file(".backend")).unwrap();
+    let record = record.lines().map(|line| match line.split_once(' ') {
+        Some(("process", rest)) => {
+            let (_, place) = rest.rsplit_once(' ').unwrap();
+            format!("process {child} {} {place}\n", start_of(child))
+        }
+        _ => format!("{line}\n"),
+    });
+    fs::write(scene.file(".backend"), record.collect::<String>()).unwrap();
+    let stopped = stopping.await.unwrap();
+    assert!(
+        matches!(stopped, Err(ProcessError::NotEnded { .. })),
+        "{stopped:?}"
+    );
+    assert!(lives(child));
+    launcher.stop("a", Stop::Force).await.unwrap();
     until_gone(child).await;
 }
 
@@ -449,12 +566,31 @@ async fn one_that_is_stopped_by_a_signal_can_be_ended_by_force() {
     freeze(pid);
     let error = launcher.stop("a", Stop::Orderly).await.unwrap_err();
     assert!(matches!(error, ProcessError::NotEnded { .. }), "{error:?}");
+    assert!(error.to_string().contains("SIGCONT"), "{error}");
     assert!(lives(pid));
-    assert_eq!(
-        launcher.stop("a", Stop::Force).await.unwrap(),
-        Stopped::Forced { pid }
-    );
+    // It cannot react, so it gets no time.
+    let launcher = launcher.grace(AN_AGE);
+    let stopped = timeout(LIMIT, launcher.stop("a", Stop::Force)).await;
+    assert_eq!(stopped.unwrap().unwrap(), Stopped::Forced { pid });
     assert!(!lives(pid));
+}
+
+#[tokio::test]
+async fn one_that_is_stopped_by_a_signal_and_continued_in_time_ends_in_an_orderly_way() {
+    let scene = Scene::new();
+    let launcher = ordinary(&scene);
+    let pid = launcher.get_or_launch("a").await.unwrap().value.pid;
+    freeze(pid);
+    let stopping = tokio::spawn({
+        let launcher = launcher.clone();
+        async move { launcher.stop("a", Stop::Orderly).await }
+    });
+    let terminate = 1 << (Signal::TERM.as_raw() - 1);
+    eventually(|| (signals(pid, "ShdPnd") & terminate != 0).then_some(())).await;
+    assert!(!stopping.is_finished());
+    kill(pid, Signal::CONT);
+    let stopped = stopping.await.unwrap().unwrap();
+    assert_eq!(stopped, Stopped::Orderly { pid });
 }
 
 #[tokio::test]
@@ -520,12 +656,11 @@ async fn what_started_the_main_process_is_ended_by_force_too() {
     until_gone(parent).await;
 }
 
-#[tokio::test]
-async fn a_program_that_hands_over_once_it_is_ready_and_exits_is_found_and_ended() {
-    let scene = Scene::new();
+/// A program that hands over to another one and exits once the file `go` is there.
+fn that_hands_over(scene: &Scene) -> Launcher {
     let outer = scene.outer();
     let socket = outer.join("program.sock");
-    let launcher = scene.launcher(move |_| {
+    scene.launcher(move |_| {
         // As `pg_ctl` does: it waits until the server accepts, and some more here, and exits.
         let mut command =
             sh("\"$0\" role --exact --nocapture & until [ -e \"$1\" ]; do sleep 0.01; done");
@@ -536,7 +671,13 @@ async fn a_program_that_hands_over_once_it_is_ready_and_exits_is_found_and_ended
             command.env(name, value.unwrap());
         }
         Ok((command, Ready::accepts(socket.clone())))
-    });
+    })
+}
+
+#[tokio::test]
+async fn a_program_that_hands_over_once_it_is_ready_and_exits_is_found_and_ended() {
+    let scene = Scene::new();
+    let launcher = that_hands_over(&scene);
     let first = scene
         .gate
         .launch("a", launcher.clone())
@@ -545,6 +686,11 @@ async fn a_program_that_hands_over_once_it_is_ready_and_exits_is_found_and_ended
         .value;
     fs::write(scene.outer().join("go"), "").unwrap();
     until_gone(first.pid).await;
+    let found = launcher.clone().version("2").find("a").await;
+    assert!(
+        matches!(&found, Err(ProcessError::Unusable(unusable)) if matches!(unusable.why, Why::OtherVersion { .. })),
+        "{found:?}"
+    );
     let found = scene.gate.launch("a", launcher.clone()).await.unwrap();
     assert_eq!(found.how, How::Discovered);
     let pid = found.value.pid;
@@ -553,6 +699,21 @@ async fn a_program_that_hands_over_once_it_is_ready_and_exits_is_found_and_ended
     assert!(matches!(found, Presence::Ready(backend) if backend.pid == pid));
     let stopped = launcher.stop("a", Stop::Orderly).await.unwrap();
     assert_eq!(stopped, Stopped::Orderly { pid });
+    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+}
+
+#[tokio::test]
+async fn a_program_that_handed_over_and_was_not_found_since_is_ended() {
+    let scene = Scene::new();
+    let launcher = that_hands_over(&scene);
+    let first = launcher.get_or_launch("a").await.unwrap().value.pid;
+    fs::write(scene.outer().join("go"), "").unwrap();
+    until_gone(first).await;
+    let stopped = launcher.stop("a", Stop::Orderly).await.unwrap();
+    assert!(
+        matches!(stopped, Stopped::Orderly { pid } if pid != first && !lives(pid)),
+        "{stopped:?}"
+    );
     assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
 }
 

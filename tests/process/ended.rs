@@ -2,11 +2,12 @@
 
 use std::fs;
 
+use spawn_gate::How;
 use spawn_gate::process::{Presence, ProcessError, Ready};
 
 use crate::kit::{Scene, lives, sh};
-use crate::roles::{Caller, cause, outcome, steps};
-use crate::scenes::{assert_nothing_left, file_of_a};
+use crate::roles::{Caller, cause, end, outcome, steps};
+use crate::scenes::{assert_nothing_left, file_of_a, number_in};
 
 const LINE: &str = "never written";
 
@@ -76,6 +77,48 @@ async fn last_words_are_those_of_this_launch_only() {
         assert_eq!(all.lines().last(), Some(words.as_str()));
         assert!(words.starts_with("words of launch"), "{words}");
     }
+}
+
+#[tokio::test]
+async fn a_backend_that_writes_its_line_and_ends_at_once_has_been_ready() {
+    for status in [0, 3] {
+        let scene = Scene::new();
+        let script = format!("echo is ready; exit {status}");
+        let launcher = scene.launcher(move |_| Ok((sh(&script), Ready::line("is ready"))));
+        let launched = scene.gate.launch("a", launcher).await.unwrap();
+        assert_eq!(launched.how, How::Led);
+    }
+}
+
+#[tokio::test]
+async fn the_line_of_an_earlier_launch_does_not_make_one_that_ends_ready() {
+    let scene = Scene::new();
+    let launcher = scene.launcher(|_| {
+        let script = "[ -e again ] && exit 3; touch again; echo is ready; exec sleep 60";
+        Ok((sh(script), Ready::line("is ready")))
+    });
+    let first = launcher.get_or_launch("a").await.unwrap().value;
+    end(&launcher, &first).await;
+    let error = launcher.get_or_launch("a").await.unwrap_err();
+    let ProcessError::Ended { status, .. } = cause(&error) else {
+        panic!("{error:?}");
+    };
+    assert_eq!(status.unwrap().code(), Some(3));
+}
+
+#[tokio::test]
+async fn a_program_that_fails_is_an_error_at_once_and_what_it_started_is_ended() {
+    let scene = Scene::new();
+    let launcher = scene.launcher(|_| {
+        let script = "sleep 60 & echo $! >child; exit 3";
+        Ok((sh(script), Ready::line(LINE)))
+    });
+    let error = launcher.get_or_launch("a").await.unwrap_err();
+    let ProcessError::Ended { status, .. } = cause(&error) else {
+        panic!("{error:?}");
+    };
+    assert_eq!(status.unwrap().code(), Some(3));
+    assert!(!lives(number_in(&scene, "child").await));
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use crate::backends::{
 };
 use crate::kit::{Gate, LIMIT, Launcher, Scene, eventually, sh, until_gone};
 use crate::life::{freeze, kill};
+use crate::scenes::{assert_nothing_left, file_of_a};
 
 /// Below the 60 s of a stage, and enough for a look on a busy machine.
 const IN_TIME: Duration = Duration::from_secs(40);
@@ -366,6 +367,24 @@ async fn a_fifo_or_a_directory_where_a_file_should_be_is_an_error_or_ignored_and
 }
 
 #[tokio::test]
+async fn a_link_where_a_file_should_be_is_an_error_and_never_followed() {
+    let scene = Scene::new();
+    let launcher = scene.launcher(|_| Ok((sh("echo ready; exec sleep 60"), Ready::line("ready"))));
+    let target = scene.outer().join("target");
+    fs::write(&target, "precious").unwrap();
+    for suffix in ["life", "log", "use"] {
+        let link = file_of_a(&scene, suffix);
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let error = launcher.get_or_launch("a").await.unwrap_err();
+        let text = chain(&error);
+        assert!(text.contains(&link.display().to_string()), "{text}");
+        assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
+        fs::remove_file(&link).unwrap();
+    }
+    assert_nothing_left(&scene, &scene.gate, &launcher).await;
+}
+
+#[tokio::test]
 async fn a_fifo_or_a_directory_instead_of_the_record_of_a_running_backend_is_an_error() {
     let scene = Scene::new();
     let launcher = scene.launcher(|_| Ok((sh("echo ready; exec sleep 60"), Ready::line("ready"))));
@@ -399,6 +418,25 @@ async fn a_fifo_or_a_directory_instead_of_the_record_of_a_running_backend_is_an_
     fs::rename(&aside, &path).unwrap();
     assert_eq!(launcher.find("a").await.unwrap(), Presence::Ready(backend));
     launcher.stop("a", Stop::Force).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_of_another_version_is_not_waited_for() {
+    let scene = Scene::new();
+    let launcher = scene.launcher(|_| Ok((sh("echo ready; exec sleep 60"), Ready::line("ready"))));
+    let first = launcher.clone().version("1");
+    first.get_or_launch("a").await.unwrap();
+    let second = launcher.version("2").look_timeout(LIMIT);
+    let error = timeout(IN_TIME, second.get_or_launch("a")).await.unwrap();
+    let error = error.unwrap_err();
+    let ProcessError::Unusable(unusable) = process_error(&error) else {
+        panic!("{error:?}");
+    };
+    assert!(
+        matches!(&unusable.why, Why::OtherVersion { wanted } if wanted == "2"),
+        "{unusable}"
+    );
+    first.stop("a", Stop::Force).await.unwrap();
 }
 
 #[tokio::test]

@@ -2,18 +2,20 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use spawn_gate::error::{LaunchError, Stage};
 use spawn_gate::process::{Presence, ProcessError, Ready};
-use spawn_gate::{GateError, How};
+use spawn_gate::{Acquired, BackendLauncher, GateError, How, acquire_spawn_lock};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
-use crate::kit::{Gate, Launcher, Scene, eventually, lives, sh, until_gone};
+use crate::kit::{Gate, LIMIT, Launcher, Scene, eventually, lives, sh, until_gone};
 use crate::roles::{Caller, cause, end, launched};
 use crate::scenes::{
-    AN_AGE, file_of_a, kill, launching, number_in, patient, set_clock_forward, until_no_member,
+    AN_AGE, file_of_a, group_of, kill, launching, number_in, patient, set_clock_forward, touch,
+    until_no_member,
 };
 
 /// Never ready. It and its child ignore SIGTERM.
@@ -73,9 +75,12 @@ async fn a_backend_that_is_not_ready_in_time_is_gone_with_its_group_when_its_lau
                     Ok((sh(script), Ready::probe(probe)))
                 }
             });
-            let mut launcher = launcher
-                .start_timeout(AN_AGE)
-                .grace(Duration::from_millis(200));
+            // What ends when it is asked to is not waited for any longer.
+            let grace = match script {
+                MEEK => AN_AGE,
+                _ => Duration::from_millis(200),
+            };
+            let mut launcher = launcher.start_timeout(AN_AGE).grace(grace);
             if is_attached {
                 launcher = launcher.attached();
             }
@@ -83,7 +88,11 @@ async fn a_backend_that_is_not_ready_in_time_is_gone_with_its_group_when_its_lau
             let family = Family::of(&scene).await;
             asked.notified().await;
             set_clock_forward(AN_AGE * 2).await;
-            let error = launching.await.unwrap().unwrap_err();
+            let error = timeout(LIMIT, launching)
+                .await
+                .unwrap()
+                .unwrap()
+                .unwrap_err();
             assert!(
                 matches!(cause(&error), ProcessError::NotReady { pid, .. } if *pid == family.pid),
                 "{error:?}"
@@ -135,6 +144,36 @@ async fn the_next_launch_waits_until_one_that_was_given_up_has_ended() {
 }
 
 #[tokio::test]
+async fn the_next_launch_waits_as_long_as_one_that_was_given_up_may_take_to_end() {
+    let scene = Scene::new();
+    let gate = patient(&scene);
+    let (begun, given_up) = (Arc::new(Notify::new()), Arc::new(Mutex::new(None)));
+    let launcher = scene.launcher({
+        let (begun, given_up) = (Arc::clone(&begun), Arc::clone(&given_up));
+        let life = file_of_a(&scene, "life");
+        move |_| {
+            // As one that the last launch gave up has it.
+            *given_up.lock().unwrap() = Some(acquire_spawn_lock(&life)?);
+            begun.notify_one();
+            let script = "echo is ready; exec sleep 60";
+            Ok((sh(script), Ready::line("is ready")))
+        }
+    });
+    let launcher = launcher.grace(AN_AGE);
+    let launching = launching(&gate, &launcher);
+    begun.notified().await;
+    // It tries again and again meanwhile.
+    for _ in 0..50 {
+        set_clock_forward(AN_AGE / 100).await;
+        tokio::task::spawn_blocking(|| {}).await.unwrap();
+        assert!(!launching.is_finished());
+    }
+    drop(given_up.lock().unwrap().take());
+    let backend = launching.await.unwrap().unwrap().value;
+    end(&launcher, &backend).await;
+}
+
+#[tokio::test]
 async fn a_launch_that_is_aborted_leaves_no_process() {
     for script in [STUBBORN, MEEK] {
         let scene = Scene::new();
@@ -153,21 +192,49 @@ async fn a_launch_that_is_aborted_leaves_no_process() {
 }
 
 #[tokio::test]
-async fn a_launch_that_loses_its_lock_leaves_no_process() {
+async fn what_a_backend_that_is_given_up_has_started_gets_the_grace_time_too() {
     let scene = Scene::new();
-    let script = "sleep 60 & echo $! >child; echo $$ >pid; until [ -e go ]; do sleep 0.01; done; echo is ready; wait";
-    let launcher = scene.launcher(move |_| Ok((sh(script), Ready::line("is ready"))));
+    let child = "trap 'echo $$ >told; until [ -e go ]; do sleep 0.01; done; echo $$ >done; exit' TERM; \
+                 echo $$ >child; while :; do sleep 0.01; done";
+    let launcher = scene.launcher(move |_| {
+        let mut parent = sh("sh -c \"$0\" & wait");
+        parent.arg(child);
+        Ok((parent, Ready::line("is ready")))
+    });
+    let launcher = launcher.grace(LIMIT);
     let launching = launching(&scene.gate, &launcher);
-    let family = Family::of(&scene).await;
-    fs::remove_file(file_of_a(&scene, "lock")).unwrap();
-    crate::scenes::touch(&scene, "go");
-    let error = launching.await.unwrap().unwrap_err();
-    assert!(
-        matches!(error, GateError::Launch(LaunchError::LockLost { .. })),
-        "{error:?}"
-    );
-    family.is_gone(&scene).await;
-    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+    let child = number_in(&scene, "child").await;
+    let leader = group_of(child);
+    assert!(scene.gate.abort("a").await);
+    launching.await.unwrap().unwrap_err();
+    assert_eq!(number_in(&scene, "told").await, child);
+    until_gone(leader).await;
+    touch(&scene, "go");
+    assert_eq!(number_in(&scene, "done").await, child);
+    until_gone(child).await;
+}
+
+#[tokio::test]
+async fn a_launch_that_loses_its_lock_leaves_no_process() {
+    for ignores in ["", "trap '' TERM; "] {
+        let scene = Scene::new();
+        let script = "sleep 60 & echo $! >child; echo $$ >pid; \
+                      until [ -e go ]; do sleep 0.01; done; echo is ready; wait; sleep 100";
+        let script = format!("{ignores}{script}");
+        let launcher = scene.launcher(move |_| Ok((sh(&script), Ready::line("is ready"))));
+        let launcher = launcher.grace(Duration::from_millis(200));
+        let launching = launching(&scene.gate, &launcher);
+        let family = Family::of(&scene).await;
+        fs::remove_file(file_of_a(&scene, "lock")).unwrap();
+        touch(&scene, "go");
+        let error = launching.await.unwrap().unwrap_err();
+        assert!(
+            matches!(error, GateError::Launch(LaunchError::LockLost { .. })),
+            "{error:?}"
+        );
+        family.is_gone(&scene).await;
+        assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+    }
 }
 
 /// Waits until the start of the process has returned, and its name has been written.
@@ -215,6 +282,33 @@ fn a_launch_whose_runtime_ends_leaves_no_process() {
     }
 }
 
+#[test]
+fn a_launch_that_is_dropped_outside_of_a_runtime_leaves_no_process() {
+    let scene = Scene::new();
+    let launcher = never_ready(&scene, STUBBORN);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let acquired = runtime.block_on(scene.gate.acquire("a")).unwrap();
+    let Acquired::Led(permit) = acquired else {
+        panic!("{acquired:?}");
+    };
+    let mut launch = launcher.launch(&permit);
+    let family = runtime.block_on(async {
+        let begun = async {
+            until_named(&scene).await;
+            Family::of(&scene).await
+        };
+        tokio::select! {
+            launched = &mut launch => panic!("{launched:?}"),
+            family = begun => family,
+        }
+    });
+    drop(launch);
+    runtime.block_on(async {
+        family.is_gone(&scene).await;
+        drop(permit);
+    });
+}
+
 #[tokio::test]
 async fn a_caller_that_gives_up_does_not_end_a_launch_that_others_may_wait_for() {
     let scene = Scene::new();
@@ -227,7 +321,7 @@ async fn a_caller_that_gives_up_does_not_end_a_launch_that_others_may_wait_for()
     let pid = number_in(&scene, "pid").await;
     first.abort();
     assert!(first.await.unwrap_err().is_cancelled());
-    crate::scenes::touch(&scene, "go");
+    touch(&scene, "go");
     let launched = scene.gate.launch("a", launcher.clone()).await.unwrap();
     assert_ne!(launched.how, How::Led);
     assert_eq!(launched.value.pid, pid);

@@ -1,14 +1,16 @@
 //! Promise 10: a backend that leaves when idle, and its callers.
 
+use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use spawn_gate::launcher_fn;
 use spawn_gate::process::{Ready, Stop};
+use spawn_gate::{How, launcher_fn};
 use tokio::sync::{Notify, watch};
 
 use crate::backends::{IDLE, backend_in, noted, result, strict_gate, use_it, user_in};
 use crate::kit::{Launcher, Scene, until_gone};
+use crate::scenes::{AN_AGE, set_clock_forward};
 
 /// The calls of all callers together. More: set it in the environment.
 const ROUNDS: &str = "PROCESS_TEST_ROUNDS";
@@ -89,6 +91,47 @@ async fn a_backend_does_not_leave_while_it_is_in_use_or_busy() {
     until_gone(pid).await;
     let journal = noted(&scene.outer(), "journal");
     assert_eq!(journal, [format!("begin {pid}"), format!("end {pid} Idle")]);
+}
+
+#[tokio::test]
+async fn callers_use_a_backend_at_the_same_time() {
+    let scene = Scene::new();
+    // None waits for the other.
+    let launcher = scene.rust_launcher();
+    let launcher = launcher.look_timeout(Duration::ZERO).grace(Duration::ZERO);
+    let first = launcher.in_use("a").await.unwrap();
+    let second = launcher.in_use("a").await.unwrap();
+    assert_eq!(second.how(), How::Discovered);
+    assert_eq!(second.pid, first.pid);
+    drop((first, second));
+    launcher.stop("a", Stop::Force).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_caller_waits_as_long_as_a_backend_that_leaves_may_take_to_end() {
+    let scene = Scene::new();
+    let launcher = scene.rust_launcher();
+    let left = launcher.in_use("a").await.unwrap().pid;
+    launcher.stop("a", Stop::Orderly).await.unwrap();
+    // As the backend has it while it leaves.
+    let lock = fs::File::open(scene.file(".use")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let launcher = launcher.look_timeout(Duration::ZERO).grace(AN_AGE);
+    let using = tokio::spawn({
+        let launcher = launcher.clone();
+        async move { launcher.in_use("a").await }
+    });
+    // It tries again and again meanwhile.
+    for _ in 0..50 {
+        set_clock_forward(AN_AGE / 100).await;
+        tokio::task::spawn_blocking(|| {}).await.unwrap();
+        assert!(!using.is_finished());
+    }
+    drop(lock);
+    let used = using.await.unwrap().unwrap();
+    assert_ne!(used.pid, left);
+    drop(used);
+    launcher.stop("a", Stop::Force).await.unwrap();
 }
 
 #[tokio::test]

@@ -304,6 +304,12 @@ async fn a_backend_that_no_file_names_is_found_and_stopped() {
     let text = fs::read_to_string(&life).unwrap();
     assert!(text.contains(&pid.to_string()));
     fs::write(&life, " ".repeat(text.len())).unwrap();
+    let record = fs::read_to_string(scene.file(".backend")).unwrap();
+    let named = format!("process {pid} ");
+    let unnamed = record.lines().filter(|line| !line.starts_with(&named));
+    let unnamed: String = unnamed.map(|line| format!("{line}\n")).collect();
+    assert_ne!(unnamed, record);
+    fs::write(scene.file(".backend"), unnamed).unwrap();
     let launcher = scene.launcher(|_| Err("nothing is to be launched".into()));
     let found = launcher.find("a").await;
     if cfg!(any(target_os = "linux", target_os = "android")) {
@@ -336,6 +342,31 @@ async fn one_whose_lock_file_was_deleted_counts_as_there_as_long_as_its_process_
     let stopped = launcher.stop("a", Stop::Orderly).await.unwrap();
     assert_eq!(stopped, Stopped::Orderly { pid: backend.pid });
     assert!(!lives(backend.pid));
+}
+
+#[tokio::test]
+async fn a_backend_that_is_ready_by_the_time_of_the_launch_is_what_the_launch_yields() {
+    let scene = Scene::new();
+    let command = || (sh("echo ready; exec sleep 60"), Ready::line("ready"));
+    let launcher = scene.launcher(move |_| Ok(command()));
+    let backend = launcher.get_or_launch("a").await.unwrap().value;
+    // The look before the launch does not find it.
+    let moved = [".life", ".backend"].map(|suffix| {
+        let (here, aside) = (scene.file(suffix), scene.outer().join(suffix));
+        fs::rename(&here, &aside).unwrap();
+        (here, aside)
+    });
+    let launcher = scene.launcher(move |_| {
+        for (here, aside) in &moved {
+            fs::rename(aside, here)?;
+        }
+        Ok(command())
+    });
+    let launcher = launcher.grace(Duration::ZERO);
+    let launched = launcher.get_or_launch("a").await.unwrap();
+    assert_eq!(launched.how, How::Led);
+    assert_eq!(launched.value, backend);
+    launcher.stop("a", Stop::Force).await.unwrap();
 }
 
 #[tokio::test]

@@ -69,6 +69,19 @@ async fn a_backend_that_notifies_is_ready_once_it_says_so_and_its_status_is_show
 }
 
 #[tokio::test]
+async fn a_backend_that_notifies_without_its_endpoint_is_where_the_launcher_says() {
+    let scene = Scene::new();
+    let at = address();
+    let launcher = scene.launcher(move |_| {
+        let backend = steps(&[&format!("tcp {at}"), "notify STATUS=more", "notify READY=1"]);
+        Ok((backend, Ready::notify().at(at)))
+    });
+    let launched = scene.gate.launch("a", launcher.clone()).await.unwrap();
+    assert_eq!(launched.value.endpoint, Some(Endpoint::Tcp(at)));
+    end(&launcher, &launched.value).await;
+}
+
+#[tokio::test]
 async fn an_endpoint_that_is_not_utf_8_is_notified_as_it_is() {
     let scene = Scene::new();
     let launcher = scene.launcher(|_| Ok((steps(&["ready-at-bytes"]), Ready::notify())));
@@ -104,6 +117,27 @@ async fn a_backend_that_notifies_can_extend_the_time_for_its_start() {
     touch(&scene, "go");
     let backend = launching.await.unwrap().unwrap().value;
     end(&launcher, &backend).await;
+}
+
+#[tokio::test]
+async fn a_backend_that_is_too_slow_after_an_extension_is_an_error_with_the_extended_time() {
+    let scene = Scene::new();
+    let launcher = scene.launcher(|_| {
+        let extend = format!(
+            "notify EXTEND_TIMEOUT_USEC={};STATUS=more",
+            AN_AGE.as_micros()
+        );
+        Ok((steps(&[&extend]), Ready::notify()))
+    });
+    let launcher = launcher.start_timeout(AN_AGE / 10);
+    let launching = launching(&patient(&scene), &launcher);
+    until_starting(&launcher, |status| status == Some("more")).await;
+    set_clock_forward(AN_AGE * 2).await;
+    let error = launching.await.unwrap().unwrap_err();
+    assert!(
+        matches!(cause(&error), ProcessError::NotReady { after, .. } if *after >= AN_AGE),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]
@@ -174,6 +208,24 @@ async fn the_main_process_that_a_backend_names_is_the_backend() {
     launcher.stop("a", Stop::Orderly).await.unwrap();
     until_gone(backend.pid).await;
     until_gone(parent).await;
+}
+
+#[tokio::test]
+async fn a_process_that_does_not_hold_the_lock_for_its_life_is_not_the_backend_whatever_that_says()
+{
+    let scene = Scene::new();
+    let mut stranger = sh("exec sleep 60").spawn().unwrap();
+    let pid = stranger.id();
+    let launcher = scene.launcher(move |_| {
+        let notify = format!("notify MAINPID={pid};READY=1");
+        Ok((steps(&["write pid", &notify]), Ready::notify()))
+    });
+    let launched = scene.gate.launch("a", launcher.clone()).await.unwrap();
+    assert_eq!(launched.value.pid, number_in(&scene, "pid").await);
+    end(&launcher, &launched.value).await;
+    assert!(lives(pid));
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
 }
 
 /// Launches a backend that listens only once the file `go` is there.
@@ -267,6 +319,33 @@ async fn a_port_that_a_stranger_has_is_a_failure_also_if_the_program_does_not_sa
     );
     assert!(!lives(pid));
     assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+}
+
+#[tokio::test]
+async fn a_backend_that_gets_its_port_once_a_stranger_has_left_it_is_ready() {
+    let scene = Scene::new();
+    let at = address();
+    let stranger = tokio::net::TcpListener::bind(at).await.unwrap();
+    let launcher = scene.launcher(move |_| {
+        let backend = steps(&["await go", &format!("tcp {at}")]);
+        Ok((backend, Ready::accepts(at)))
+    });
+    let launching = launching(&scene.gate, &launcher);
+    for _ in 0..2 {
+        stranger.accept().await.unwrap();
+    }
+    // To others it is starting, whoever accepts there.
+    let found = launcher.find("a").await.unwrap();
+    assert!(matches!(found, Presence::Starting { .. }), "{found:?}");
+    drop(stranger);
+    // The launcher looks again and again meanwhile, within the time that the backend has.
+    for _ in 0..30 {
+        set_clock_forward(Duration::from_millis(100)).await;
+        launcher.find("a").await.unwrap();
+    }
+    touch(&scene, "go");
+    let backend = launching.await.unwrap().unwrap().value;
+    end(&launcher, &backend).await;
 }
 
 #[tokio::test]

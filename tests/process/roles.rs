@@ -81,7 +81,8 @@ fn play_steps(steps: &str) {
             // Lets a child go on as the backend, and ends with it.
             "ready-as-child" => {
                 let mut child = sh("exec sleep 60").spawn().unwrap();
-                notify(format!("MAINPID={}\nREADY=1", child.id()).as_bytes());
+                notify(format!("MAINPID={}", child.id()).as_bytes());
+                notify(b"READY=1");
                 child.wait().unwrap();
                 exit(0);
             }

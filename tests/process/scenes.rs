@@ -98,6 +98,11 @@ pub(crate) fn session_of(pid: u32) -> u32 {
     stat(pid).unwrap()[3].parse().unwrap()
 }
 
+/// When a process started, in the unit of the system.
+pub(crate) fn start_of(pid: u32) -> u64 {
+    stat(pid).unwrap()[19].parse().unwrap()
+}
+
 /// The processes of a group that live.
 pub(crate) fn members(group: u32) -> Vec<u32> {
     let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| {

@@ -231,4 +231,91 @@ mod tests {
         before_boot.place = Some("another-boot/pid:[1]".to_owned());
         assert_eq!(before_boot.condition(), Condition::Gone);
     }
+
+    #[test]
+    fn a_group_is_told_from_that_of_a_later_process_and_from_the_own_one() {
+        use std::os::unix::process::CommandExt;
+        use std::process::Command;
+
+        let start = |group: Option<u32>| {
+            let mut command = Command::new("sleep");
+            command.arg("60");
+            if let Some(group) = group {
+                command.process_group(group as i32);
+            }
+            let child = command.spawn().unwrap();
+            let process = ProcessIdentity::of(child.id());
+            (child, process)
+        };
+        let (first, leader) = start(Some(0));
+        let (second, member) = start(Some(leader.pid));
+        let (third, of_this_group) = start(None);
+        if leader.started.is_some() {
+            let files = Files::new("/nowhere".as_ref(), &"indexer".to_owned());
+            assert_eq!(leader.group(&files).0, leader);
+            assert_eq!(member.group(&files).0, leader);
+            assert_eq!(of_this_group.group(&files).0, of_this_group);
+            let earlier = |process: &ProcessIdentity| ProcessIdentity {
+                started: process.started.map(|started| started - 1),
+                ..process.clone()
+            };
+            assert_eq!(earlier(&member).group(&files).0, earlier(&member));
+            assert!(!earlier(&leader).signal_group(Signal::KILL));
+            let elsewhere = ProcessIdentity {
+                place: leader.place.as_deref().map(|place| format!("{place}-")),
+                ..leader.clone()
+            };
+            assert!(!elsewhere.signal_group(Signal::KILL));
+        }
+        for mut child in [first, second, third] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_group_of_zombies_does_not_live() {
+        use std::os::unix::process::CommandExt;
+        use std::process::Command;
+
+        let mut child = Command::new("sleep");
+        let mut child = child.arg("60").process_group(0).spawn().unwrap();
+        let leader = ProcessIdentity::of(child.id());
+        assert!(leader.group_lives(None));
+        child.kill().unwrap();
+        if leader.started.is_some() {
+            while leader.condition() != Condition::Gone {
+                std::thread::yield_now();
+            }
+            assert!(!leader.group_lives(None));
+        }
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_program_may_have_any_name() {
+        use std::os::unix::process::CommandExt;
+        use std::process::{Command, Stdio};
+
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("a) Z (b");
+        std::os::unix::fs::symlink("/bin/sh", &program).unwrap();
+        let mut command = Command::new(&program);
+        command.arg0("sh").args(["-c", "read _"]);
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        let process = ProcessIdentity::of(child.id());
+        assert!(process.place.is_none() || process.started.is_some());
+        assert_ne!(process.condition(), Condition::Gone);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_process_of_another_user_is_out_of_reach() {
+        // Root's reach has no end.
+        if !rustix::process::geteuid().is_root() {
+            assert!(ProcessIdentity::of(1).is_out_of_reach());
+        }
+        assert!(!ProcessIdentity::of_this_process().is_out_of_reach());
+    }
 }

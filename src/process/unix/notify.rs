@@ -190,6 +190,8 @@ mod tests {
         };
         assert_eq!(Message::parse(text.as_bytes()), expected);
         assert_eq!(Message::parse(b"READY=0\nMAINPID=-1\n"), Message::default());
+        let unclear = Message::parse(b"STATUS=loading\nERRNO=x");
+        assert_eq!(unclear.status.as_deref(), Some("loading"));
         assert!(
             Message::parse(b"ERRNO=2")
                 .status

@@ -300,3 +300,23 @@ impl Watcher {
         Ok(Self { group, _pipe: pipe })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn an_orderly_end_is_a_success_or_a_signal_that_asks_for_it() {
+        let by = |signal: Signal| ExitStatus::from_raw(signal.as_raw());
+        for orderly in [Signal::TERM, Signal::INT, Signal::HUP].map(by) {
+            assert!(is_orderly(orderly), "{orderly}");
+        }
+        assert!(is_orderly(ExitStatus::from_raw(0)));
+        for failed in [Signal::KILL, Signal::SEGV, Signal::ABORT].map(by) {
+            assert!(!is_orderly(failed), "{failed}");
+        }
+        assert!(!is_orderly(ExitStatus::from_raw(1 << 8)));
+    }
+}
