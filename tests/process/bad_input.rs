@@ -19,7 +19,7 @@ use spawn_gate::process::{Endpoint, Presence, ProcessError, Ready};
 use spawn_gate::{FileSpawnLock, GateError, SpawnGate, SpawnLockError};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::kit::{Gate, Launcher, Scene, sh};
+use crate::kit::{Gate, Launcher, Scene, sh, until_nobody_is_there};
 use crate::roles::{cause, end, outcome, steps, upgraded};
 use crate::scenes::{assert_nothing_left, file_of_a, is_held};
 
@@ -35,7 +35,7 @@ async fn failure(scene: &Scene, command: fn(&Path) -> Command) -> GateError {
     let launcher = scene.launcher(move |_| Ok((command(&outer), Ready::line("is ready"))));
     let error = scene.gate.launch("a", launcher.clone()).await.unwrap_err();
     assert!(!cause(&error).retry_helps(), "{error:?}");
-    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+    until_nobody_is_there(&launcher).await;
     for extension in ["lock", "life"] {
         assert!(!is_held(&file_of_a(scene, extension)));
     }
@@ -218,7 +218,7 @@ async fn a_directory_that_others_can_write_to_is_named_and_not_charged() {
         "{error:?}"
     );
     assert!(!error.retry_helps());
-    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+    until_nobody_is_there(&launcher).await;
     assert_eq!(scene.gate.snapshot("a").await.budget.attempts_used, 0);
 }
 
@@ -279,7 +279,7 @@ async fn a_directory_of_4000_bytes_serves_but_for_its_sockets_which_are_named() 
         assert_eq!(path.parent().unwrap(), files);
         assert!((100..120).contains(limit));
         assert!(!error.retry_helps());
-        assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+        until_nobody_is_there(&launcher).await;
         assert_eq!(gate.snapshot("a").await.budget.attempts_used, 0);
     }
 }
@@ -394,7 +394,7 @@ async fn assert_is_refunded(gate: &Gate, launcher: &Launcher, error: &GateError)
     );
     assert!(error.retry_helps(), "{error:?}");
     assert_eq!(gate.snapshot("a").await.budget.attempts_used, 0);
-    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+    until_nobody_is_there(launcher).await;
 }
 
 #[test]

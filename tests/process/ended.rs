@@ -3,9 +3,9 @@
 use std::fs;
 
 use spawn_gate::How;
-use spawn_gate::process::{Presence, ProcessError, Ready};
+use spawn_gate::process::{ProcessError, Ready};
 
-use crate::kit::{Scene, lives, sh};
+use crate::kit::{Scene, lives, sh, until_nobody_is_there};
 use crate::roles::{Caller, cause, end, outcome, steps};
 use crate::scenes::{assert_nothing_left, file_of_a, number_in};
 
@@ -38,7 +38,7 @@ async fn a_backend_that_ends_before_it_is_ready_is_an_error_with_its_status_and_
             "attempt 1 to launch a failed: process {pid} ended before it was ready: exit status: 3: {words}"
         )
     );
-    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+    until_nobody_is_there(&launcher).await;
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use spawn_gate::process::{Backend, ProcessLauncher, Ready};
+use spawn_gate::process::{Backend, Presence, ProcessLauncher, Ready};
 use spawn_gate::{BoxError, Launch, SpawnGate};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
@@ -96,6 +96,17 @@ pub(crate) async fn eventually<T>(mut seen: impl FnMut() -> Option<T>) -> T {
     timeout(LIMIT, wait)
         .await
         .expect("it did not happen in time")
+}
+
+/// Waits until no backend is there after a launch that failed. A process that another test forked in that moment may have a copy of the
+/// lock for the backend's life until it execs.
+pub(crate) async fn until_nobody_is_there(launcher: &Launcher) {
+    let wait = async {
+        while launcher.find("a").await.unwrap() != Presence::Gone {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LIMIT, wait).await.expect("somebody is there");
 }
 
 /// Whether a process lives. A zombie does not.

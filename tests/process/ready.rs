@@ -9,7 +9,7 @@ use std::time::Duration;
 use spawn_gate::process::{Endpoint, Presence, ProcessError, Ready, Stop};
 use spawn_gate::{GateError, How};
 
-use crate::kit::{Scene, eventually, lives, sh, until_gone};
+use crate::kit::{Scene, eventually, lives, sh, until_gone, until_nobody_is_there};
 use crate::roles::{cause, end, steps};
 use crate::scenes::{
     AN_AGE, address, file_of_a, launching, number_in, patient, set_clock_forward, touch,
@@ -186,7 +186,7 @@ async fn a_backend_that_is_too_slow_is_an_error_with_its_last_status_and_words()
     assert_eq!(*pid, number_in(&scene, "pid").await);
     assert!(!lives(*pid));
     assert!(error.retry_helps());
-    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+    until_nobody_is_there(&launcher).await;
 }
 
 #[tokio::test]
@@ -283,7 +283,7 @@ async fn a_port_that_a_stranger_has_is_a_failure_with_the_programs_own_words() {
     assert_eq!(status.unwrap().code(), Some(101));
     // The kind, since the C library words it.
     assert!(words.contains("AddrInUse"), "{words}");
-    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+    until_nobody_is_there(&launcher).await;
 }
 
 #[tokio::test]
@@ -318,7 +318,7 @@ async fn a_port_that_a_stranger_has_is_a_failure_also_if_the_program_does_not_sa
         (&Endpoint::Tcp(at), "waiting for the port")
     );
     assert!(!lives(pid));
-    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+    until_nobody_is_there(&launcher).await;
 }
 
 #[tokio::test]
@@ -386,7 +386,7 @@ async fn a_probe_that_fails_ends_the_launch_and_the_backend() {
     };
     assert_eq!(source.to_string(), "the index is of another format");
     assert!(!lives(*pid));
-    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+    until_nobody_is_there(&launcher).await;
 }
 
 #[tokio::test]

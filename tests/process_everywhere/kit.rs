@@ -146,6 +146,17 @@ pub(crate) async fn eventually<T>(mut seen: impl FnMut() -> Option<T>) -> T {
         .expect("it did not happen in time")
 }
 
+/// Waits until no backend is there after a launch that failed. A process that another test forked in that moment may have a copy of the
+/// lock for the backend's life until it execs.
+pub(crate) async fn until_nobody_is_there(launcher: &Launcher) {
+    let wait = async {
+        while launcher.find("a").await.unwrap() != Presence::Gone {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LIMIT, wait).await.expect("somebody is there");
+}
+
 /// The listener of a child that the backend started, which is refused once that is gone.
 pub(crate) async fn until_refused(address: &str) {
     let wait = async {

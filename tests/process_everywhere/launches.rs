@@ -7,7 +7,9 @@ use spawn_gate::process::{Presence, ProcessError, Ready, Stop, Stopped, Unusable
 use spawn_gate::{BoxError, GateError};
 
 use crate::children::call;
-use crate::kit::{Launcher, Scene, eventually, process_error, result, start, until_gone};
+use crate::kit::{
+    Launcher, Scene, eventually, process_error, result, start, until_gone, until_nobody_is_there,
+};
 
 const NONE: (&str, &str) = ("UNUSED", "");
 
@@ -76,7 +78,7 @@ async fn a_program_that_ends_before_it_is_ready_is_an_error_with_its_status_and_
         words.ends_with("reads its index | the index is broken"),
         "{words}"
     );
-    assert_eq!(launcher.find("a").await.unwrap(), Presence::Gone);
+    until_nobody_is_there(&launcher).await;
     assert_eq!(scene.gate.snapshot("a").await.budget.attempts_used, 1);
 }
 
