@@ -161,7 +161,7 @@ impl LockWait {
         sleep_until(least.min(deadline)).await;
     }
 
-    /// The deadline, set when it is first needed, since most locks are free.
+    /// The deadline, counted from now if it is not set.
     pub(super) fn deadline<K, T>(&mut self, shared: &Shared<K, T>) -> Instant {
         let limit = shared.timeouts.lock;
         *self.deadline.get_or_insert_with(|| Instant::now() + limit)

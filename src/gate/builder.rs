@@ -144,7 +144,7 @@ where
     /// it to show a person at a terminal what a command-line tool waits for.
     ///
     /// It is called in the flight's task, so it should not block. Its panic is caught. [`SpawnGate::launch`] shows long looks,
-    /// launches and waits for the spawn lock, [`SpawnGate::acquire`] only the latter. A follower shows nothing of its own.
+    /// launches and waits for the spawn lock, [`SpawnGate::acquire`] only such waits. A follower shows nothing of its own.
     ///
     /// # Examples
     ///

@@ -15,7 +15,7 @@ use super::files::{Files, LAUNCH, STEM};
 use super::identity::ProcessIdentity;
 use super::notify::{self, Message};
 use super::record::{Reading, Record, State};
-use super::sys::{self, LifeLock, UseLock};
+use super::sys::{self, LifeLock, Requests, UseLock};
 use crate::lock::SpawnLockError;
 
 /// How long a backend that did not inherit the lock for its life tries to take it, and the pause between two tries.
@@ -42,6 +42,7 @@ const TAKE_PAUSE: Duration = Duration::from_millis(5);
 /// async fn main() -> Result<(), spawn_gate::BoxError> {
 ///     let instance = Instance::from_env()?.ok_or("start it with the tool")?;
 ///     let listener = instance.listen()?;
+///     let leave = instance.until_leave(Some(Duration::from_secs(600)));
 ///     instance.ready(instance.socket())?;
 ///     let serve = async {
 ///         loop {
@@ -51,7 +52,7 @@ const TAKE_PAUSE: Duration = Duration::from_millis(5);
 ///         }
 ///     };
 ///     tokio::select! {
-///         _why = instance.until_leave(Some(Duration::from_secs(600))) => Ok(()),
+///         _why = leave => Ok(()),
 ///         failed = serve => failed,
 ///     }
 /// }
@@ -66,6 +67,9 @@ pub struct Instance {
     /// Which file that lock is on.
     pub(super) life_file: Option<(u64, u64)>,
     pub(super) activity: watch::Sender<Activity>,
+    /// The requests to end, from the first [`until_leave`](Self::until_leave) on. Kept when that is dropped, so that the next one misses
+    /// none.
+    pub(super) requests: tokio::sync::Mutex<Option<Requests>>,
     /// Kept from the moment it leaves until the process ends.
     pub(super) leaving: Mutex<Option<UseLock>>,
 }
@@ -151,6 +155,7 @@ impl Instance {
             _life: life,
             life_file,
             activity: watch::Sender::new(Activity::none()),
+            requests: tokio::sync::Mutex::new(None),
             leaving: Mutex::new(None),
             files,
         })

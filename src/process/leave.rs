@@ -40,14 +40,14 @@ impl Instance {
     /// Waits until this backend is to leave, and returns why. Then end the process, perhaps after [`drained`](Self::drained):
     /// callers wait for that.
     ///
-    /// Call it before [`ready`](Self::ready) and await it after: a stop can come as soon as the backend is ready, and before this
-    /// call a signal ends the process at once.
+    /// Call it before [`ready`](Self::ready) and await it right after: a stop can come as soon as the backend is ready. Before the first
+    /// call, a signal ends the process at once; from then on it no longer does, also if the future is not polled or dropped.
     ///
     /// - Idle for `idle` (`None`: never), while no caller that uses it with
     ///   [`ProcessLauncher::in_use`](super::ProcessLauncher::in_use) is about to call. From then on such callers wait for its end,
     ///   and launch a new one. A caller without that may be cut off.
-    /// - SIGTERM, SIGINT or SIGHUP, which it handles from this call on, also before the first poll. On Windows: a stop, which it
-    ///   finds in its record within a tenth of a second, or an event of its console.
+    /// - SIGTERM, SIGINT or SIGHUP. On Windows: a stop, which it finds in its record within a tenth of a second, or an event of its
+    ///   console.
     /// - Its files were deleted or belong to a later launch, so it cannot be found any more.
     ///
     /// # Errors
@@ -56,11 +56,11 @@ impl Instance {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe until it returns.
+    /// Cancel safe until it returns: the next call finds a request that came meanwhile.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime with I/O enabled.
+    /// Outside of a tokio runtime with I/O and time enabled.
     ///
     /// # Examples
     ///
@@ -92,21 +92,40 @@ impl Instance {
         idle: Option<Duration>,
     ) -> impl Future<Output = std::io::Result<Leave>> + Send {
         // Not on the first poll, which may come after a signal.
-        let requests = Requests::new();
+        let accepted = self.accept_requests();
         async move {
-            let mut requests = requests?;
+            accepted?;
             if self.is_to_leave() {
                 // It was told before this call, and may have missed it.
                 return Ok(Leave::Stopped);
             }
             let why = tokio::select! {
                 () = self.idle(idle) => Leave::Idle,
-                () = requests.next(&self.files) => Leave::Stopped,
+                () = self.requested() => Leave::Stopped,
                 () = self.lost() => return Ok(Leave::Lost),
             };
             // On a full disk it leaves all the same; then callers see its end only.
             let _ = self.update(|record| record.state = State::Leaving);
             Ok(why)
+        }
+    }
+
+    /// Installs the signal handlers, once.
+    fn accept_requests(&self) -> std::io::Result<()> {
+        // If it is locked, another future waits, so they are installed.
+        if let Ok(mut requests) = self.requests.try_lock() {
+            if requests.is_none() {
+                *requests = Some(Requests::new()?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns once somebody wants its end.
+    async fn requested(&self) {
+        match &mut *self.requests.lock().await {
+            Some(requests) => requests.next(&self.files).await,
+            None => std::future::pending().await,
         }
     }
 

@@ -41,7 +41,7 @@ pub(crate) enum NotMade {
 
 /// Runs a blocking call off the runtime's threads. A panic of the call is resumed.
 ///
-/// The call begins at once and does not end with the future, which so need not hold it.
+/// The call begins at once and goes on if the future is dropped, so the future does not hold it.
 pub(crate) fn off_thread<V: Send + 'static>(
     call: impl FnOnce() -> V + Send + 'static,
 ) -> impl Future<Output = Result<V, NotMade>> {

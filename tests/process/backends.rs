@@ -1,11 +1,14 @@
 //! What children of these tests do: backends in Rust, a program that knows nothing of this crate, and callers.
 
 use std::fs::{self, OpenOptions};
+use std::future::poll_fn;
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{Child, Command, Stdio};
+use std::task::Poll;
 use std::time::Duration;
 
 use spawn_gate::error::GateError;
@@ -27,6 +30,9 @@ pub(crate) const COME_AFTER: &str = "PROCESS_TEST_COME_AFTER";
 
 /// A file for which a backend with a port waits, once it is ready, before it waits for the request to leave.
 pub(crate) const LEAVE_AFTER: &str = "PROCESS_TEST_LEAVE_AFTER";
+
+/// Whether it has waited before, for a moment, and waits again then.
+pub(crate) const LEAVE_AGAIN: &str = "PROCESS_TEST_LEAVE_AGAIN";
 
 /// How long a backend may be idle, in milliseconds.
 pub(crate) const IDLE: &str = "PROCESS_TEST_IDLE";
@@ -212,9 +218,16 @@ async fn backend() {
     let leave = if std::env::var_os(WITH_PORT).is_some() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = Endpoint::Tcp(listener.local_addr().unwrap());
-        let leave = instance.until_leave(idle);
+        let is_again = std::env::var_os(LEAVE_AGAIN).is_some();
+        if is_again {
+            let mut first = pin!(instance.until_leave(idle));
+            let polled = poll_fn(|context| Poll::Ready(first.as_mut().poll(context)));
+            assert!(polled.await.is_pending());
+        }
+        let leave = (!is_again).then(|| instance.until_leave(idle));
         instance.ready(endpoint).unwrap();
         wait_for(LEAVE_AFTER).await;
+        let leave = leave.unwrap_or_else(|| instance.until_leave(idle));
         leave.await.unwrap()
     } else {
         let listener = instance.listen().unwrap();

@@ -11,8 +11,8 @@ use spawn_gate::{FileSpawnLock, How, SpawnGate, acquire_spawn_lock};
 use tokio::time::timeout;
 
 use crate::backends::{
-    COME_AFTER, LEAVE_AFTER, WITH_CHILD, WITH_PORT, backend_in, caller_in, noted, process_error,
-    result, role_in,
+    COME_AFTER, LEAVE_AFTER, LEAVE_AGAIN, WITH_CHILD, WITH_PORT, backend_in, caller_in, noted,
+    process_error, result, role_in,
 };
 use crate::kit::{LIMIT, Launcher, Scene, eventually, lives, sh, until_gone};
 use crate::life::{deaf_listener, freeze, kill};
@@ -69,24 +69,28 @@ async fn a_stop_during_a_start_waits_for_it_and_ends_what_was_started() {
 }
 
 #[tokio::test]
-async fn a_stop_right_after_a_backend_is_ready_is_an_orderly_one() {
-    let scene = Scene::new();
-    let (outer, go) = (scene.outer(), scene.outer().join("go"));
-    let launcher = scene.launcher({
-        let (outer, go) = (outer.clone(), go.clone());
-        move |_| {
-            let mut backend = backend_in(&outer);
-            backend.env(WITH_PORT, "").env(LEAVE_AFTER, &go);
-            Ok((backend, Ready::notify()))
-        }
-    });
-    let launched = scene.gate.launch("a", launcher).await.unwrap();
-    let pid = launched.value.pid;
-    kill(pid, Signal::TERM);
-    fs::write(&go, "").unwrap();
-    until_gone(pid).await;
-    let journal = noted(&outer, "journal");
-    assert_eq!(journal.last(), Some(&format!("end {pid} Stopped")));
+async fn a_request_to_end_is_not_missed_from_the_call_of_until_leave_on() {
+    const NOTHING: &str = "PROCESS_TEST_NOTHING";
+    for again in [NOTHING, LEAVE_AGAIN] {
+        let scene = Scene::new();
+        let (outer, go) = (scene.outer(), scene.outer().join("go"));
+        let launcher = scene.launcher({
+            let (outer, go) = (outer.clone(), go.clone());
+            move |_| {
+                let mut backend = backend_in(&outer);
+                backend.env(WITH_PORT, "").env(LEAVE_AFTER, &go);
+                backend.env(again, "");
+                Ok((backend, Ready::notify()))
+            }
+        });
+        let launched = scene.gate.launch("a", launcher).await.unwrap();
+        let pid = launched.value.pid;
+        kill(pid, Signal::TERM);
+        fs::write(&go, "").unwrap();
+        until_gone(pid).await;
+        let journal = noted(&outer, "journal");
+        assert_eq!(journal.last(), Some(&format!("end {pid} Stopped")));
+    }
 }
 
 #[tokio::test]

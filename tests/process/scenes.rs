@@ -124,10 +124,11 @@ pub(crate) fn descriptors(pid: u32) -> Vec<(u32, PathBuf)> {
     let directory = PathBuf::from(format!("/proc/{pid}/fd"));
     let mut found: Vec<_> = fs::read_dir(&directory)
         .unwrap()
-        .map(|entry| {
+        .filter_map(|entry| {
             let path = entry.unwrap().path();
             let number = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
-            (number, fs::read_link(&path).unwrap())
+            // It may have been closed since.
+            Some((number, fs::read_link(&path).ok()?))
         })
         .collect();
     found.sort();

@@ -145,12 +145,7 @@ impl LockFile {
             true => Try::WhileWaiting,
             false => Try::First,
         };
-        let opened = Opened::open(
-            Arc::clone(&self.path),
-            self.home.path(),
-            self.filesystem,
-            kind,
-        )?;
+        let opened = Opened::open(Arc::clone(&self.path), self.filesystem, kind)?;
         // A caller that has not read the ledger yet is told what it had before the try: what a holder writes from then on is news.
         let reads_first = request.is_waiting || request.known.news_seen.is_none();
         let bytes = (self.keeps_ledger && reads_first).then(|| record::Bytes::read(opened.file()));

@@ -23,6 +23,7 @@ pub(super) fn parent(path: &Path) -> &Path {
     }
 }
 
+/// Checks that only this user can change what is in the directory.
 pub(super) fn check_directory(
     directory: &Path,
     filesystem: Filesystem,
@@ -67,6 +68,8 @@ fn directory_refused(
     }
 }
 
+/// Checks that the file is a regular one that only this user can open, on a file system that is accepted. Returns its identity.
+///
 /// Checks the open file, not the path, since an open file cannot be replaced.
 pub(super) fn check_file(
     path: &Path,

@@ -68,7 +68,7 @@ pub(super) fn acquire_with(
     filesystem: Filesystem,
     kind: Try,
 ) -> Result<SpawnLockGuard, SpawnLockError> {
-    Opened::open(path.into(), parent(path), filesystem, kind)?.lock()
+    Opened::open(path.into(), filesystem, kind)?.lock()
 }
 
 /// A lock file that was opened and checked, and is not yet locked.
@@ -82,22 +82,20 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    /// `directory`: that of the path.
     pub(super) fn open(
-        named: Arc<Path>,
-        directory: &Path,
+        given: Arc<Path>,
         filesystem: Filesystem,
         kind: Try,
     ) -> Result<Self, SpawnLockError> {
-        let path = &*named;
+        let path = &*given;
         // The working directory may change while the lock is held.
         let absolute = match path.is_absolute() {
-            true => Arc::clone(&named),
+            true => Arc::clone(&given),
             false => std::path::absolute(path)
                 .map_err(|source| sys::open_error(path, source))?
                 .into(),
         };
-        check_directory(directory, filesystem)?;
+        check_directory(parent(path), filesystem)?;
         let opened = match kind {
             // A network file system may need a writable descriptor for an exclusive lock.
             Try::WhileWaiting if filesystem == Filesystem::Local => {
@@ -113,7 +111,7 @@ impl Opened {
         let (file, can_write) = opened.map_err(|source| open_error(path, source))?;
         let identity = check_file(path, &file, filesystem)?;
         Ok(Self {
-            path: named,
+            path: given,
             absolute,
             file,
             can_write,
@@ -321,13 +319,7 @@ mod tests {
     fn a_file_swapped_between_open_and_lock_is_noticed_and_named() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("backend.lock");
-        let file = Opened::open(
-            path.as_path().into(),
-            parent(&path),
-            Filesystem::Local,
-            Try::First,
-        )
-        .unwrap();
+        let file = Opened::open(path.as_path().into(), Filesystem::Local, Try::First).unwrap();
         fs::rename(&path, directory.path().join("moved")).unwrap();
         fs::write(&path, "").unwrap();
         let error = file.lock().unwrap_err();
@@ -350,13 +342,7 @@ mod tests {
     fn a_file_deleted_between_open_and_lock_is_noticed_and_named() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("backend.lock");
-        let file = Opened::open(
-            path.as_path().into(),
-            parent(&path),
-            Filesystem::Local,
-            Try::First,
-        )
-        .unwrap();
+        let file = Opened::open(path.as_path().into(), Filesystem::Local, Try::First).unwrap();
         fs::remove_file(&path).unwrap();
         assert!(matches!(
             file.lock(),

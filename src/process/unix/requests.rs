@@ -10,6 +10,7 @@ use crate::process::files::Files;
 pub(in crate::process) const READS_REQUESTS: bool = false;
 
 /// SIGTERM, SIGINT and SIGHUP of this process.
+#[derive(Debug)]
 pub(in crate::process) struct Requests {
     terminate: Signal,
     interrupt: Signal,

@@ -19,6 +19,7 @@ pub(in crate::process) const READS_REQUESTS: bool = true;
 const LOOK_AFTER: Duration = Duration::from_millis(100);
 
 /// The record that says "leaving", and the events of a console, if there is one.
+#[derive(Debug)]
 pub(in crate::process) struct Requests {
     c: CtrlC,
     r#break: CtrlBreak,
