@@ -67,11 +67,13 @@ MUTATIONS = [
     ("outcome published before the flight has ended", [(
         "flight/handle.rs",
         "        let mut state = self.entry.state();\n        let key_state = &mut state.key_state;\n        if !key_state.end(",
+        "        record(&outcome);\n"
         "        let early = self.step(|flight| flight.followers.take()).flatten();\n"
         "        if let Some(followers) = early {\n            followers.publish(outcome);\n        }\n"
         "        let mut state = self.entry.state();\n        let key_state = &mut state.key_state;\n        if !key_state.end(",
     ), (
         "flight/handle.rs",
+        "        record(&outcome);\n"
         "        if let Some(followers) = ended.and_then(|flight| flight.followers) {\n            followers.publish(outcome);\n        }\n",
         "        drop(ended);\n",
     )]),
