@@ -95,10 +95,6 @@ impl Instance {
         let accepted = self.accept_requests();
         async move {
             accepted?;
-            if self.is_to_leave() {
-                // It was told before this call, and may have missed it.
-                return Ok(Leave::Stopped);
-            }
             let why = tokio::select! {
                 () = self.idle(idle) => Leave::Idle,
                 () = self.requested() => Leave::Stopped,
@@ -123,7 +119,12 @@ impl Instance {
 
     /// Returns once somebody wants its end.
     async fn requested(&self) {
-        match &mut *self.requests.lock().await {
+        let mut requests = self.requests.lock().await;
+        // It was told before it accepted requests, or another future that waited had the request.
+        if self.is_to_leave() {
+            return;
+        }
+        match &mut *requests {
             Some(requests) => requests.next(&self.files).await,
             None => std::future::pending().await,
         }

@@ -228,7 +228,11 @@ async fn backend() {
         instance.ready(endpoint).unwrap();
         wait_for(LEAVE_AFTER).await;
         let leave = leave.unwrap_or_else(|| instance.until_leave(idle));
-        leave.await.unwrap()
+        // Two that wait get the same request.
+        let (leave, same) = tokio::join!(leave, instance.until_leave(idle));
+        let leave = leave.unwrap();
+        assert_eq!(same.unwrap(), leave);
+        leave
     } else {
         let listener = instance.listen().unwrap();
         let leave = instance.until_leave(idle);
