@@ -211,6 +211,18 @@ async fn a_backend_that_fails_is_reported_to_the_gate_with_its_reason() {
     }
 }
 
+/// Waits until the end of the backend is reported and its charge is taken back.
+async fn until_refunded(gate: &Gate) {
+    let refunded = async {
+        while gate.snapshot("a").await.budget.attempts_used > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, refunded)
+        .await
+        .expect("it stays charged");
+}
+
 #[tokio::test]
 async fn a_backend_that_ends_in_an_orderly_way_is_not_charged() {
     let scene = Scene::new();
@@ -221,12 +233,7 @@ async fn a_backend_that_ends_in_an_orderly_way_is_not_charged() {
         assert_eq!(gate.snapshot("a").await.budget.attempts_used, 1);
         touch(&scene, "go");
         until_gone(backend.pid).await;
-        let reported = async {
-            while gate.snapshot("a").await.budget.attempts_used > 0 {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(LIMIT, reported).await.unwrap();
+        until_refunded(&gate).await;
     }
 }
 
@@ -240,12 +247,7 @@ async fn a_backend_that_was_leaving_is_not_charged_however_it_ended() {
         let backend = gate.launch("a", launcher.clone()).await.unwrap().value;
         touch(&scene, "go");
         until_gone(backend.pid).await;
-        let reported = async {
-            while gate.snapshot("a").await.budget.attempts_used > 0 {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::time::timeout(LIMIT, reported).await.unwrap();
+        until_refunded(&gate).await;
     }
 }
 

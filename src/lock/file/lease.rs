@@ -68,7 +68,7 @@ impl Shared {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the write with the number `this`, unless a newer one was made.
+    /// Makes the write with this number, unless a newer one was made.
     fn write(
         &self,
         number: u64,
