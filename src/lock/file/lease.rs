@@ -339,4 +339,18 @@ mod tests {
         shared.write(late, &guard, &ledger(2)).unwrap();
         assert_eq!(found(&path), LedgerReading::Found(Box::new(ledger(1))));
     }
+
+    #[test]
+    fn a_write_that_waits_as_its_lease_is_dropped_neither_keeps_the_lock_nor_is_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("indexer.lock");
+        let mut lease = take(&path);
+        // What such a write has.
+        let (shared, guard) = (Arc::clone(&lease.shared), lease.guard().unwrap());
+        let number = lease.next_write();
+        drop(lease);
+        drop(take(&path));
+        shared.write(number, &guard, &ledger(1)).unwrap();
+        assert_eq!(found(&path), LedgerReading::Found(Box::default()));
+    }
 }
